@@ -1,0 +1,127 @@
+"""Samples, datasets, and the two splits a dataset gives: one to search with and one to test with, once.
+
+A search sees the search split only: its queries are held out of the training samples, and the dataset's test
+queries are not in it at all. The final split trains on all training samples and asks the test queries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
+
+Array = npt.NDArray[np.generic]
+Stage = Literal["search", "final"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N inputs (uint8 images N x C x H x W, or float features N x D) and labels: N class indices or N x C multi-hot."""
+
+    inputs: Array
+    labels: Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> Samples:
+        return Samples(self.inputs[rows], self.labels[rows])
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits over every input and label, in order."""
+        digest = hashlib.sha256()
+        for array in (self.inputs, self.labels):
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset as it is on disk or built.
+
+    Attributes:
+        train: all training samples.
+        queries: the test queries.
+        database: what test queries are ranked against; None: the training samples.
+        reference: C x C similarity of the classes where the dataset knows one (None: that of the inputs' prototypes).
+        groups: per training sample, a group that must not be torn apart by a hold-out (None: every sample alone).
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Samples
+    queries: Samples
+    database: Samples | None = None
+    reference: npt.NDArray[np.float64] | None = None
+    groups: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """What one training run sees: it trains on ``train`` and ranks ``database`` (None: ``train``) for ``queries``."""
+
+    stage: Stage
+    class_names: tuple[str, ...]
+    train: Samples
+    queries: Samples
+    database: Samples | None
+    reference: npt.NDArray[np.float64] | None
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.train.labels.ndim == 2
+
+    @property
+    def metric_prefix(self) -> str:
+        """``val`` or ``test``: under which name the metrics of these queries go."""
+        return "val" if self.stage == "search" else "test"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the split: equal exactly where training samples, queries, database and their order are equal."""
+        parts = [self.stage, self.train.fingerprint(), self.queries.fingerprint()]
+        if self.database is not None:
+            parts.append(self.database.fingerprint())
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def search_split(dataset: Dataset, fraction: float, seed: int) -> Split:
+    """Hold ``fraction`` of the training samples out as validation queries; groups stay whole.
+
+    Without groups the hold-out is stratified by class where the labels are single and every class has two samples.
+    Raises ValueError for a fraction outside (0, 1), or one that leaves nothing on a side.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"validation.fraction must lie between 0 and 1 to search, got {fraction}")
+    train, count = dataset.train, len(dataset.train)
+    splitter: GroupShuffleSplit | StratifiedShuffleSplit | ShuffleSplit
+    if dataset.groups is not None:
+        splitter = GroupShuffleSplit(1, test_size=fraction, random_state=seed)
+    elif train.labels.ndim == 1 and np.bincount(train.labels.astype(np.int64)).min() >= 2:
+        splitter = StratifiedShuffleSplit(1, test_size=fraction, random_state=seed)
+    else:
+        splitter = ShuffleSplit(1, test_size=fraction, random_state=seed)
+    try:
+        kept, held = next(splitter.split(np.zeros(count), train.labels, dataset.groups))
+    except ValueError as error:
+        raise ValueError(f"validation.fraction = {fraction} cannot be held out of {dataset.name}: {error}") from None
+    return Split(
+        "search", dataset.class_names, train[np.sort(kept)], train[np.sort(held)], dataset.database, dataset.reference
+    )
+
+
+def final_split(dataset: Dataset) -> Split:
+    """All training samples, and the test queries."""
+    return Split(
+        "final", dataset.class_names, dataset.train, dataset.queries, dataset.database, dataset.reference
+    )

@@ -1,0 +1,1 @@
+"""The algorithm: codebooks, reassignment, objectives, the hash network. Needs torch, numpy and scipy only."""

@@ -1,0 +1,50 @@
+"""The objective of CRH (AAAI 2026), Eq. 1 to 4: margin cross entropy to the centres plus quantization.
+
+The cross entropy is OrthoHash's (Hoe et al., NeurIPS 2021), with s = sqrt(2) ln(C - 1) after AdaCos.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.nn import functional
+
+from crh_tune.hashing.objectives.base import Objective, ObjectiveOptions, quantization_loss, soft_cross_entropy
+
+
+def paper_scale(classes: int) -> float:
+    """s = sqrt(2) ln(C - 1). Raises ValueError below C = 3, where it is 0 or undefined and scale must be given."""
+    if classes < 3:
+        raise ValueError(f"scale s = sqrt(2) ln(C - 1) is not positive for C = {classes} classes: set scale yourself")
+    return math.sqrt(2) * math.log(classes - 1)
+
+
+def margin_cross_entropy(outputs: Tensor, targets: Tensor, centers: Tensor, *, scale: float, margin: float) -> Tensor:
+    """Eq. 1 and 2 per sample: soft cross entropy over s (cos(u, c) - y * margin).
+
+    Args:
+        outputs: B x K. targets: B x C multi-hot. centers: C x K, +-1.
+
+    Returns:
+        B losses.
+    """
+    cosine = functional.normalize(outputs, dim=1) @ functional.normalize(centers, dim=1).T
+    return soft_cross_entropy(scale * (cosine - margin * targets), targets)
+
+
+class MarginCrossEntropy(Objective):
+    """Eq. 4: L = L_CE + lambda L_q."""
+
+    def __init__(self, options: ObjectiveOptions) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
+        options = self.options
+        return {
+            "cross_entropy": margin_cross_entropy(
+                outputs, targets, centers, scale=options.scale, margin=options.margin
+            ),
+            "quantization": options.quantization_weight * quantization_loss(outputs),
+        }

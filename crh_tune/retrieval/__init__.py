@@ -1,0 +1,1 @@
+"""Codes in, numbers out: packing, Hamming ranking, mean average precision, semantic alignment."""

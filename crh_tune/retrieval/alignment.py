@@ -1,0 +1,44 @@
+"""Do similar classes have similar centres? The paper's Pearson correlation (PCC) and class prototypes."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+def cosine_similarity(vectors: npt.NDArray[np.generic]) -> Floats:
+    """Cosine of every pair of rows, C x D -> C x C, in float64. A zero row has similarity 0 to all."""
+    rows = vectors.astype(np.float64)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return rows @ rows.T
+
+
+def class_prototypes(features: npt.NDArray[np.generic], labels: npt.NDArray[np.generic], classes: int) -> Floats:
+    """The paper's p_c: mean of the features of class c, each weighted 1 / ||y||_1.
+
+    Args:
+        features: N x D.
+        labels: N class indices or N x C multi-hot.
+
+    Returns:
+        C x D; a class without samples has a zero row.
+    """
+    weights = np.eye(classes)[labels] if labels.ndim == 1 else labels.astype(np.float64)
+    weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1)
+    total = weights.sum(axis=0)[:, None]
+    return np.divide(weights.T @ features.astype(np.float64), total, out=np.zeros((classes, features.shape[1])), where=total > 0)
+
+
+def semantic_alignment(centers: npt.NDArray[np.generic], reference: npt.NDArray[np.generic]) -> float:
+    """PCC over the strict upper triangle between cos(c_i, c_j) of C x K centres and a C x C reference similarity.
+
+    NaN where one of the two does not vary (fewer than three classes, or all pairs alike).
+    """
+    upper = np.triu_indices(len(centers), k=1)
+    ours, theirs = cosine_similarity(centers)[upper], reference.astype(np.float64)[upper]
+    ours, theirs = ours - ours.mean(), theirs - theirs.mean()
+    scale = float(np.sqrt((ours @ ours) * (theirs @ theirs)))
+    return float(ours @ theirs) / scale if scale > 1e-12 else float("nan")

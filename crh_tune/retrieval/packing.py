@@ -1,0 +1,30 @@
+"""Codes as packed machine words, and Hamming distances on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Packed = npt.NDArray[np.unsignedinteger]
+"""N x W machine words; unused bits are zero."""
+
+
+def pack_codes(codes: npt.NDArray[np.generic]) -> Packed:
+    """Pack N x K codes (boolean, or any sign: > 0 is a one) into the smallest machine words that hold K bits."""
+    packed = np.packbits(codes > 0, axis=1, bitorder="little")
+    width = packed.shape[1]
+    size = next((size for size in (1, 2, 4) if width <= size), 8)
+    padded = np.zeros((len(packed), -(-width // size) * size), dtype=np.uint8)
+    padded[:, :width] = packed
+    return padded.view(f"<u{size}")
+
+
+def hamming_distances(queries: Packed, database: Packed) -> npt.NDArray[np.integer]:
+    """Hamming distances of Q x W queries to N x W database words: Q x N (uint8, or uint16 above 255 bits)."""
+    words = queries.shape[1]
+    distances = np.bitwise_count(queries[:, None, 0] ^ database[None, :, 0])
+    if words * queries.dtype.itemsize * 8 > 255:
+        distances = distances.astype(np.uint16)
+    for word in range(1, words):
+        distances += np.bitwise_count(queries[:, None, word] ^ database[None, :, word])
+    return distances

@@ -1,0 +1,70 @@
+"""What all settings share: a strict base, errors of one line, and YAML in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class SettingsError(ValueError):
+    """A user's mistake in settings or arguments: one line that says what is wrong, where, and what would be right."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are refused, nothing changes after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def known(value: str, table: Mapping[str, Any], what: str) -> str:
+    """``value`` if it is one of the table's names; raises ValueError naming the value and the names."""
+    if value not in table:
+        raise ValueError(f"unknown {what} {value!r}: one of {', '.join(table)}")
+    return value
+
+
+def one_line(error: ValidationError) -> str:
+    """The first complaint of a pydantic error as ``field: what is wrong, got value`` (and how many more there are)."""
+    first, count = error.errors()[0], error.error_count()
+    field = ".".join(str(part) for part in first["loc"] if part not in ("int", "float", "str") and "[" not in str(part))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif first["type"] == "missing":
+        message = "is required"
+    elif first["type"] != "value_error":
+        message = f"{message[0].lower()}{message[1:]}, got {_short(first['input'])}"
+    return ": ".join(part for part in (field, message) if part) + (f" (and {count - 1} more)" if count > 1 else "")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file. Raises SettingsError when it cannot be read, parsed, or is no mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise SettingsError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SettingsError(f"{path}: expected a mapping of settings, got {_short(content)}")
+    return content
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def validated(kind: type[AnySettings], content: Mapping[str, Any], where: str) -> AnySettings:
+    """Settings of a kind from plain values. Raises SettingsError, one line that begins with ``where``."""
+    try:
+        return kind.model_validate(dict(content))
+    except ValidationError as error:
+        raise SettingsError(f"{where}: {one_line(error)}") from None

@@ -1,0 +1,221 @@
+"""The settings of one training run.
+
+Every default is the paper's own value, so a trial in which nothing is set is the paper's setting. What depends on the
+dataset (M, d, s, lambda) is filled in by :meth:`TrialSettings.resolve`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from crh_tune.data.datasets import DATASETS
+from crh_tune.hashing.codebook import WHOLE_SPACE_MAX_BITS, feasible_head_dims, paper_head_dim
+from crh_tune.hashing.methods import METHODS, Reassignment
+from crh_tune.hashing.network import BACKBONES
+from crh_tune.hashing.objectives import OBJECTIVES
+from crh_tune.hashing.objectives.margin_cross_entropy import paper_scale
+from crh_tune.retrieval.average_precision import Denominator, NoRelevant, RankingProtocol, Ties
+from crh_tune.settings.base import Settings, SettingsError, known, one_line, read_yaml, validated
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Full = Literal["full"]
+
+
+class DatasetSettings(Settings):
+    """A dataset's name, and beside it the options that dataset takes."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        source = DATASETS[known(self.name, DATASETS, "dataset")]
+        try:
+            source.options(**self.options)
+        except ValidationError as error:
+            raise ValueError(one_line(error)) from None
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class TrainingSettings(Settings):
+    """One training run. ``None`` is filled in from the method and the dataset: see ``TrialSettings.resolve``.
+
+    K bits, M = codebook_size = codebook_ratio * C, d = head_dim, lambda = quantization_weight, s = scale.
+    Centres are reassigned after each of the first ``early_epochs`` epochs, then after every ``update_interval``-th.
+    ``batch_size`` is global: the workers share it. ``evaluate_every`` counts epochs; the last is always evaluated.
+    """
+
+    bits: int = Field(32, ge=2, le=4096)
+    epochs: int = Field(300, ge=1, le=1_000_000)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: Positive = 1e-4
+    weight_decay: NonNegative = 1e-5
+    backbone: str = "small_cnn"
+    objective: str | None = None
+    reassignment: Reassignment | None = None
+    codebook_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | Full | None = None
+    codebook_size: Annotated[int, Field(ge=2)] | Full | None = None
+    head_dim: int | None = Field(None, ge=1)
+    quantization_weight: NonNegative | None = None
+    margin: float = Field(0.2, ge=0, le=2)
+    scale: Positive | None = None
+    update_interval: int = Field(5, ge=1)
+    early_epochs: int = Field(20, ge=0)
+    evaluate_every: int = Field(1, ge=1)
+    seed: Seed = 0
+
+    @field_validator("backbone")
+    @classmethod
+    def _known_backbone(cls, value: str) -> str:
+        return known(value, BACKBONES, "backbone")
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, value: str | None) -> str | None:
+        return value if value is None else known(value, OBJECTIVES, "objective")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.codebook_ratio is not None and self.codebook_size is not None:
+            raise ValueError("give codebook_size or codebook_ratio, not both")
+        if self.head_dim is not None and self.bits % self.head_dim:
+            raise ValueError(f"head_dim d = {self.head_dim} does not divide bits K = {self.bits}")
+        if isinstance(self.codebook_size, int) and self.codebook_size > 2**self.bits:
+            raise ValueError(f"codebook_size M = {self.codebook_size} is larger than 2^K = {2**self.bits}")
+        return self
+
+
+class EvaluationSettings(Settings):
+    """How mAP is scored: see ``crh_tune.retrieval.average_precision``. ``cutoff: null`` ranks the whole database."""
+
+    cutoff: int | None = Field(None, ge=1)
+    ties: Ties = "expected"
+    denominator: Denominator = "retrieved"
+    no_relevant: NoRelevant = "zero"
+
+    @property
+    def protocol(self) -> RankingProtocol:
+        return RankingProtocol(self.cutoff, self.ties, self.denominator, self.no_relevant)
+
+
+class ValidationSettings(Settings):
+    """The share of the training samples held out as validation queries, and the seed that picks them."""
+
+    fraction: float = Field(0.2, gt=0, lt=1)
+    seed: Seed = 0
+
+
+class ScalingSettings(Settings):
+    """What one trial runs on. With one worker it trains in the trial's own process, with several in a worker group."""
+
+    workers_per_trial: int = Field(1, ge=1)
+    cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _whole_gpus_in_groups(self) -> Self:
+        if self.workers_per_trial > 1 and self.gpus_per_worker not in (0, 1):
+            raise ValueError(f"gpus_per_worker is 0 or 1 with several workers, got {self.gpus_per_worker}")
+        return self
+
+
+class TrialSettings(Settings):
+    """Everything one training run depends on; with the same seed, machine and workers it gives the same metrics."""
+
+    dataset: DatasetSettings
+    method: str = "crh"
+    trial: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    validation: ValidationSettings = ValidationSettings()
+    scaling: ScalingSettings = ScalingSettings()
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        return known(value, METHODS, "method")
+
+    def resolve(self, classes: int, multi_label: bool) -> TrialSettings:
+        """Fill in what follows from the method and from C: objective, reassignment, M, d, lambda, s.
+
+        M = 2C; d = the smallest power of two >= log2 M that divides K (K itself for one head); lambda = 0.1, or 0 for
+        multi-label data; s = sqrt(2) ln(C - 1).
+
+        Raises SettingsError where no such trial exists (M < C, M > 2^K, H > K / log2 M, C < 3 without a scale).
+        """
+        method, given = METHODS[self.method], self.trial
+        try:
+            size = codebook_size(given, classes)
+            filled = {
+                "objective": given.objective or method.objective,
+                "reassignment": given.reassignment or method.reassignment,
+                "codebook_ratio": None,
+                "codebook_size": size,
+                "head_dim": head_dim(given, size, method.heads == "single"),
+                "scale": given.scale or paper_scale(classes),
+            }
+            if given.quantization_weight is None:
+                filled["quantization_weight"] = 0.0 if multi_label else 0.1
+            trial = TrainingSettings(**{**given.model_dump(), **filled})
+        except ValidationError as error:
+            raise SettingsError(f"trial: {one_line(error)}") from None
+        except ValueError as error:
+            raise SettingsError(f"trial: {error}") from None
+        return self.model_copy(update={"trial": trial})
+
+
+def codebook_size(trial: TrainingSettings, classes: int) -> int | Full:
+    """M for C classes: as given, or codebook_ratio * C, or the paper's 2C (2^K where that is more). Raises ValueError for M < C or M > 2^K."""
+    if "full" in (trial.codebook_size, trial.codebook_ratio):
+        if trial.bits > WHOLE_SPACE_MAX_BITS:
+            raise ValueError(f"codebook_size full needs bits <= {WHOLE_SPACE_MAX_BITS}, got {trial.bits}")
+        if classes > 2**trial.bits:
+            raise ValueError(f"bits K = {trial.bits} give 2^K = {2**trial.bits} codewords for C = {classes} classes")
+        return "full"
+    size = trial.codebook_size
+    if size is None and trial.codebook_ratio is None:
+        size = max(min(2 * classes, 2**trial.bits), classes)
+    elif size is None:
+        size = round(float(trial.codebook_ratio or 2) * classes)
+    assert isinstance(size, int)
+    if size < classes:
+        raise ValueError(f"codebook_size M = {size} is smaller than the number of classes C = {classes}")
+    if size > 2**trial.bits:
+        raise ValueError(f"codebook_size M = {size} is larger than 2^K = {2**trial.bits} (bits K = {trial.bits})")
+    return size
+
+
+def head_dim(trial: TrainingSettings, size: int | Full, single: bool) -> int:
+    """d for M codewords: as given, K for one head, or the paper's. Raises ValueError when 2^d < M."""
+    if size == "full":
+        if trial.head_dim not in (None, trial.bits):
+            raise ValueError(f"codebook_size full has one head: head_dim is {trial.bits} or left out, got {trial.head_dim}")
+        return trial.bits
+    if trial.head_dim is None:
+        return trial.bits if single else paper_head_dim(trial.bits, size)
+    if size > 2**trial.head_dim:
+        allowed = feasible_head_dims(trial.bits, size)
+        raise ValueError(
+            f"head_dim d = {trial.head_dim} cannot hold M = {size} distinct codewords (2^d = {2**trial.head_dim}): one of {allowed}"
+        )
+    return trial.head_dim
+
+
+def read_trial(path: Path) -> TrialSettings:
+    """The settings of one training run from a YAML file. Raises SettingsError."""
+    return validated(TrialSettings, read_yaml(path), str(path))
+
+
+def write_trial(settings: TrialSettings, path: Path) -> None:
+    """Write settings that :func:`read_trial` reads back equal."""
+    path.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""One trial: the epoch loop, its workers, the shard statistics and the aggregator, checkpoints."""

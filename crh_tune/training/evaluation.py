@@ -1,0 +1,64 @@
+"""Codes of samples, and what they are worth: encoding and ranking, shared out over the workers."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from crh_tune.data.splits import Samples, Split
+from crh_tune.hashing.codebook import Codes, center_distances
+from crh_tune.hashing.network import HashNetwork
+from crh_tune.retrieval.alignment import class_prototypes, cosine_similarity, semantic_alignment
+from crh_tune.retrieval.average_precision import (
+    LabelledCodes,
+    RankingProtocol,
+    average_precisions,
+    mean_average_precision,
+)
+from crh_tune.retrieval.packing import pack_codes
+from crh_tune.training.workers import Workers
+
+_ENCODE_BATCH = 512
+
+
+def encode_share(network: HashNetwork, samples: Samples, workers: Workers) -> torch.Tensor:
+    """Codes of this worker's share of the samples: share x K, boolean, True for +1."""
+    rows = workers.share(np.arange(len(samples)))
+    was_training = network.training
+    network.eval()
+    parts = [
+        network.encode(torch.from_numpy(samples.inputs[rows[start : start + _ENCODE_BATCH]]).to(workers.device))
+        for start in range(0, len(rows), _ENCODE_BATCH)
+    ]
+    network.train(was_training)
+    bits = network.hash_layer.out_features
+    return torch.cat(parts) if parts else torch.empty(0, bits, dtype=torch.bool, device=workers.device)
+
+
+def gather_codes(share: torch.Tensor, samples: Samples, workers: Workers) -> LabelledCodes:
+    """The packed codes of all samples from every worker's share of them."""
+    return LabelledCodes(workers.gather(pack_codes(share.cpu().numpy())), samples.labels, share.shape[1])
+
+
+def ranking_map(queries: LabelledCodes, database: LabelledCodes, protocol: RankingProtocol, workers: Workers) -> float:
+    """mAP with each worker ranking its share of the queries; the mean is taken in query order."""
+    mine = queries[workers.share(np.arange(len(queries)))]
+    values = workers.gather(average_precisions(mine, database, protocol))
+    return mean_average_precision(values.astype(np.float64), protocol.no_relevant)
+
+
+def reference_similarity(split: Split) -> npt.NDArray[np.float64]:
+    """C x C: the dataset's own, or the cosine of its classes' mean inputs after the mean of all is taken off."""
+    if split.reference is not None:
+        return split.reference
+    flat = split.train.inputs.reshape(len(split.train), -1).astype(np.float64)
+    return cosine_similarity(class_prototypes(flat - flat.mean(axis=0), split.train.labels, split.classes))
+
+
+def center_metrics(centers: Codes, reference: npt.NDArray[np.float64]) -> dict[str, float]:
+    """PCC against the reference, d_min and d_avg of C x K centres. PCC is left out where it is undefined."""
+    d_min, d_avg = center_distances(centers)
+    metrics = {"centers/d_min": float(d_min), "centers/d_avg": d_avg}
+    pcc = semantic_alignment(centers, reference)
+    return metrics if np.isnan(pcc) else {"centers/pcc": pcc, **metrics}

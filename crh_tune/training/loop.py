@@ -1,0 +1,265 @@
+"""The epoch loop: the same function for one worker in its own process and for every worker of a group.
+
+Everything random comes from (seed, epoch), so a checkpoint needs no generator state to be continued to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crh_tune.data.splits import Samples, Split
+from crh_tune.hashing.assignment import class_statistic, reassigned_share
+from crh_tune.hashing.centers import CodebookSpec, build_codebook
+from crh_tune.hashing.codebook import Codes, Table
+from crh_tune.hashing.network import HashNetwork
+from crh_tune.hashing.objectives import OBJECTIVES, ObjectiveOptions
+from crh_tune.retrieval.average_precision import LabelledCodes
+from crh_tune.settings.trial import TrainingSettings, TrialSettings
+from crh_tune.training import checkpoints
+from crh_tune.training.aggregator import Round, Solve
+from crh_tune.training.evaluation import (
+    center_metrics,
+    encode_share,
+    gather_codes,
+    ranking_map,
+    reference_similarity,
+)
+from crh_tune.training.workers import Workers
+
+Metrics = dict[str, float]
+Report = Callable[[Metrics, Callable[[Path], None] | None], None]
+"""Called by every worker after each evaluation with the metrics; rank 0 also gets what writes the checkpoint."""
+
+_PHASES = ("training", "encoding", "reassignment", "evaluation")
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class _Model(nn.Module):
+    """Network and objective as one module, so that the objective's own parameters are trained and averaged too."""
+
+    def __init__(self, network: HashNetwork, objective: nn.Module) -> None:
+        super().__init__()
+        self.network, self.objective = network, objective
+
+    def forward(self, inputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = self.objective(self.network(inputs), targets, centers)
+        return terms
+
+
+class TrainingRun:
+    """One training run on one worker. ``settings`` are resolved for the split (``TrialSettings.resolve``)."""
+
+    def __init__(self, settings: TrialSettings, split: Split, workers: Workers, solve: Solve) -> None:
+        self.settings, self.split, self.workers, self.solve = settings, split, workers, solve
+        self.trial: TrainingSettings = settings.trial
+        _make_deterministic(settings.scaling.cpus_per_worker)
+        torch.manual_seed(self.trial.seed)
+        self.model = _build_model(self.trial, split).to(workers.device)
+        workers.synchronised(self.model)
+        self.wrapped = workers.wrap(self.model)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(),
+            lr=self.trial.learning_rate,
+            betas=(0.5, 0.999),
+            weight_decay=self.trial.weight_decay,
+        )
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.trial.epochs)
+        self.codebook_spec = codebook_spec(self.trial)
+        self.codebook = build_codebook(self.codebook_spec)
+        self.table: Table = self.codebook.initial_table(split.classes, self.trial.seed)
+        self.reference = reference_similarity(split)
+        self.epoch = 0
+        self.seconds = dict.fromkeys(_PHASES, 0.0)
+
+    @property
+    def network(self) -> HashNetwork:
+        return self.model.network
+
+    @property
+    def centers(self) -> Codes:
+        """The present centres, C x K."""
+        return self.codebook.centers(self.table)
+
+    def train(self, report: Report) -> Metrics:
+        """Train from the present epoch to the last one, reporting each evaluation; returns the last metrics.
+
+        Raises TrainingDiverged when the loss is not finite.
+        """
+        metrics: Metrics = {}
+        while self.epoch < self.trial.epochs:
+            self.epoch += 1
+            losses = self._train_epoch()
+            evaluating = self._evaluation_due()
+            if not (evaluating or self._update_due()):
+                continue
+            codes = self._encode(self.split.train)
+            scores = self._evaluate(codes) if evaluating else {}
+            changed = self._reassign(codes) if self._update_due() else 0.0
+            if evaluating:
+                metrics = {"epoch": self.epoch, **losses, **scores, "centers/reassigned": changed}
+                metrics |= center_metrics(self.centers, self.reference)
+                metrics |= {f"seconds/{phase}": seconds for phase, seconds in self.seconds.items()}
+                metrics["final"] = float(self.epoch == self.trial.epochs)
+                report(metrics, self._save if self.workers.rank == 0 else None)
+        return metrics
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint. Raises checkpoints.CheckpointError when it is broken or of other settings."""
+        state = checkpoints.load(folder)
+        if state.get("settings") != self.settings.model_dump(mode="json"):
+            raise checkpoints.CheckpointError(f"{folder}: the checkpoint is of a trial with other settings")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.table = state["table"].numpy()
+        self.epoch = state["epoch"]
+        self.seconds = state["seconds"]
+
+    def _save(self, folder: Path) -> None:
+        state = {
+            "settings": self.settings.model_dump(mode="json"),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "table": torch.from_numpy(self.table),
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+        }
+        checkpoints.save(state, folder)
+
+    def _update_due(self) -> bool:
+        """After each of the first epochs, then at intervals; never after the last, which nothing would train on."""
+        early = self.epoch <= self.trial.early_epochs
+        due = early or self.epoch % self.trial.update_interval == 0
+        return self.trial.reassignment != "none" and due and self.epoch < self.trial.epochs
+
+    def _evaluation_due(self) -> bool:
+        return self.epoch % self.trial.evaluate_every == 0 or self.epoch == self.trial.epochs
+
+    def _train_epoch(self) -> Metrics:
+        """One pass over the training samples; returns the epoch's mean of each loss term."""
+        with self._timed("training"):
+            torch.manual_seed(_mixed_seed(self.trial.seed, self.epoch, self.workers.rank))
+            centers = torch.from_numpy(self.centers).to(self.workers.device, torch.float32)
+            order = np.random.default_rng([self.trial.seed, self.epoch]).permutation(len(self.split.train))
+            totals: dict[str, Tensor] = {}
+            self.wrapped.train()
+            for batch in np.array_split(order, steps_per_epoch(len(order), self.trial.batch_size)):
+                for name, term in self._train_step(batch, centers).items():
+                    totals[name] = totals.get(name, torch.zeros((), device=self.workers.device)) + term
+            self.schedule.step()
+            summed = self.workers.sum(torch.stack(list(totals.values())).double()).tolist()
+        losses = {f"loss/{name}": value / len(order) for name, value in zip(totals, summed, strict=True)}
+        total = sum(losses.values())
+        if not math.isfinite(total):
+            raise TrainingDiverged(f"loss is {total} after epoch {self.epoch}: try a smaller learning_rate")
+        return {"loss/total": total, **losses}
+
+    def _train_step(self, batch: np.ndarray, centers: Tensor) -> dict[str, Tensor]:
+        """One step on this worker's share of a global batch; returns each loss term summed over the share.
+
+        Gradients are averaged over workers, so the share's sum is scaled to give the mean over the global batch, also
+        where shares differ in size or are empty.
+        """
+        rows = self.workers.share(batch)
+        inputs, targets = self._load(self.split.train, rows)
+        terms = self.wrapped(inputs, targets, centers)
+        loss = torch.stack(list(terms.values())).sum() * (self.workers.size / len(batch))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return {name: term.detach().sum() for name, term in terms.items()}
+
+    def _load(self, samples: Samples, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Inputs and multi-hot float targets of some rows, on the device."""
+        inputs = torch.from_numpy(samples.inputs[rows]).to(self.workers.device)
+        labels = torch.from_numpy(samples.labels[rows]).to(self.workers.device)
+        if labels.ndim == 1:
+            labels = nn.functional.one_hot(labels, self.split.classes)
+        return inputs, labels.float()
+
+    def _encode(self, samples: Samples) -> Tensor:
+        with self._timed("encoding"):
+            return encode_share(self.network, samples, self.workers)
+
+    def _evaluate(self, train_codes: Tensor) -> Metrics:
+        """mAP of the split's queries against its database (the training samples, encoded already, by default)."""
+        split = self.split
+        query_codes = self._encode(split.queries)
+        database_codes = train_codes if split.database is None else self._encode(split.database)
+        with self._timed("evaluation"):
+            queries = gather_codes(query_codes, split.queries, self.workers)
+            database: LabelledCodes = gather_codes(database_codes, split.database or split.train, self.workers)
+            value = ranking_map(queries, database, self.settings.evaluation.protocol, self.workers)
+        return {f"{split.metric_prefix}/map": value}
+
+    def _reassign(self, train_codes: Tensor) -> float:
+        """One round of reassignment; returns the share of classes whose centre changed."""
+        with self._timed("reassignment"):
+            rows = self.workers.share(np.arange(len(self.split.train)))
+            labels = torch.from_numpy(self.split.train.labels[rows])
+            statistic = class_statistic(train_codes.cpu(), labels, self.split.classes)
+            rule = "hungarian" if self.trial.reassignment == "hungarian" else "greedy"
+            before = self.centers
+            self.table = self.solve(
+                Round(self.codebook_spec, self.table, rule, self.trial.seed, self.epoch), statistic
+            )
+            return reassigned_share(before, self.centers)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - start
+
+
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """How many equal global batches of at most ``batch_size`` an epoch is cut into.
+
+    Equal, so that no step stands on a handful of leftover samples; never fewer than the two samples a batch
+    normalisation needs.
+    """
+    return max(1, min(math.ceil(samples / batch_size), samples // 2))
+
+
+def codebook_spec(trial: TrainingSettings) -> CodebookSpec:
+    """The codebook of a resolved trial."""
+    assert trial.codebook_size is not None and trial.head_dim is not None
+    return CodebookSpec(trial.bits, trial.codebook_size, trial.head_dim, trial.seed)
+
+
+def _build_model(trial: TrainingSettings, split: Split) -> _Model:
+    assert trial.objective is not None and trial.scale is not None and trial.quantization_weight is not None
+    mean, std = channel_statistics(split.train)
+    network = HashNetwork(trial.backbone, split.train.inputs.shape[1:], trial.bits, mean, std)
+    options = ObjectiveOptions(trial.bits, split.classes, trial.scale, trial.margin, trial.quantization_weight)
+    return _Model(network, OBJECTIVES[trial.objective](options))
+
+
+def channel_statistics(samples: Samples) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel (of each feature, for N x D inputs), in float64."""
+    axes = (0, *range(2, samples.inputs.ndim))
+    mean = samples.inputs.mean(axis=axes, dtype=np.float64)
+    std = samples.inputs.std(axis=axes, dtype=np.float64)
+    return torch.from_numpy(mean), torch.from_numpy(np.maximum(std, 1e-6))
+
+
+def _mixed_seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
+
+
+def _make_deterministic(threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False

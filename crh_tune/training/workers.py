@@ -1,0 +1,101 @@
+"""The workers that share one training run: a lone process, or the ranks of a torch process group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This worker's place among ``size`` workers, and its device. Methods other than ``share`` are collective."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    def share(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """This worker's part of the rows: every ``size``-th, from ``rank`` on."""
+        return rows[self.rank :: self.size]
+
+    def gather(self, part: Array) -> Array:
+        """All workers' parts of an array whose rows were dealt by :meth:`share`, in the order before dealing."""
+        if self.size == 1:
+            return part
+        parts: list[Array] = [part] * self.size
+        dist.all_gather_object(parts, part)
+        whole = np.empty((sum(len(p) for p in parts), *part.shape[1:]), dtype=part.dtype)
+        for rank, rows in enumerate(parts):
+            whole[rank :: self.size] = rows
+        return whole
+
+    def all_true(self, flag: bool) -> bool:
+        """Whether every worker says so."""
+        if self.size == 1:
+            return flag
+        agreed = torch.tensor([int(flag)], device=self.device)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+        return bool(agreed.item())
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The element-wise sum over all workers."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module whose gradients are averaged over the workers; its batch normalisation must be synchronised."""
+        if self.size == 1:
+            return module
+        return DistributedDataParallel(module, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+    def synchronised(self, module: nn.Module) -> nn.Module:
+        """The module with batch normalisation over the global batch: torch's own on GPUs, ours on CPUs."""
+        if self.size == 1:
+            return module
+        if self.device.type == "cuda":
+            return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-any-return]
+        for name, child in module.named_children():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                child.__class__ = GlobalBatchNorm
+            else:
+                self.synchronised(child)
+        return module
+
+
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation over the batches of all workers, for backends (gloo) that torch's SyncBatchNorm refuses.
+
+    A worker's share may be empty. Parameters, buffers and results are those of torch's batch normalisation of the
+    global batch.
+    """
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        """Any input of at least two dimensions, B x C x ..., will do."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(input)
+        axes = [0, *range(2, input.ndim)]
+        shape = (1, -1) + (1,) * (input.ndim - 2)
+        count = all_reduce(input.new_tensor(input.numel() // input.shape[1]))
+        mean = all_reduce(input.sum(dim=axes)) / count
+        centered = input - mean.reshape(shape)
+        variance = all_reduce(centered.square().sum(dim=axes)) / count
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            assert self.momentum is not None and self.num_batches_tracked is not None
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        normal = centered * torch.rsqrt(variance + self.eps).reshape(shape)
+        return normal * self.weight.reshape(shape) + self.bias.reshape(shape) if self.affine else normal

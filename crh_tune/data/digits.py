@@ -78,7 +78,9 @@ def digit_pairs(options: DigitPairsOptions) -> Dataset:
     tens, ones = classes // 10, classes % 10
     reference = (np.equal.outer(tens, tens).astype(np.float64) + np.equal.outer(ones, ones)) / 2
     names = tuple(f"{c:02d}" for c in classes)
-    return Dataset("digit_pairs", names, Samples(train, wanted), Samples(queries, asked), reference=reference, groups=groups)
+    return Dataset(
+        "digit_pairs", names, Samples(train, wanted), Samples(queries, asked), reference=reference, groups=groups
+    )
 
 
 def digit_sets(options: DigitSetsOptions) -> Dataset:
@@ -117,7 +119,10 @@ def _compose_pairs(
     images: npt.NDArray[np.uint8], classes: npt.NDArray[np.int64], pools: list[Pools], generator: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
     rows = np.array(
-        [(generator.choice(pool[c // 10]), generator.choice(pool[c % 10])) for c, pool in zip(classes, pools, strict=True)]
+        [
+            (generator.choice(pool[c // 10]), generator.choice(pool[c % 10]))
+            for c, pool in zip(classes, pools, strict=True)
+        ]
     )
     return np.concatenate([images[rows[:, 0]], images[rows[:, 1]]], axis=2)[:, None]
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 Stage = Literal["search", "final"]
 
 
@@ -122,6 +122,4 @@ def search_split(dataset: Dataset, fraction: float, seed: int) -> Split:
 
 def final_split(dataset: Dataset) -> Split:
     """All training samples, and the test queries."""
-    return Split(
-        "final", dataset.class_names, dataset.train, dataset.queries, dataset.database, dataset.reference
-    )
+    return Split("final", dataset.class_names, dataset.train, dataset.queries, dataset.database, dataset.reference)

@@ -66,7 +66,8 @@ def assignment_cost(statistic: Statistic, words: Codes) -> npt.NDArray[np.float6
         words: M x D.
     """
     mean = statistic[:, :-1] / statistic[:, -1:]
-    return 2.0 * words.shape[1] - 2.0 * (mean @ words.T.astype(np.float64))
+    cost: npt.NDArray[np.float64] = 2.0 * words.shape[1] - 2.0 * (mean @ words.T.astype(np.float64))
+    return cost
 
 
 def reassign(
@@ -88,7 +89,7 @@ def reassign(
     seen = statistic[:, -1] > 0
     if isinstance(codebook, WholeSpace):
         order = _class_order(seed, round_number, 0, seen)
-        return _nearest_in_whole_space(statistic[:, :-1], codebook.bits, table[0], order)[None, :]
+        return _nearest_in_whole_space(statistic[:, :-1], table[0], order)[None, :]
     new = table.copy()
     dim = codebook.words.shape[2]
     for head, words in enumerate(codebook.words):
@@ -137,7 +138,7 @@ def _greedy(sums: npt.NDArray[np.int64], words: Codes, free: npt.NDArray[np.bool
 
 
 def _nearest_in_whole_space(
-    sums: npt.NDArray[np.int64], bits: int, held: npt.NDArray[np.int64], order: npt.NDArray[np.int64]
+    sums: npt.NDArray[np.int64], held: npt.NDArray[np.int64], order: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
     """M = 2^K: each class takes sign(S), or the closest free codeword (of those, the one that costs least)."""
     new = held.copy()

@@ -60,9 +60,9 @@ class HashNetwork(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.backbone((inputs.float() - self.mean) / self.std)
-        return self.hash_layer(hidden)  # type: ignore[no-any-return]
+        return self.hash_layer(hidden)
 
     @torch.inference_mode()
     def encode(self, inputs: Tensor) -> Tensor:
         """Codes b = sign(h) of a batch: B x K, boolean, True for +1. The caller sets eval mode."""
-        return self(inputs) >= 0  # type: ignore[no-any-return]
+        return self(inputs) >= 0

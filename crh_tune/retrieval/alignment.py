@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
 
-def cosine_similarity(vectors: npt.NDArray[np.generic]) -> Floats:
+def cosine_similarity(vectors: npt.NDArray[Any]) -> Floats:
     """Cosine of every pair of rows, C x D -> C x C, in float64. A zero row has similarity 0 to all."""
     rows = vectors.astype(np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -16,7 +18,7 @@ def cosine_similarity(vectors: npt.NDArray[np.generic]) -> Floats:
     return rows @ rows.T
 
 
-def class_prototypes(features: npt.NDArray[np.generic], labels: npt.NDArray[np.generic], classes: int) -> Floats:
+def class_prototypes(features: npt.NDArray[Any], labels: npt.NDArray[Any], classes: int) -> Floats:
     """The paper's p_c: mean of the features of class c, each weighted 1 / ||y||_1.
 
     Args:
@@ -29,10 +31,12 @@ def class_prototypes(features: npt.NDArray[np.generic], labels: npt.NDArray[np.g
     weights = np.eye(classes)[labels] if labels.ndim == 1 else labels.astype(np.float64)
     weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1)
     total = weights.sum(axis=0)[:, None]
-    return np.divide(weights.T @ features.astype(np.float64), total, out=np.zeros((classes, features.shape[1])), where=total > 0)
+    return np.divide(
+        weights.T @ features.astype(np.float64), total, out=np.zeros((classes, features.shape[1])), where=total > 0
+    )
 
 
-def semantic_alignment(centers: npt.NDArray[np.generic], reference: npt.NDArray[np.generic]) -> float:
+def semantic_alignment(centers: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:
     """PCC over the strict upper triangle between cos(c_i, c_j) of C x K centres and a C x C reference similarity.
 
     NaN where one of the two does not vary (fewer than three classes, or all pairs alike).

@@ -18,7 +18,7 @@ A query without any relevant item in the database scores 0 (``zero``) or is left
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,7 @@ class LabelledCodes:
     """Packed codes N x W of ``bits`` bits with their labels: N class indices, or N x C multi-hot."""
 
     words: Packed
-    labels: npt.NDArray[np.generic]
+    labels: npt.NDArray[Any]
     bits: int
 
     def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> LabelledCodes:
@@ -60,7 +60,7 @@ class LabelledCodes:
         return len(self.words)
 
 
-def relevance(queries: npt.NDArray[np.generic], database: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+def relevance(queries: npt.NDArray[Any], database: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Which database items share a label with which query: Q x N, from class indices or multi-hot rows."""
     if queries.ndim == 1:
         return np.equal(queries[:, None], database[None, :])
@@ -111,14 +111,16 @@ def _ordered(
     hits = np.take_along_axis(relevant, order, axis=1)
     precision = np.cumsum(hits, axis=1) / np.arange(1, cutoff + 1)
     total = (precision * hits).sum(axis=1)
-    return total / _divisor(hits.sum(axis=1), relevant.sum(axis=1), cutoff, denominator)
+    values: Floats = total / _divisor(hits.sum(axis=1), relevant.sum(axis=1), cutoff, denominator)
+    return values
 
 
 def _divisor(
     retrieved: npt.NDArray[np.integer], relevant: npt.NDArray[np.integer], cutoff: int, denominator: Denominator
 ) -> npt.NDArray[np.integer]:
     choices = {"retrieved": retrieved, "achievable": np.minimum(relevant, cutoff), "relevant": relevant}
-    return np.maximum(choices[denominator], 1)
+    divisor: npt.NDArray[np.integer] = np.maximum(choices[denominator], 1)
+    return divisor
 
 
 def _expected(
@@ -142,9 +144,11 @@ def _expected(
     hits_before = np.cumsum(hits, axis=1) - hits
     ranks = np.clip(cutoff - before, 0, items)
     cut = (ranks > 0) & (ranks < items)
+    values: Floats
     if denominator != "retrieved":
         total = _group_sums(items, hits, before, hits_before, ranks).sum(axis=1)
-        return total / _divisor(hits.sum(axis=1), hits.sum(axis=1), cutoff, denominator)
+        values = total / _divisor(hits.sum(axis=1), hits.sum(axis=1), cutoff, denominator)
+        return values
     whole = np.where(ranks == items, ranks, 0)
     total = _group_sums(items, hits, before, hits_before, whole).sum(axis=1)
     retrieved = (hits * (whole > 0)).sum(axis=1)
@@ -164,7 +168,7 @@ def _group_sums(
     hits_before: npt.NDArray[np.integer],
     ranks: npt.NDArray[np.integer],
 ) -> Floats:
-    """Expected sum of precisions at relevant ranks over the first ``ranks`` ranks of each group (same shape as given)."""
+    """Expected sum of precisions at relevant ranks over the first ``ranks`` ranks of each group; all of one shape."""
     share = hits / np.maximum(items, 1)
     slope = np.where(items > 1, (hits - 1) / np.maximum(items - 1, 1), 0.0)
     harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, int((before + ranks).max(initial=0)) + 1))])

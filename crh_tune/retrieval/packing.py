@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,9 +11,9 @@ Packed = npt.NDArray[np.unsignedinteger]
 """N x W machine words; unused bits are zero."""
 
 
-def pack_codes(codes: npt.NDArray[np.generic]) -> Packed:
+def pack_codes(codes: npt.NDArray[Any]) -> Packed:
     """Pack N x K codes (boolean, or any sign: > 0 is a one) into the smallest machine words that hold K bits."""
-    packed = np.packbits(codes > 0, axis=1, bitorder="little")
+    packed = np.packbits(np.asarray(codes) > 0, axis=1, bitorder="little")
     width = packed.shape[1]
     size = next((size for size in (1, 2, 4) if width <= size), 8)
     padded = np.zeros((len(packed), -(-width // size) * size), dtype=np.uint8)

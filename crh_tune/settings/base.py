@@ -30,7 +30,7 @@ def known(value: str, table: Mapping[str, Any], what: str) -> str:
 def one_line(error: ValidationError) -> str:
     """The first complaint of a pydantic error as ``field: what is wrong, got value`` (and how many more there are)."""
     first, count = error.errors()[0], error.error_count()
-    field = ".".join(str(part) for part in first["loc"] if part not in ("int", "float", "str") and "[" not in str(part))
+    field = ".".join(str(part) for part in first["loc"] if not _names_a_type(str(part)))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "unknown key"
@@ -39,6 +39,11 @@ def one_line(error: ValidationError) -> str:
     elif first["type"] != "value_error":
         message = f"{message[0].lower()}{message[1:]}, got {_short(first['input'])}"
     return ": ".join(part for part in (field, message) if part) + (f" (and {count - 1} more)" if count > 1 else "")
+
+
+def _names_a_type(part: str) -> bool:
+    """Whether a part of pydantic's location is the member of a union that was tried, and no field."""
+    return part in ("int", "float", "str", "dict") or "[" in part or "constrained-" in part
 
 
 def _short(value: object) -> str:

@@ -175,7 +175,10 @@ class TrialSettings(Settings):
 
 
 def codebook_size(trial: TrainingSettings, classes: int) -> int | Full:
-    """M for C classes: as given, or codebook_ratio * C, or the paper's 2C (2^K where that is more). Raises ValueError for M < C or M > 2^K."""
+    """M for C classes: as given, or codebook_ratio * C, or the paper's 2C (2^K where that is more).
+
+    Raises ValueError for M < C or M > 2^K.
+    """
     if "full" in (trial.codebook_size, trial.codebook_ratio):
         if trial.bits > WHOLE_SPACE_MAX_BITS:
             raise ValueError(f"codebook_size full needs bits <= {WHOLE_SPACE_MAX_BITS}, got {trial.bits}")
@@ -199,14 +202,17 @@ def head_dim(trial: TrainingSettings, size: int | Full, single: bool) -> int:
     """d for M codewords: as given, K for one head, or the paper's. Raises ValueError when 2^d < M."""
     if size == "full":
         if trial.head_dim not in (None, trial.bits):
-            raise ValueError(f"codebook_size full has one head: head_dim is {trial.bits} or left out, got {trial.head_dim}")
+            raise ValueError(
+                f"codebook_size full has one head: head_dim is {trial.bits} or left out, got {trial.head_dim}"
+            )
         return trial.bits
     if trial.head_dim is None:
         return trial.bits if single else paper_head_dim(trial.bits, size)
     if size > 2**trial.head_dim:
         allowed = feasible_head_dims(trial.bits, size)
         raise ValueError(
-            f"head_dim d = {trial.head_dim} cannot hold M = {size} distinct codewords (2^d = {2**trial.head_dim}): one of {allowed}"
+            f"head_dim d = {trial.head_dim} cannot hold M = {size} distinct codewords "
+            f"(2^d = {2**trial.head_dim}): one of {allowed}"
         )
     return trial.head_dim
 

@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from crh_tune.hashing.assignment import Rule, Statistic, reassign
 from crh_tune.hashing.centers import CodebookSpec, build_codebook
 from crh_tune.hashing.codebook import Table
@@ -21,7 +23,7 @@ RoundKey = tuple[str, str, int, int, int]
 
 @dataclass(frozen=True)
 class Round:
-    """One reassignment: the codebook, the table before it (H x C), the rule and seed, and which round of which trial."""
+    """One reassignment: the codebook, the H x C table before it, rule and seed, and which round of which trial."""
 
     codebook: CodebookSpec
     table: Table
@@ -40,9 +42,7 @@ Solve = Callable[[Round, Statistic], Table]
 def solve_locally(round_: Round, statistic: Statistic) -> Table:
     """The new table from the whole statistic, in this process."""
     codebook = build_codebook(round_.codebook)
-    return reassign(
-        statistic, codebook, round_.table, rule=round_.rule, seed=round_.seed, round_number=round_.number
-    )
+    return reassign(statistic, codebook, round_.table, rule=round_.rule, seed=round_.seed, round_number=round_.number)
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Aggregator:
         pending = self._pending.setdefault(key, _Pending())
         pending.shards[rank] = shard
         if len(pending.shards) == workers and pending.table is None:
-            total = sum(pending.shards[r] for r in range(workers))
+            total = np.sum([pending.shards[r] for r in range(workers)], axis=0)
             pending.table = asyncio.create_task(asyncio.to_thread(solve_locally, round_, total))
             pending.complete.set()
             self._pending.pop(key, None)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from crh_tune.data.splits import Samples, Split
-from crh_tune.hashing.assignment import class_statistic, reassigned_share
+from crh_tune.hashing.assignment import Rule, class_statistic, reassigned_share
 from crh_tune.hashing.centers import CodebookSpec, build_codebook
 from crh_tune.hashing.codebook import Codes, Table
 from crh_tune.hashing.network import HashNetwork
@@ -35,7 +35,9 @@ from crh_tune.training.evaluation import (
 from crh_tune.training.workers import Workers
 
 Metrics = dict[str, float]
-Report = Callable[[Metrics, Callable[[Path], None] | None], None]
+Save = Callable[[Path], None]
+"""Writes a checkpoint into a folder."""
+Report = Callable[[Metrics, Save | None], None]
 """Called by every worker after each evaluation with the metrics; rank 0 also gets what writes the checkpoint."""
 
 _PHASES = ("training", "encoding", "reassignment", "evaluation")
@@ -177,7 +179,7 @@ class TrainingRun:
         terms = self.wrapped(inputs, targets, centers)
         loss = torch.stack(list(terms.values())).sum() * (self.workers.size / len(batch))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         return {name: term.detach().sum() for name, term in terms.items()}
 
@@ -210,11 +212,9 @@ class TrainingRun:
             rows = self.workers.share(np.arange(len(self.split.train)))
             labels = torch.from_numpy(self.split.train.labels[rows])
             statistic = class_statistic(train_codes.cpu(), labels, self.split.classes)
-            rule = "hungarian" if self.trial.reassignment == "hungarian" else "greedy"
+            rule: Rule = "hungarian" if self.trial.reassignment == "hungarian" else "greedy"
             before = self.centers
-            self.table = self.solve(
-                Round(self.codebook_spec, self.table, rule, self.trial.seed, self.epoch), statistic
-            )
+            self.table = self.solve(Round(self.codebook_spec, self.table, rule, self.trial.seed, self.epoch), statistic)
             return reassigned_share(before, self.centers)
 
     @contextmanager
@@ -235,12 +235,15 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 
 def codebook_spec(trial: TrainingSettings) -> CodebookSpec:
     """The codebook of a resolved trial."""
-    assert trial.codebook_size is not None and trial.head_dim is not None
+    assert trial.codebook_size is not None
+    assert trial.head_dim is not None
     return CodebookSpec(trial.bits, trial.codebook_size, trial.head_dim, trial.seed)
 
 
 def _build_model(trial: TrainingSettings, split: Split) -> _Model:
-    assert trial.objective is not None and trial.scale is not None and trial.quantization_weight is not None
+    assert trial.objective is not None
+    assert trial.scale is not None
+    assert trial.quantization_weight is not None
     mean, std = channel_statistics(split.train)
     network = HashNetwork(trial.backbone, split.train.inputs.shape[1:], trial.bits, mean, std)
     options = ObjectiveOptions(trial.bits, split.classes, trial.scale, trial.margin, trial.quantization_weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,8 @@ from torch import nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Workers:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     def share(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """This worker's part of the rows: every ``size``-th, from ``rank`` on."""
@@ -63,8 +65,8 @@ class Workers:
         if self.size == 1:
             return module
         if self.device.type == "cuda":
-            return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-any-return]
-        for name, child in module.named_children():
+            return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        for child in module.children():
             if isinstance(child, nn.modules.batchnorm._BatchNorm):
                 child.__class__ = GlobalBatchNorm
             else:
@@ -92,7 +94,8 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         centered = input - mean.reshape(shape)
         variance = all_reduce(centered.square().sum(dim=axes)) / count
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            assert self.momentum is not None and self.num_batches_tracked is not None
+            assert self.momentum is not None
+            assert self.num_batches_tracked is not None
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 self.running_mean.lerp_(mean, self.momentum)

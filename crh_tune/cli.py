@@ -1,0 +1,78 @@
+"""The ``crh-tune`` command: search, train, export."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from crh_tune import search as searching
+from crh_tune.export.bundle import model_card, write_bundle
+from crh_tune.export.of_search import export_search
+from crh_tune.settings.base import SettingsError
+from crh_tune.settings.trial import read_trial
+from crh_tune.training.aggregator import solve_locally
+from crh_tune.training.loop import Metrics, Save, TrainingRun
+from crh_tune.training.workers import Workers
+from crh_tune.tuning.trial import device_of, open_split, train_group
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command: 0 done, 1 failed, 2 a mistake in the arguments or settings."""
+    parser = argparse.ArgumentParser(prog="crh-tune", description="Find, train and hand over binary codes.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    of_search = commands.add_parser("search", help="search for the best settings, confirm, test and export them")
+    searching.add_arguments(of_search)
+    of_search.set_defaults(run=searching.search)
+    of_train = commands.add_parser("train", help="train one setting on all training samples, test and export it")
+    of_train.add_argument("settings", type=Path, help="YAML file of one trial, such as an export's settings.yaml")
+    of_train.add_argument("--to", type=Path, default=Path("crh_model"), help="folder of the export")
+    of_train.set_defaults(run=train)
+    of_export = commands.add_parser("export", help="write the best settings and encoder of a search")
+    of_export.add_argument("search", help="the search's name, such as digit-pairs-001")
+    of_export.add_argument(
+        "--storage", type=Path, default=Path(searching.DEFAULT_STORAGE), help="where searches are kept"
+    )
+    of_export.add_argument("--to", type=Path, help="folder of the export (default: export/ in the search's folder)")
+    of_export.set_defaults(run=export)
+    arguments = parser.parse_args(argv)
+    return searching.run_command(lambda: arguments.run(arguments), f"crh-tune {arguments.command}")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train one setting on the final split, print its metrics, and export it. Raises SettingsError."""
+    settings = read_trial(arguments.settings)
+    split = open_split(settings, "final")
+    settings = settings.resolve(split.classes, split.multi_label)
+    workers = Workers(device=device_of(settings))
+    run = TrainingRun(settings, split, workers, solve_locally)
+    if settings.scaling.workers_per_trial == 1:
+        metrics = run.train(_print_progress)
+    else:
+        metrics, checkpoint = train_group(settings, split.fingerprint)
+        run.restore(checkpoint)
+    write_bundle(arguments.to, run, model_card(settings, split, metrics, []))
+    print(f"test mAP     {metrics['test/map']:.6f}")
+    print(f"exported to  {arguments.to}")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Export a search. Raises SettingsError."""
+    folder = (arguments.storage / arguments.search).resolve()
+    if not folder.is_dir():
+        raise SettingsError(f"{folder}: no such search")
+    target = arguments.to or folder / "export"
+    export_search(folder, target)
+    print(f"exported to  {target}")
+
+
+def _print_progress(metrics: Metrics, save: Save | None) -> None:
+    print(
+        f"epoch {metrics['epoch']:>4.0f}  loss {metrics['loss/total']:.4f}  test/map {metrics['test/map']:.4f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

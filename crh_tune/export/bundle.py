@@ -1,0 +1,155 @@
+"""The exported folder: how it is written, and how it is read again.
+
+settings.yaml   resolved settings; ``crh-tune train settings.yaml`` gives the same result again
+encoder.pt      the hash network, loadable with ``weights_only=True``
+centers.npy     class centres, C x K, int8, -1 and +1
+index.npz       packed codes and labels of the database
+model_card.md   what was measured, and how
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from crh_tune.data.splits import Split
+from crh_tune.hashing.network import HashNetwork
+from crh_tune.retrieval.packing import Packed, hamming_distances, pack_codes
+from crh_tune.settings.base import SettingsError
+from crh_tune.settings.trial import TrialSettings, write_trial
+from crh_tune.training.evaluation import encode_share
+from crh_tune.training.loop import TrainingRun
+from crh_tune.training.workers import Workers
+
+SETTINGS_FILE, ENCODER_FILE, CENTERS_FILE = "settings.yaml", "encoder.pt", "centers.npy"
+INDEX_FILE, CARD_FILE = "index.npz", "model_card.md"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A trained hash network that turns inputs into packed codes."""
+
+    network: HashNetwork
+    shape: tuple[int, ...]
+    bits: int
+    class_names: tuple[str, ...]
+
+    def encode(self, inputs: npt.NDArray[Any]) -> Packed:
+        """Packed codes (N x W machine words) of N inputs: uint8 images N x C x H x W, or features N x D.
+
+        Raises ValueError when the inputs are not of the encoder's shape.
+        """
+        if inputs.shape[1:] != self.shape:
+            raise ValueError(f"inputs of shape N x {' x '.join(map(str, self.shape))} expected, got {inputs.shape}")
+        batches = [self.network.encode(torch.from_numpy(inputs[i : i + 512])) for i in range(0, len(inputs), 512)]
+        return pack_codes(torch.cat(batches).numpy())
+
+
+@dataclass(frozen=True)
+class Index:
+    """Packed codes of a database (N x W) with their labels."""
+
+    words: Packed
+    labels: npt.NDArray[Any]
+
+    def search(self, queries: Packed, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+        """Rows of the ``count`` nearest database items of each packed query, nearest first, and their distances.
+
+        Equal distances come in database order. Both results are Q x count.
+        """
+        distances = hamming_distances(queries, self.words)
+        rows = np.argsort(distances, axis=1, kind="stable")[:, :count]
+        return rows, np.take_along_axis(distances, rows, axis=1)
+
+
+def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
+    """Write a finished training run as an exported folder; ``card`` is the model card's text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    split, network = run.split, run.network.cpu().eval()
+    write_trial(run.settings, folder / SETTINGS_FILE)
+    content = {
+        "backbone": run.trial.backbone,
+        "shape": list(split.train.inputs.shape[1:]),
+        "bits": run.trial.bits,
+        "class_names": list(split.class_names),
+        "weights": network.state_dict(),
+    }
+    torch.save(content, folder / ENCODER_FILE)
+    np.save(folder / CENTERS_FILE, run.centers, allow_pickle=False)
+    database = split.database or split.train
+    words = pack_codes(encode_share(network, database, Workers()).numpy())
+    np.savez_compressed(folder / INDEX_FILE, words=words, labels=database.labels)
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """Read an exported encoder. Raises SettingsError, naming the file, when it is missing or broken."""
+    path = folder / ENCODER_FILE
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        shape = tuple(content["shape"])
+        blank = torch.zeros(shape[0])
+        network = HashNetwork(content["backbone"], shape, content["bits"], blank, blank)
+        network.load_state_dict(content["weights"])
+    except Exception as error:
+        raise SettingsError(f"{path}: not a readable encoder: {str(error).splitlines()[0]}") from None
+    return Encoder(network.eval(), shape, content["bits"], tuple(content["class_names"]))
+
+
+def load_index(folder: Path) -> Index:
+    """Read an exported index. Raises SettingsError, naming the file, when it is missing or broken."""
+    path = folder / INDEX_FILE
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Index(arrays["words"], arrays["labels"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise SettingsError(f"{path}: not a readable index: {str(error).splitlines()[0]}") from None
+
+
+def model_card(settings: TrialSettings, split: Split, metrics: dict[str, float], lines: list[str]) -> str:
+    """The model card: what it is, what it was trained on, what was measured, how to use it."""
+    trial, evaluation = settings.trial, settings.evaluation
+    size = split.database or split.train
+    cutoff = "all" if evaluation.cutoff is None else str(evaluation.cutoff)
+    measured = "\n".join(f"| {name} | {value:.6g} |" for name, value in metrics.items())
+    return "\n".join(
+        [
+            f"# {trial.bits}-bit codes for {settings.dataset.name}",
+            "",
+            f"Method {settings.method}, backbone {trial.backbone}: K = {trial.bits}, M = {trial.codebook_size}, "
+            f"d = {trial.head_dim}, lambda = {trial.quantization_weight}, margin = {trial.margin}, s = {trial.scale}, "
+            f"update interval {trial.update_interval} after {trial.early_epochs} epochs.",
+            "",
+            f"Trained {trial.epochs} epochs on {len(split.train)} samples of {split.classes} classes (seed "
+            f"{trial.seed}); "
+            f"{len(split.queries)} {'test' if split.stage == 'final' else 'validation'} queries ranked {len(size)} "
+            f"database items. Split {split.fingerprint}.",
+            "",
+            f"mAP@{cutoff}, ties {evaluation.ties}, denominator {evaluation.denominator}, queries without a relevant "
+            f"item: {evaluation.no_relevant}.",
+            "",
+            *lines,
+            "",
+            "| measured at the last epoch | |",
+            "|---|---|",
+            measured,
+            "",
+            "```python",
+            "from pathlib import Path",
+            "from crh_tune.export import load_encoder, load_index",
+            "",
+            'encoder, index = load_encoder(Path(".")), load_index(Path("."))',
+            "rows, distances = index.search(encoder.encode(images), 10)   # images: "
+            f"uint8, N x {' x '.join(map(str, split.train.inputs.shape[1:]))}",
+            "```",
+            "",
+            f"Run it again: `crh-tune train {SETTINGS_FILE}`",
+            "",
+        ]
+    )

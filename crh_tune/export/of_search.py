@@ -1,0 +1,70 @@
+"""The export of a search: its tested winner, or of an unfinished one the best trial so far."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from crh_tune.data.splits import Stage
+from crh_tune.export.bundle import model_card, write_bundle
+from crh_tune.settings.base import SettingsError
+from crh_tune.settings.trial import TrialSettings
+from crh_tune.training.aggregator import solve_locally
+from crh_tune.training.loop import TrainingRun
+from crh_tune.training.workers import Workers
+from crh_tune.tuning.searcher import METRICS, SETTINGS, trial_name
+from crh_tune.tuning.study import RUNS_FOLDER, STUDY_FILE, SUMMARY_FILE, Candidate
+from crh_tune.tuning.trial import open_split
+
+
+def export_search(search: Path, target: Path) -> None:
+    """Write the export of a search's folder. Raises SettingsError when there is nothing finished in it."""
+    if (search / SUMMARY_FILE).exists():
+        summary = json.loads((search / SUMMARY_FILE).read_text())
+        outcome = summary["best_test"]
+        _export(
+            outcome["settings"], "final", Path(outcome["checkpoint"]), outcome["metrics"], _verdict(summary), target
+        )
+        return
+    if not (search / STUDY_FILE).exists():
+        raise SettingsError(f"{search}: no search here (there is no {SUMMARY_FILE} and no {STUDY_FILE})")
+    study = optuna.load_study(study_name=search.name, storage=f"sqlite:///{search / STUDY_FILE}")
+    if not study.get_trials(states=(TrialState.COMPLETE,)):
+        raise SettingsError(f"{search}: no trial has come to its end yet")
+    best = study.best_trial
+    checkpoints = sorted((search / RUNS_FOLDER / trial_name(best.number)).glob("checkpoint_*"))
+    if not checkpoints:
+        raise SettingsError(f"{search}: the checkpoint of {trial_name(best.number)} is gone")
+    lines = [
+        f"The best trial so far ({trial_name(best.number)}) of an unfinished search: neither confirmed nor tested."
+    ]
+    _export(best.user_attrs[SETTINGS], "search", checkpoints[-1], best.user_attrs[METRICS], lines, target)
+
+
+def _export(
+    settings: dict[str, Any], stage: Stage, checkpoint: Path, metrics: dict[str, float], lines: list[str], target: Path
+) -> None:
+    resolved = TrialSettings.model_validate(settings)
+    split = open_split(resolved, stage)
+    run = TrainingRun(resolved, split, Workers(), solve_locally)
+    run.restore(checkpoint)
+    write_bundle(target, run, model_card(resolved, split, metrics, lines))
+
+
+def _verdict(summary: dict[str, Any]) -> list[str]:
+    """The winner against the paper's setting, as the search measured them."""
+    best, paper = Candidate(**summary["best"]), Candidate(**summary["paper"])
+    tested, paper_tested = summary["best_test"]["metrics"], summary["paper_test"]["metrics"]
+    return [
+        f"Found by search {summary['search_id']} ({best.trial}).",
+        "",
+        "| | validation, fresh seeds | test |",
+        "|---|---|---|",
+        f"| this | {best.mean:.4f} ± {best.std:.4f} ({len(best.values)} seeds) | {tested['test/map']:.4f} |",
+        f"| the paper's setting | {paper.mean:.4f} ± {paper.std:.4f} ({len(paper.values)} seeds) "
+        f"| {paper_tested['test/map']:.4f} |",
+    ]

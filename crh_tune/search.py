@@ -1,0 +1,120 @@
+"""The entry point of a search: arguments in, a finished search out.
+
+It runs as ``crh-tune search`` and, copied alone to a cluster's head, as ``ray submit clusters/gpu.yaml
+crh_tune/search.py``; there it uses the running cluster, elsewhere it starts Ray on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+import ray
+
+from crh_tune.export.of_search import export_search
+from crh_tune.settings.base import SettingsError
+from crh_tune.settings.search import SearchSettings, read_search
+from crh_tune.spaces import find_space
+from crh_tune.tuning.study import SearchFailed, SearchResult, describe, run_search
+
+DEFAULT_SPACE = "digit_pairs"
+DEFAULT_STORAGE = "crh_runs"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a search."""
+    parser.add_argument("space", nargs="?", help=f"search space: a name or a YAML file (default {DEFAULT_SPACE})")
+    parser.add_argument("--space", dest="space_option", metavar="SPACE", help="the same, as an option")
+    parser.add_argument("--dataset", help="another dataset in place of the search space's own")
+    parser.add_argument("--trials", type=int, help="how many trials (default: the search space's budget)")
+    parser.add_argument("--storage", type=Path, default=Path(DEFAULT_STORAGE), help="where searches are kept")
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """Run a search as the arguments say and print what it found. Raises SettingsError, SearchFailed."""
+    settings = _settings(arguments)
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    result = run_search(settings, arguments.storage, lambda line: print(line, flush=True))
+    target = result.folder / "export"
+    export_search(result.folder, target)
+    print("\n".join(_last_lines(result, target)), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one search: 0 finished, 1 failed, 2 a mistake in the arguments or settings."""
+    parser = argparse.ArgumentParser(prog="search.py", description="Search for the best settings of a hashing method.")
+    add_arguments(parser)
+    return run_command(lambda: search(parser.parse_args(argv)), "search")
+
+
+def run_command(command: Callable[[], None], name: str) -> int:
+    """Call a command; its exit code, with one line on standard error where it did not end well."""
+    try:
+        command()
+    except SettingsError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except SearchFailed as error:
+        print(f"{name}: failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> SearchSettings:
+    if arguments.space and arguments.space_option:
+        raise SettingsError("the search space is given twice: once as an argument and once as --space")
+    name = arguments.space or arguments.space_option or DEFAULT_SPACE
+    settings = read_search(find_space(name), arguments.dataset)
+    if arguments.trials is None:
+        return settings
+    if arguments.trials < 1:
+        raise SettingsError(f"--trials: expected at least 1, got {arguments.trials}")
+    return settings.model_copy(update={"budget": settings.budget.model_copy(update={"trials": arguments.trials})})
+
+
+def _last_lines(result: SearchResult, target: Path) -> list[str]:
+    best, paper = result.best, result.paper
+    seeds = f"mean of {len(best.values)} fresh seeds"
+    lines = [
+        "",
+        f"best settings    {describe(best.settings)}  ({best.trial})",
+        f"validation mAP   {best.mean:.4f} ± {best.std:.4f}, the paper's setting "
+        f"{paper.mean:.4f} ± {paper.std:.4f} ({seeds})",
+        f"test mAP         {result.best_test.metrics['test/map']:.4f}, the paper's setting "
+        f"{result.paper_test.metrics['test/map']:.4f}",
+        f"exported to      {_near(target)}",
+    ]
+    if result.unsent:
+        lines.append(
+            f"MLflow           {result.unsent} entries could not be sent; they are kept in {_near(result.folder)}"
+        )
+    return [*lines, f"open the UI      {_ui_command(result.tracking_uri)}"]
+
+
+def _ui_command(uri: str) -> str:
+    if not uri.startswith("sqlite:"):
+        return f"MLflow runs at {uri}"
+    beside = Path(sys.executable).parent / "mlflow"
+    program = _near(beside) if beside.exists() else shutil.which("mlflow") or "mlflow"
+    return f"{program} ui --host 127.0.0.1 --port 5000 --backend-store-uri {shlex.quote(uri)}"
+
+
+def _near(path: Path) -> str:
+    """The path as seen from the working folder, where it lies below it."""
+    absolute = path.absolute()
+    return shlex.quote(str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""The settings of a search: what is explored, from where, for how long and on what. The format of search_spaces/."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_serializer, model_validator
+
+from crh_tune.hashing.codebook import feasible_head_dims
+from crh_tune.hashing.methods import METHODS
+from crh_tune.settings.base import Settings, SettingsError, known, one_line, read_yaml, validated
+from crh_tune.settings.trial import (
+    DatasetSettings,
+    EvaluationSettings,
+    Full,
+    ScalingSettings,
+    Seed,
+    TrainingSettings,
+    TrialSettings,
+    ValidationSettings,
+    codebook_size,
+)
+
+Kind = Literal["choice", "grid", "uniform", "log_uniform", "int", "feasible"]
+KINDS: dict[str, str] = {
+    "choice": "a list of values",
+    "grid": "a list of values, all of them tried",
+    "uniform": "[low, high]",
+    "log_uniform": "[low, high], both positive",
+    "int": "[low, high], whole numbers",
+    "feasible": "true (head_dim only)",
+}
+Value = float | int | str
+
+
+class Distribution(Settings):
+    """What one setting is drawn from, written as one key: ``{uniform: [0, 0.5]}``."""
+
+    kind: Kind
+    values: tuple[Any, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_one_key(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping) or len(content) != 1:
+            raise ValueError(f"expected one of {_kinds()}, got {content!r}")
+        kind, values = next(iter(content.items()))
+        if kind not in KINDS:
+            raise ValueError(f"unknown distribution {kind!r}: one of {_kinds()}")
+        if kind == "feasible":
+            if values is not True:
+                raise ValueError(f"feasible takes {KINDS[kind]}, got {values!r}")
+            return {"kind": kind}
+        if not isinstance(values, list | tuple) or not values:
+            raise ValueError(f"{kind} takes {KINDS[kind]}, got {values!r}")
+        return {"kind": kind, "values": tuple(values)}
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.kind in ("choice", "grid"):
+            if len(set(map(repr, self.values))) < len(self.values):
+                raise ValueError(f"{self.kind} names a value twice: {list(self.values)}")
+        elif self.kind != "feasible":
+            self._check_range()
+        return self
+
+    def _check_range(self) -> None:
+        kind = int if self.kind == "int" else (int, float)
+        fits = len(self.values) == 2 and all(isinstance(v, kind) and not isinstance(v, bool) for v in self.values)
+        if not fits or not self.values[0] < self.values[1] or (self.kind == "log_uniform" and self.values[0] <= 0):
+            raise ValueError(f"{self.kind} takes {KINDS[self.kind]}, low < high, got {list(self.values)}")
+
+    @model_serializer
+    def _as_one_key(self) -> dict[str, Any]:
+        return {self.kind: True if self.kind == "feasible" else list(self.values)}
+
+    def contains(self, value: Any) -> bool:
+        """Whether the distribution can draw this value."""
+        if self.kind in ("choice", "grid"):
+            return value in self.values
+        if self.kind == "int" and not isinstance(value, int):
+            return False
+        return isinstance(value, int | float) and bool(self.values[0] <= value <= self.values[1])
+
+
+def _kinds() -> str:
+    return ", ".join(KINDS)
+
+
+class ObjectiveSettings(Settings):
+    """What the search optimises: a metric of the validation queries or of the centres."""
+
+    metric: Literal["val/map", "centers/pcc"] = "val/map"
+    mode: Literal["max", "min"] = "max"
+
+
+class AshaSettings(Settings):
+    """Asynchronous successive halving: from ``grace_epochs`` on, each rung keeps one trial in ``reduction``."""
+
+    grace_epochs: int = Field(5, ge=1)
+    reduction: float = Field(3, gt=1)
+
+
+class SchedulerSettings(Settings):
+    """What stops weak trials early; ``scheduler: {}`` stops none."""
+
+    asha: AshaSettings | None = None
+
+
+class ConfirmSettings(Settings):
+    """The ``top`` finalists and the paper's setting run again with ``seeds`` fresh seeds; the best mean wins."""
+
+    top: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=1)
+
+
+class BudgetSettings(Settings):
+    """How many trials, for how many hours at most (null: no limit), how many at once (auto: what the machine fits)."""
+
+    trials: int = Field(24, ge=1)
+    hours: float | None = Field(None, gt=0, allow_inf_nan=False)
+    concurrent: int | Literal["auto"] = "auto"
+
+    @field_validator("concurrent")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"expected auto or at least 1, got {value}")
+        return value
+
+
+class SearchSettings(Settings):
+    """A search-space file. ``start_from`` holds settings tried first: ``paper``, or mappings of searched values."""
+
+    name: str
+    dataset: DatasetSettings
+    method: str = "crh"
+    trial: TrainingSettings = TrainingSettings()
+    search: dict[str, Distribution]
+    start_from: tuple[Literal["paper"] | dict[str, Value], ...] = ("paper",)
+    objective: ObjectiveSettings = ObjectiveSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    validation: ValidationSettings = ValidationSettings()
+    scheduler: SchedulerSettings = SchedulerSettings(asha=AshaSettings())
+    confirm: ConfirmSettings = ConfirmSettings()
+    budget: BudgetSettings = BudgetSettings()
+    scaling: ScalingSettings = ScalingSettings()
+    seed: Seed = 0
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
+            raise ValueError(f"expected up to 64 letters, digits, '.', '_' or '-', got {value[:80]!r}")
+        return value
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        return known(value, METHODS, "method")
+
+    @model_validator(mode="after")
+    def _space_fits_the_settings(self) -> Self:
+        if not self.search:
+            raise ValueError("search: nothing to search over")
+        kinds = {distribution.kind for distribution in self.search.values()}
+        if "grid" in kinds and len(kinds) > 1:
+            raise ValueError("search: a grid cannot be mixed with other distributions")
+        if "codebook_ratio" in self.search and "codebook_size" in self.search:
+            raise ValueError("search: give codebook_size or codebook_ratio, not both")
+        for name, distribution in self.search.items():
+            self._check_searched(name, distribution)
+        for index, start in enumerate(self.start_from):
+            self._check_start(index, start)
+        return self
+
+    def _check_searched(self, name: str, distribution: Distribution) -> None:
+        searchable = {"method": None, **TrainingSettings.model_fields}
+        try:
+            known(name, searchable, "setting")
+            if distribution.kind == "feasible":
+                if name != "head_dim":
+                    raise ValueError("feasible is for head_dim only")
+                return
+            for value in distribution.values:
+                self._check_value(name, value)
+        except ValueError as error:
+            raise ValueError(f"search.{name}: {error}") from None
+
+    def _check_value(self, name: str, value: Any) -> None:
+        """Raises ValueError where no trial could have this value, whatever the others are."""
+        if name == "method":
+            known(value, METHODS, "method")
+            return
+        base = {"bits": self.trial.bits, "epochs": self.trial.epochs}
+        if "bits" in self.search:
+            base["bits"] = max(self.search["bits"].values)
+        if name == "head_dim" and isinstance(value, int) and value >= 1 and base["bits"] % value == 0:
+            return
+        try:
+            TrainingSettings(**{**base, name: value})
+        except ValidationError as error:
+            raise ValueError(one_line(error).removeprefix(f"{name}: ")) from None
+
+    def _check_start(self, index: int, start: str | dict[str, Value]) -> None:
+        if isinstance(start, str):
+            return
+        for name, value in start.items():
+            where = f"start_from.{index}.{name}"
+            if name not in self.search:
+                raise ValueError(f"{where}: not searched over: one of {', '.join(self.search)}")
+            distribution = self.search[name]
+            if distribution.kind != "feasible" and not distribution.contains(value):
+                raise ValueError(f"{where}: {value!r} is not in {distribution.model_dump()}")
+
+    @property
+    def is_grid(self) -> bool:
+        return any(distribution.kind == "grid" for distribution in self.search.values())
+
+    def cells(self) -> list[dict[str, Value]]:
+        """All combinations of a grid's values, the last name varying fastest."""
+        names = list(self.search)
+        product = itertools.product(*(self.search[name].values for name in names))
+        return [dict(zip(names, values, strict=True)) for values in product]
+
+    def trial_settings(self, values: Mapping[str, Any], seed: int) -> TrialSettings:
+        """The trial with these searched values in place of the fixed ones. Raises SettingsError."""
+        trial = {**self.trial.model_dump(), "seed": seed, **values}
+        method = trial.pop("method", self.method)
+        if "codebook_size" in values or "codebook_ratio" in values:
+            other = {"codebook_size", "codebook_ratio"} - set(values)
+            trial.update(dict.fromkeys(other))
+        return TrialSettings(
+            dataset=self.dataset,
+            method=method,
+            trial=validated(TrainingSettings, trial, "trial"),
+            evaluation=self.evaluation,
+            validation=self.validation,
+            scaling=self.scaling,
+        )
+
+    def check_feasible(self, classes: int) -> None:
+        """Raises SettingsError where a codebook size or head dimension that can be drawn is impossible for C."""
+        for bits, ratio_or_size in itertools.product(_drawn(self, "bits"), _drawn_codebook(self)):
+            trial = self.trial_settings({"bits": bits, **ratio_or_size, "head_dim": None}, self.seed).trial
+            try:
+                size = codebook_size(trial, classes)
+            except ValueError as error:
+                raise SettingsError(f"search: {error}") from None
+            if not allowed_head_dims(self, bits, size):
+                raise SettingsError(
+                    f"search.head_dim: none of {list(self.search['head_dim'].values)} divides bits K = {bits} and "
+                    f"holds M = {size} codewords: one of {feasible_head_dims(bits, int(size))}"
+                )
+
+
+def allowed_head_dims(settings: SearchSettings, bits: int, size: int | Full) -> list[int]:
+    """The head dimensions a search may draw for this K and M: the feasible ones, or those of them it lists."""
+    if size == "full":
+        return [bits]
+    feasible = feasible_head_dims(bits, size)
+    distribution = settings.search.get("head_dim")
+    if distribution is None or distribution.kind == "feasible":
+        return feasible
+    if distribution.kind in ("choice", "grid"):
+        return [d for d in feasible if d in distribution.values]
+    return [d for d in feasible if distribution.contains(d)]
+
+
+def _drawn(settings: SearchSettings, name: str) -> list[Any]:
+    """The values of a setting that bound what can be drawn: all of a list, the ends of a range, or the fixed one."""
+    if name in settings.search:
+        return list(settings.search[name].values)
+    return [getattr(settings.trial, name)]
+
+
+def _drawn_codebook(settings: SearchSettings) -> list[dict[str, Any]]:
+    for name in ("codebook_ratio", "codebook_size"):
+        if name in settings.search:
+            return [{name: value} for value in settings.search[name].values]
+    return [{}]
+
+
+def read_search(path: Path, dataset: str | None = None) -> SearchSettings:
+    """A search-space file, with another dataset in place of its own where one is named. Raises SettingsError."""
+    content = read_yaml(path)
+    if dataset is not None:
+        content["dataset"] = {"name": dataset}
+    return validated(SearchSettings, content, str(path))

@@ -1,0 +1,1 @@
+"""Many trials: search spaces to Optuna, Ray Tune, schedulers and MLflow."""

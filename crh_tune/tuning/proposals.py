@@ -1,0 +1,99 @@
+"""From a search space to the settings of trials, define-by-run: M first, then d from what M allows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+
+from crh_tune.settings.search import SearchSettings, Value, allowed_head_dims
+from crh_tune.settings.trial import codebook_size
+
+START = "start"
+"""User attribute of a trial that was enqueued: ``paper``, ``given`` or ``cell``."""
+FIXED = "fixed"
+"""User attribute: searched settings that this trial does not draw, because the space cannot express their value."""
+
+
+def propose(trial: optuna.Trial, settings: SearchSettings, classes: int) -> dict[str, Any]:
+    """Values for every searched setting. A name always has the same choices: d is named by what it is drawn from."""
+    fixed: dict[str, Any] = trial.user_attrs.get(FIXED, {})
+    values: dict[str, Any] = {}
+    for name, distribution in settings.search.items():
+        if name == "head_dim":
+            continue
+        if name in fixed:
+            values[name] = fixed[name]
+        elif distribution.kind in ("choice", "grid"):
+            values[name] = trial.suggest_categorical(name, distribution.values)
+        elif distribution.kind == "int":
+            values[name] = trial.suggest_int(name, *distribution.values)
+        else:
+            values[name] = trial.suggest_float(name, *distribution.values, log=distribution.kind == "log_uniform")
+    if "head_dim" in fixed:
+        values["head_dim"] = fixed["head_dim"]
+    elif "head_dim" in settings.search:
+        allowed = _allowed(settings, values, classes)
+        values["head_dim"] = (
+            allowed[0] if len(allowed) == 1 else trial.suggest_categorical(head_dim_name(allowed), allowed)
+        )
+    return values
+
+
+def head_dim_name(allowed: list[int]) -> str:
+    """The name under which a head dimension is drawn from these values."""
+    return f"head_dim_of_{'_'.join(map(str, allowed))}"
+
+
+def _allowed(settings: SearchSettings, values: dict[str, Any], classes: int) -> list[int]:
+    trial = settings.trial_settings({**values, "head_dim": None}, settings.seed).trial
+    return allowed_head_dims(settings, trial.bits, codebook_size(trial, classes))
+
+
+def start_points(settings: SearchSettings, classes: int, multi_label: bool) -> list[tuple[str, dict[str, Any]]]:
+    """What is tried before anything is drawn: every cell of a grid, or what ``start_from`` names."""
+    if settings.is_grid:
+        return [("cell", cell) for cell in settings.cells()]
+    paper = paper_values(settings, classes, multi_label)
+    return [
+        ("paper", paper) if start == "paper" else ("given", {**paper, **dict(start)}) for start in settings.start_from
+    ]
+
+
+def paper_values(settings: SearchSettings, classes: int, multi_label: bool) -> dict[str, Value]:
+    """The paper's value of every searched setting, which is its default, resolved for this dataset."""
+    defaults = dict.fromkeys(("codebook_ratio", "codebook_size", "head_dim", "quantization_weight"))
+    for name in ("margin", "update_interval", "early_epochs"):
+        defaults[name] = type(settings.trial).model_fields[name].default
+    kept = {name: value for name, value in defaults.items() if name in settings.search}
+    resolved = settings.trial_settings(kept, settings.seed).resolve(classes, multi_label)
+    values = {name: getattr(resolved.trial, name, None) for name in settings.search}
+    if "method" in values:
+        values["method"] = resolved.method
+    if "codebook_ratio" in values and isinstance(resolved.trial.codebook_size, int):
+        values["codebook_ratio"] = resolved.trial.codebook_size / classes
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def enqueue(study: optuna.Study, settings: SearchSettings, classes: int, multi_label: bool) -> None:
+    """Put the start points first in a new study's queue, each value under the name it is drawn by.
+
+    A value that the space cannot draw (the paper's lambda = 0 in a log-uniform range) is fixed for that trial, and not
+    told to the sampler as something it drew.
+    """
+    for start, values in start_points(settings, classes, multi_label):
+        params: dict[str, Any] = {}
+        fixed: dict[str, Any] = {}
+        for name, value in values.items():
+            distribution = settings.search[name]
+            if name == "head_dim":
+                allowed = _allowed(settings, values, classes)
+                if value not in allowed:
+                    fixed[name] = value
+                elif len(allowed) > 1:
+                    params[head_dim_name(allowed)] = value
+            elif distribution.contains(value):
+                params[name] = value
+            else:
+                fixed[name] = value
+        study.enqueue_trial(params, user_attrs={START: start, FIXED: fixed})

@@ -68,10 +68,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def _print_progress(metrics: Metrics, save: Save | None) -> None:
-    print(
-        f"epoch {metrics['epoch']:>4.0f}  loss {metrics['loss/total']:.4f}  test/map {metrics['test/map']:.4f}",
-        flush=True,
-    )
+    print(f"epoch {metrics['epoch']:>4.0f}  loss {metrics['loss/total']:.4f}", flush=True)
 
 
 if __name__ == "__main__":

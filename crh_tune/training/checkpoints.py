@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 CHECKPOINT_FILE = "checkpoint.pt"
+CENTERS_FILE = "centers.npy"
+"""The centres beside a checkpoint, C x K int8, for people to look at."""
 
 
 class CheckpointError(ValueError):

@@ -106,7 +106,7 @@ class TrainingRun:
             if not (evaluating or self._update_due()):
                 continue
             codes = self._encode(self.split.train)
-            scores = self._evaluate(codes) if evaluating else {}
+            scores = self._evaluate(codes) if evaluating and self._may_ask_queries() else {}
             changed = self._reassign(codes) if self._update_due() else 0.0
             if evaluating:
                 metrics = {"epoch": self.epoch, **losses, **scores, "centers/reassigned": changed}
@@ -139,6 +139,7 @@ class TrainingRun:
             "seconds": self.seconds,
         }
         checkpoints.save(state, folder)
+        np.save(folder / checkpoints.CENTERS_FILE, self.centers, allow_pickle=False)
 
     def _update_due(self) -> bool:
         """After each of the first epochs, then at intervals; never after the last, which nothing would train on."""
@@ -148,6 +149,10 @@ class TrainingRun:
 
     def _evaluation_due(self) -> bool:
         return self.epoch % self.trial.evaluate_every == 0 or self.epoch == self.trial.epochs
+
+    def _may_ask_queries(self) -> bool:
+        """Validation queries at every evaluation; test queries once, after the last epoch."""
+        return self.split.stage == "search" or self.epoch == self.trial.epochs
 
     def _train_epoch(self) -> Metrics:
         """One pass over the training samples; returns the epoch's mean of each loss term."""

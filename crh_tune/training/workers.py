@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 Array = npt.NDArray[Any]
@@ -74,6 +73,27 @@ class Workers:
         return module
 
 
+class _SumOverWorkers(torch.autograd.Function):
+    """The sum over all workers; every worker's loss depends on it, so gradients are summed over them as well."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_workers(value: torch.Tensor) -> torch.Tensor:
+    """The differentiable sum over all workers of the process group."""
+    return _SumOverWorkers.apply(value)  # type: ignore[no-any-return]
+
+
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation over the batches of all workers, for backends (gloo) that torch's SyncBatchNorm refuses.
 
@@ -89,10 +109,10 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         axes = [0, *range(2, input.ndim)]
         shape = (1, -1) + (1,) * (input.ndim - 2)
-        count = all_reduce(input.new_tensor(input.numel() // input.shape[1]))
-        mean = all_reduce(input.sum(dim=axes)) / count
+        count = sum_over_workers(input.new_tensor(input.numel() // input.shape[1]))
+        mean = sum_over_workers(input.sum(dim=axes)) / count
         centered = input - mean.reshape(shape)
-        variance = all_reduce(centered.square().sum(dim=axes)) / count
+        variance = sum_over_workers(centered.square().sum(dim=axes)) / count
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             assert self.momentum is not None
             assert self.num_batches_tracked is not None

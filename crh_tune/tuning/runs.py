@@ -17,12 +17,13 @@ from ray.tune.search.searcher import Searcher
 from crh_tune.data.splits import Stage
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
-from crh_tune.settings.trial import ScalingSettings
+from crh_tune.settings.trial import ScalingSettings, TrialSettings, write_trial
+from crh_tune.training.checkpoints import CENTERS_FILE
 from crh_tune.tuning.searcher import plain_metrics
 from crh_tune.tuning.tracking import Tracker, flat
 from crh_tune.tuning.trial import run_trial
 
-RUNS_FOLDER = "runs"
+RUNS_FOLDER, SETTINGS_FOLDER = "runs", "settings"
 COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
 
 
@@ -98,12 +99,23 @@ class RunEvents(tune.Callback):
         key = self._place.key(outcome.name)
         outcome.checkpoint = str(trial.checkpoint.path) if trial.checkpoint else None
         outcome.status = outcome.status or FAILED
+        self._keep_artifacts(key, outcome)
         tags = {"crh_tune.outcome": outcome.status}
         if outcome.error:
             tags["crh_tune.error"] = outcome.error
         self._place.tracker.tags(key, tags)
         self._place.tracker.end_run(key, status)
         self._said(outcome)
+
+
+    def _keep_artifacts(self, key: str, outcome: Outcome) -> None:
+        folder = self._place.folder / SETTINGS_FOLDER
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{outcome.name}.yaml"
+        write_trial(TrialSettings.model_validate(outcome.settings), path)
+        self._place.tracker.artifact(key, path)
+        if outcome.checkpoint:
+            self._place.tracker.artifact(key, Path(outcome.checkpoint) / CENTERS_FILE)
 
 
 def _reason(trial: Trial) -> str:

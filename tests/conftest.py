@@ -1,0 +1,24 @@
+"""One Ray for the whole test session, with a short health-check interval and without token authentication."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
+os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Ray on this machine with two CPUs."""
+    import ray
+
+    ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()

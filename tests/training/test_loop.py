@@ -1,0 +1,156 @@
+"""The epoch loop: updates when they are due, bit-exact repetition and continuation, honest use of queries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from crh_tune.hashing.codebook import shared_centers
+from crh_tune.training import checkpoints
+from crh_tune.training.aggregator import Round, solve_locally
+from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun, steps_per_epoch
+from crh_tune.training.workers import Workers
+from tests.training.conftest import settings_for, split_of
+
+
+def trained(settings, split, solve=solve_locally, report=lambda metrics, save: None) -> tuple[TrainingRun, Metrics]:
+    run = TrainingRun(settings, split, Workers(), solve)
+    return run, run.train(report)
+
+
+def without_seconds(metrics: Metrics) -> Metrics:
+    return {name: value for name, value in metrics.items() if not name.startswith("seconds/")}
+
+
+@pytest.mark.parametrize("dataset", ["digits", "digit_sets"])
+def test_the_same_seed_gives_the_same_metrics_and_weights_to_the_last_bit(dataset):
+    split = split_of(dataset)
+    settings = settings_for(split, dataset=dataset)
+    (first, a), (second, b) = trained(settings, split), trained(settings, split)
+    assert without_seconds(a) == without_seconds(b)
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    other, c = trained(settings_for(split, dataset=dataset, seed=1), split)
+    assert c["loss/total"] != a["loss/total"]
+
+
+def test_a_run_continued_from_a_checkpoint_ends_bit_equal_to_the_uninterrupted_one(tmp_path: Path):
+    split = split_of()
+    settings = settings_for(split, epochs=4, early_epochs=2, update_interval=1)
+    whole, expected = trained(settings, split)
+
+    def stop_after_two(metrics: Metrics, save: Save | None) -> None:
+        if metrics["epoch"] == 2:
+            assert save is not None
+            save(tmp_path)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(settings, split, report=stop_after_two)
+    resumed = TrainingRun(settings, split, Workers(), solve_locally)
+    resumed.restore(tmp_path)
+    assert without_seconds(resumed.train(lambda metrics, save: None)) == without_seconds(expected)
+    assert np.array_equal(resumed.table, whole.table)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_updates_come_every_early_epoch_then_at_the_interval_and_never_after_the_last():
+    split = split_of()
+    rounds: list[int] = []
+
+    def solve(round_: Round, statistic: np.ndarray) -> np.ndarray:
+        rounds.append(round_.number)
+        return solve_locally(round_, statistic)
+
+    trained(settings_for(split, epochs=9, early_epochs=3, update_interval=3), split, solve)
+    assert rounds == [1, 2, 3, 6]
+
+
+def test_crh_u_never_reassigns_and_keeps_its_first_centres():
+    split = split_of()
+    settings = settings_for(split, "crh_u")
+
+    def solve(round_: Round, statistic: np.ndarray) -> np.ndarray:
+        raise AssertionError("CRH-U asked for a reassignment")
+
+    untrained = TrainingRun(settings, split, Workers(), solve)
+    run, metrics = trained(settings, split, solve)
+    assert np.array_equal(run.table, untrained.table)
+    assert metrics["centers/reassigned"] == 0
+
+
+def test_crh_m_has_one_head_and_crh_has_several():
+    split = split_of("digit_pairs")
+    heads = {
+        method: TrainingRun(settings_for(split, method, "digit_pairs"), split, Workers(), solve_locally).codebook.heads
+        for method in ("crh", "crh_m", "crh_u")
+    }
+    assert heads == {"crh": 2, "crh_m": 1, "crh_u": 1}
+
+
+def test_training_learns_and_no_two_classes_share_a_centre():
+    split = split_of()
+    run, metrics = trained(settings_for(split, epochs=8), split)
+    assert metrics["val/map"] > 0.8  # random codes give about 0.1
+    assert not shared_centers(run.centers)
+
+
+def test_the_whole_space_is_a_codebook_too():
+    split = split_of()
+    run, metrics = trained(settings_for(split, epochs=6, codebook_size="full"), split)
+    assert metrics["val/map"] > 0.7
+    assert not shared_centers(run.centers)
+
+
+def test_test_queries_are_asked_once_and_only_by_the_final_split(monkeypatch: pytest.MonkeyPatch):
+    from crh_tune.training import loop
+
+    asked: list[int] = []
+    real = loop.encode_share
+
+    def spy(network, samples, workers):
+        if samples is final.queries:
+            asked.append(1)
+        return real(network, samples, workers)
+
+    monkeypatch.setattr(loop, "encode_share", spy)
+    final, search = split_of(stage="final"), split_of(stage="search")
+    _, metrics = trained(settings_for(search), search)
+    assert asked == []
+    assert "val/map" in metrics
+    assert "test/map" not in metrics
+    reports: list[Metrics] = []
+    trained(settings_for(final, epochs=4), final, report=lambda metrics, save: reports.append(metrics))
+    assert asked == [1]
+    assert [("test/map" in metrics) for metrics in reports] == [False, False, False, True]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_reason():
+    split = split_of()
+    with pytest.raises(TrainingDiverged, match="loss is (nan|inf) after epoch"):
+        trained(settings_for(split, learning_rate=1e30, epochs=5), split)
+
+
+@pytest.mark.parametrize(("samples", "batch", "steps"), [(1200, 128, 10), (129, 128, 2), (3, 2, 1), (2, 64, 1), (5, 1, 2)])
+def test_an_epoch_is_cut_into_equal_steps_of_at_least_two_samples(samples, batch, steps):
+    assert steps_per_epoch(samples, batch) == steps
+    sizes = [len(part) for part in np.array_split(np.arange(samples), steps)]
+    assert min(sizes) >= 2
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_checkpoint_that_is_cut_in_half_or_of_other_settings_is_refused(tmp_path: Path):
+    split = split_of()
+    run = TrainingRun(settings_for(split), split, Workers(), solve_locally)
+    run._save(tmp_path)
+    other = TrainingRun(settings_for(split, margin=0.3), split, Workers(), solve_locally)
+    with pytest.raises(checkpoints.CheckpointError, match="other settings"):
+        other.restore(tmp_path)
+    path = tmp_path / checkpoints.CHECKPOINT_FILE
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(checkpoints.CheckpointError, match=r"checkpoint\.pt"):
+        run.restore(tmp_path)

@@ -12,13 +12,12 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 from collections.abc import Iterator
 
 import pytest
+import ray
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Ray on this machine with two CPUs."""
-    import ray
-
     ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

@@ -55,8 +55,8 @@ class HashNetwork(nn.Module):
         self.backbone = BACKBONES[backbone](shape)
         self.hash_layer = nn.Linear(self.backbone.features, bits)
         per_channel = (1, -1) + (1,) * (len(shape) - 1)
-        self.register_buffer("mean", mean.float().reshape(per_channel))
-        self.register_buffer("std", std.float().reshape(per_channel))
+        self.register_buffer("mean", mean.float().reshape(per_channel).clone())
+        self.register_buffer("std", std.float().reshape(per_channel).clone())
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.backbone((inputs.float() - self.mean) / self.std)

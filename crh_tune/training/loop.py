@@ -134,7 +134,7 @@ class TrainingRun:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "table": torch.from_numpy(self.table),
+            "table": torch.from_numpy(self.table.copy()),
             "epoch": self.epoch,
             "seconds": self.seconds,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.searcher import Searcher
 
@@ -82,6 +84,7 @@ class RunEvents(tune.Callback):
         run = trial.config["run"]
         metrics = plain_metrics(result)
         self.outcomes[run["name"]].metrics = metrics
+        self.outcomes[run["name"]].checkpoint = result.get(CHECKPOINT_PATH_KEY)
         finite = {name: value for name, value in metrics.items() if math.isfinite(value) and name != "epoch"}
         self._place.tracker.metrics(self._place.key(run["name"]), finite, int(metrics["epoch"]))
         self.outcomes[run["name"]].status = COMPLETE if result.get("final") else PRUNED
@@ -97,7 +100,8 @@ class RunEvents(tune.Callback):
     def _ended(self, trial: Trial, status: str) -> None:
         outcome = self.outcomes[trial.config["run"]["name"]]
         key = self._place.key(outcome.name)
-        outcome.checkpoint = str(trial.checkpoint.path) if trial.checkpoint else None
+        if trial.checkpoint:
+            outcome.checkpoint = str(trial.checkpoint.path)
         outcome.status = outcome.status or FAILED
         self._keep_artifacts(key, outcome)
         tags = {"crh_tune.outcome": outcome.status}
@@ -106,7 +110,6 @@ class RunEvents(tune.Callback):
         self._place.tracker.tags(key, tags)
         self._place.tracker.end_run(key, status)
         self._said(outcome)
-
 
     def _keep_artifacts(self, key: str, outcome: Outcome) -> None:
         folder = self._place.folder / SETTINGS_FOLDER
@@ -119,8 +122,9 @@ class RunEvents(tune.Callback):
 
 
 def _reason(trial: Trial) -> str:
-    """The last line of what went wrong."""
-    lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
+    """The last line of what went wrong, from the file Tune has just written on this machine."""
+    path = Path(trial.error_file or "")
+    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
     return lines[-1] if lines else "the trial's process ended without a word"
 
 
@@ -158,6 +162,7 @@ def run_trials(
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),
     )
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the events above say what happened
     tuner.fit()
     return events.outcomes
 
@@ -186,11 +191,14 @@ def _scheduler(settings: SearchSettings) -> TrialScheduler:
     )
 
 
-def trial_resources(scaling: ScalingSettings) -> dict[str, float]:
-    """What Tune reserves for a trial: its worker's share, or next to nothing where a worker group reserves its own."""
+def trial_resources(scaling: ScalingSettings) -> tune.PlacementGroupFactory:
+    """What Tune reserves for a trial: its worker's share, or one byte where a worker group reserves its own.
+
+    Tune wants something reserved; a fraction of a CPU would keep a group from getting the machine's last one.
+    """
     if scaling.workers_per_trial > 1:
-        return {"cpu": 0.01}
-    return {"cpu": scaling.cpus_per_worker, "gpu": scaling.gpus_per_worker}
+        return tune.PlacementGroupFactory([{"memory": 1}])
+    return tune.PlacementGroupFactory([{"CPU": scaling.cpus_per_worker, "GPU": scaling.gpus_per_worker}])
 
 
 def concurrency(settings: SearchSettings) -> int:

@@ -39,6 +39,7 @@ class OptunaSearcher(Searcher):
         self._study, self._settings, self._classes, self._multi_label = study, settings, classes, multi_label
         self._left = budget
         self._running: dict[str, optuna.Trial] = {}
+        self._reported: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial as ``{"run": {name, settings, start}}``; "FINISHED" once the budget is spent."""
@@ -60,13 +61,22 @@ class OptunaSearcher(Searcher):
         return {"run": {"name": trial_name(trial.number), "settings": content, "stage": "search", "start": start}}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Keep an intermediate value, under its epoch."""
+        """Keep an intermediate value, under its epoch, once."""
         trial, value = self._running.get(trial_id), result.get(self.metric)
-        if trial is not None and value is not None and math.isfinite(value):
-            trial.report(value, int(result["epoch"]))
+        if trial is None or value is None or not math.isfinite(value):
+            return
+        epoch = int(result["epoch"])
+        if self._reported.get(trial_id) != epoch:
+            self._reported[trial_id] = epoch
+            trial.report(value, epoch)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study: complete with a value, pruned before its last epoch, or failed."""
+        """Tell the study: complete with a value, pruned before its last epoch, or failed.
+
+        Tune hands a trial's last result to this method only.
+        """
+        if result is not None:
+            self.on_trial_result(trial_id, result)
         trial = self._running.pop(trial_id, None)
         if trial is None:
             return

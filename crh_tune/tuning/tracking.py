@@ -26,6 +26,8 @@ from crh_tune.settings.base import SettingsError
 KEY_TAG = "crh_tune.key"
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
+# Without a kind, the UI takes an experiment for one of language-model traces.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _PARENT_TAG = "mlflow.parentRunId"
 _BATCH = 100
 _LONGEST_WAIT = 30.0
@@ -48,7 +50,7 @@ def connect(uri: str, experiment: str, storage: Path) -> str:
         if found is not None:
             return str(found.experiment_id)
         artifacts = (storage.resolve() / "mlflow_artifacts").as_uri() if uri.startswith("sqlite:") else None
-        return str(client.create_experiment(experiment, artifact_location=artifacts))
+        return str(client.create_experiment(experiment, artifact_location=artifacts, tags=_EXPERIMENT_TAGS))
     except Exception as error:
         reason = str(error).splitlines()[0][:200]
         raise SettingsError(f"MLFLOW_TRACKING_URI: the tracking server at {uri} does not answer: {reason}") from None

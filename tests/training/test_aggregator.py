@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,10 +39,13 @@ def test_all_workers_get_the_same_table_whichever_shard_comes_first():
 
 
 def test_rounds_of_different_trials_attempts_and_sendings_do_not_mix():
-    from dataclasses import replace
-
     parts = shards(2)
-    others = [replace(ROUND, trial="b"), replace(ROUND, attempt="b"), replace(ROUND, number=2), replace(ROUND, sending=1)]
+    others = [
+        replace(ROUND, trial="b"),
+        replace(ROUND, attempt="b"),
+        replace(ROUND, number=2),
+        replace(ROUND, sending=1),
+    ]
 
     async def send() -> None:
         aggregator = Aggregator(patience=0.05)

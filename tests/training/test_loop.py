@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from crh_tune.hashing.codebook import shared_centers
-from crh_tune.training import checkpoints
+from crh_tune.training import checkpoints, loop
 from crh_tune.training.aggregator import Round, solve_locally
 from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun, steps_per_epoch
 from crh_tune.training.workers import Workers
@@ -33,7 +33,7 @@ def test_the_same_seed_gives_the_same_metrics_and_weights_to_the_last_bit(datase
     assert without_seconds(a) == without_seconds(b)
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
-    other, c = trained(settings_for(split, dataset=dataset, seed=1), split)
+    _, c = trained(settings_for(split, dataset=dataset, seed=1), split)
     assert c["loss/total"] != a["loss/total"]
 
 
@@ -107,8 +107,6 @@ def test_the_whole_space_is_a_codebook_too():
 
 
 def test_test_queries_are_asked_once_and_only_by_the_final_split(monkeypatch: pytest.MonkeyPatch):
-    from crh_tune.training import loop
-
     asked: list[int] = []
     real = loop.encode_share
 
@@ -131,11 +129,13 @@ def test_test_queries_are_asked_once_and_only_by_the_final_split(monkeypatch: py
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_reason():
     split = split_of()
-    with pytest.raises(TrainingDiverged, match="loss is (nan|inf) after epoch"):
+    with pytest.raises(TrainingDiverged, match=r"loss is (nan|inf) after epoch"):
         trained(settings_for(split, learning_rate=1e30, epochs=5), split)
 
 
-@pytest.mark.parametrize(("samples", "batch", "steps"), [(1200, 128, 10), (129, 128, 2), (3, 2, 1), (2, 64, 1), (5, 1, 2)])
+@pytest.mark.parametrize(
+    ("samples", "batch", "steps"), [(1200, 128, 10), (129, 128, 2), (3, 2, 1), (2, 64, 1), (5, 1, 2)]
+)
 def test_an_epoch_is_cut_into_equal_steps_of_at_least_two_samples(samples, batch, steps):
     assert steps_per_epoch(samples, batch) == steps
     sizes = [len(part) for part in np.array_split(np.arange(samples), steps)]

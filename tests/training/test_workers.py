@@ -17,7 +17,9 @@ from tests.training.conftest import settings_for, split_of
 def gradients(run: TrainingRun, batch: np.ndarray) -> dict[str, torch.Tensor]:
     run.wrapped.train()
     run._train_step(batch, torch.from_numpy(run.centers).float())
-    return {name: parameter.grad.clone() for name, parameter in run.model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone() for name, parameter in run.model.named_parameters() if parameter.grad is not None
+    }
 
 
 def make_run(dataset: str, workers: Workers, method: str = "crh") -> TrainingRun:

@@ -1,0 +1,268 @@
+"""A whole small search on Ray, and what it leaves in MLflow, in Optuna and on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import ray
+import torch
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from crh_tune.data.datasets import open_dataset
+from crh_tune.data.splits import final_split
+from crh_tune.export import load_encoder, load_index
+from crh_tune.export.of_search import export_search
+from crh_tune.settings.base import SettingsError
+from crh_tune.settings.search import SearchSettings
+from crh_tune.settings.trial import read_trial
+from crh_tune.tuning import tracking
+from crh_tune.tuning.runs import Outcome, Place, run_trials
+from crh_tune.tuning.study import SearchFailed, SearchResult, run_search
+from crh_tune.tuning.trial import start_aggregator
+
+SPACE = {
+    "name": "small",
+    "dataset": {"name": "digit_pairs", "images_per_class": 5},
+    "trial": {"bits": 16, "epochs": 6, "batch_size": 128, "learning_rate": 2.0e-3, "evaluate_every": 2},
+    "search": {
+        "codebook_ratio": {"choice": [1, 2]},
+        "head_dim": {"feasible": True},
+        "quantization_weight": {"log_uniform": [0.001, 1.0]},
+        "margin": {"uniform": [0.0, 0.5]},
+        "update_interval": {"int": [1, 5]},
+    },
+    "scheduler": {"asha": {"grace_epochs": 2, "reduction": 3}},
+    "confirm": {"top": 2, "seeds": 2},
+    "budget": {"trials": 8},
+}
+
+
+def space(**changes) -> SearchSettings:
+    return SearchSettings.model_validate({**SPACE, **changes})
+
+
+@dataclass
+class Finished:
+    result: SearchResult
+    runs: dict[str, Run]
+    parent: Run
+    storage: Path
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session, tmp_path_factory) -> Finished:
+    storage = tmp_path_factory.mktemp("search") / "runs"
+    said: list[str] = []
+    result = run_search(space(), storage, said.append)
+    client = MlflowClient(result.tracking_uri)
+    experiment = client.get_experiment_by_name("small")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    return Finished(result, runs, runs.pop(result.search_id), storage, said)
+
+
+def test_mlflow_has_one_parent_and_every_run_once_with_its_status(finished: Finished):
+    trials = [f"trial-{n:04d}" for n in range(8)]
+    assert set(trials) <= set(finished.runs)
+    assert finished.parent.info.status == "FINISHED"
+    for run in finished.runs.values():
+        assert run.data.tags["mlflow.parentRunId"] == finished.parent.info.run_id
+        assert run.info.status == "FINISHED"
+    outcomes = [finished.runs[name].data.tags["crh_tune.outcome"] for name in trials]
+    assert set(outcomes) == {"complete", "pruned"}
+    assert finished.result.unsent == 0
+
+
+def test_every_run_has_all_settings_and_all_metrics(finished: Finished):
+    for run in finished.runs.values():
+        params, metrics = run.data.params, run.data.metrics
+        for name in ("codebook_size", "head_dim", "quantization_weight", "margin", "update_interval", "scale", "seed"):
+            assert params[f"trial.{name}"] not in ("None", "")
+        for name in ("cutoff", "ties", "denominator", "no_relevant"):
+            assert f"evaluation.{name}" in params
+        assert len(params["split"]) == 16
+        for name in ("loss/total", "loss/cross_entropy", "loss/quantization", "centers/pcc", "centers/d_min"):
+            assert name in metrics
+        for name in ("training", "encoding", "reassignment", "evaluation"):
+            assert metrics[f"seconds/{name}"] >= 0
+
+
+def test_metric_curves_and_artifacts_are_kept(finished: Finished):
+    client = MlflowClient(finished.result.tracking_uri)
+    run_id = finished.runs["trial-0000"].info.run_id
+    assert [point.step for point in client.get_metric_history(run_id, "val/map")] == [2, 4, 6]
+    assert {item.path for item in client.list_artifacts(run_id)} == {"centers.npy", "trial-0000.yaml"}
+
+
+def test_only_the_final_runs_have_seen_test_queries(finished: Finished):
+    search_split, final_split = set(), set()
+    for name, run in finished.runs.items():
+        final = name.startswith("final-")
+        assert ("test/map" in run.data.metrics) == final
+        assert ("val/map" in run.data.metrics) != final
+        (final_split if final else search_split).add(run.data.params["split"])
+    assert len(search_split) == len(final_split) == 1
+    assert search_split != final_split
+
+
+def test_the_papers_setting_is_trial_0_and_is_confirmed_with_fresh_seeds(finished: Finished):
+    first = finished.runs["trial-0000"]
+    assert first.data.tags["crh_tune.start"] == "paper"
+    expected = {
+        "codebook_size": "200",
+        "head_dim": "8",
+        "quantization_weight": "0.1",
+        "margin": "0.2",
+        "update_interval": "5",
+    }
+    assert {name: first.data.params[f"trial.{name}"] for name in expected} == expected
+    seeds = {finished.runs[f"confirm-trial-0000-seed{n}"].data.params["trial.seed"] for n in (1, 2)}
+    assert seeds == {"1", "2"}
+    confirmed = [finished.runs[f"confirm-trial-0000-seed{n}"].data.metrics["val/map"] for n in (1, 2)]
+    assert finished.result.paper.mean == pytest.approx(np.mean(confirmed))
+    assert finished.result.paper.std == pytest.approx(np.std(confirmed, ddof=1))
+
+
+def test_the_winner_has_the_best_mean_over_fresh_seeds(finished: Finished):
+    means: dict[str, list[float]] = {}
+    for name, run in finished.runs.items():
+        if name.startswith("confirm-"):
+            means.setdefault(name.rsplit("-seed", 1)[0], []).append(run.data.metrics["val/map"])
+    best = max(means, key=lambda name: np.mean(means[name]))
+    assert f"confirm-{finished.result.best.trial}" == best
+    assert finished.result.best.mean >= finished.result.paper.mean
+
+
+def test_optuna_knows_stopped_trials_as_pruned_with_their_intermediate_values(finished: Finished):
+    study = optuna.load_study(
+        study_name=finished.result.search_id, storage=f"sqlite:///{finished.result.folder / 'optuna.db'}"
+    )
+    assert len(study.trials) == 8
+    for trial in study.trials:
+        outcome = finished.runs[f"trial-{trial.number:04d}"].data.tags["crh_tune.outcome"]
+        assert trial.state.name.lower() == outcome
+        assert set(trial.intermediate_values) <= {2, 4, 6}
+        last = trial.intermediate_values[max(trial.intermediate_values)]
+        assert last == finished.runs[f"trial-{trial.number:04d}"].data.metrics["val/map"]
+
+
+def test_the_export_loads_encodes_and_finds(finished: Finished, tmp_path: Path):
+    export_search(finished.result.folder, tmp_path)
+    settings = read_trial(tmp_path / "settings.yaml")
+    assert settings.model_dump(mode="json") == finished.result.best_test.settings
+    assert torch.load(tmp_path / "encoder.pt", weights_only=True)["bits"] == 16
+    centers = np.load(tmp_path / "centers.npy", allow_pickle=False)
+    assert centers.shape == (100, 16)
+    assert set(np.unique(centers)) == {-1, 1}
+    encoder, index = load_encoder(tmp_path), load_index(tmp_path)
+    dataset = open_dataset("digit_pairs", {"images_per_class": 5})
+    assert np.array_equal(encoder.encode(dataset.train.inputs), index.words)
+    rows, distances = index.search(encoder.encode(dataset.queries.inputs), 5)
+    brute = np.bitwise_count(encoder.encode(dataset.queries.inputs) ^ index.words.T).astype(int)
+    assert np.array_equal(distances, np.sort(brute, axis=1)[:, :5])
+    assert (index.labels[rows[:, 0]] == dataset.queries.labels).mean() > 0.1  # one in a hundred by chance
+    card = (tmp_path / "model_card.md").read_text()
+    assert f"{finished.result.best_test.metrics['test/map']:.4f}" in card
+    assert f"{finished.result.paper.mean:.4f}" in card
+
+
+def test_progress_names_every_run_and_counts_to_the_budget(finished: Finished):
+    assert sum("trial-" in line and "confirm" not in line and "/8]" in line for line in finished.said) == 8
+    assert any(line.startswith("[  8/8]") for line in finished.said)
+
+
+def test_a_second_search_is_a_new_one(finished: Finished):
+    again = run_search(space(budget={"trials": 1}, confirm={"top": 1, "seeds": 1}), finished.storage, lambda line: None)
+    assert finished.result.search_id == "small-001"
+    assert again.search_id == "small-002"
+    assert again.best.trial == "trial-0000"
+    assert json.loads((again.folder / "summary.json").read_text())["search_id"] == "small-002"
+
+
+def test_a_search_whose_trials_all_fail_says_why(ray_session, tmp_path: Path):
+    with pytest.raises(SearchFailed, match=r"none of 2 trials .*loss is"):
+        run_search(
+            space(trial={**SPACE["trial"], "learning_rate": 1e30}, budget={"trials": 2}), tmp_path, lambda line: None
+        )
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("small")
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FAILED"}
+    assert sum("loss is" in run.data.tags.get("crh_tune.error", "") for run in runs) == 2
+
+
+def test_a_trial_of_two_workers_reports_and_reassigns_like_one(ray_session, finished: Finished):
+    """No learning (a rate of 1e-12), so that both see the same network and only the sharding differs."""
+    trial = {**SPACE["trial"], "epochs": 2, "learning_rate": 1e-12, "evaluate_every": 1}
+    outcomes = [
+        fixed_run(finished, space(trial=trial, scaling={"workers_per_trial": workers}), f"group-{workers}")
+        for workers in (1, 2)
+    ]
+    assert [outcome.status for outcome in outcomes] == ["complete", "complete"]
+    one, two = outcomes
+    for name in ("centers/d_avg", "centers/pcc", "test/map"):
+        assert two.metrics[name] == pytest.approx(one.metrics[name], abs=1e-9)
+    assert two.metrics["centers/reassigned"] == one.metrics["centers/reassigned"]
+    ours, theirs = (np.load(Path(outcome.checkpoint or "") / "centers.npy") for outcome in outcomes)
+    assert np.array_equal(ours, theirs)
+
+
+def fixed_run(finished: Finished, settings: SearchSettings, name: str) -> Outcome:
+    """One run of the paper's setting on the final split, through Ray Tune, beside a finished search."""
+    dataset = open_dataset("digit_pairs", {"images_per_class": 5})
+    resolved = settings.trial_settings({}, 0).resolve(100, False).model_dump(mode="json")
+    experiment = MlflowClient(finished.result.tracking_uri).get_experiment_by_name("small").experiment_id
+    folder = finished.storage / name
+    folder.mkdir()
+    tracker = tracking.Tracker(finished.result.tracking_uri, experiment, folder)
+    place = Place(name, folder, f"aggregator-{name}", tracker, {"final": final_split(dataset).fingerprint})
+    tracker.start_run(name, name)
+    aggregator = start_aggregator(place.aggregator)
+    run = {"name": name, "settings": resolved, "stage": "final", "start": "fixed"}
+    outcomes = run_trials(place, settings, lambda outcome: None, fixed=[run])
+    ray.kill(aggregator)
+    assert tracker.close() == 0
+    return outcomes[name]
+
+
+def test_more_gpus_than_there_are_is_refused_before_anything_starts(ray_session, tmp_path: Path):
+    with pytest.raises(SettingsError, match="gpus_per_worker: a trial needs 1 GPUs"):
+        run_search(space(scaling={"gpus_per_worker": 1}), tmp_path / "none", lambda line: None)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_tracking_server_that_does_not_answer_is_refused(
+    ray_session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(SettingsError, match=r"MLFLOW_TRACKING_URI: .*127\.0\.0\.1:9 does not answer"):
+        run_search(space(), tmp_path, lambda line: None)
+
+
+def test_the_outbox_keeps_what_cannot_be_sent_and_a_later_tracker_sends_it_once(tmp_path: Path, monkeypatch):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    experiment = tracking.connect(uri, "outbox", tmp_path)
+    tracker = tracking.Tracker("http://127.0.0.1:9", experiment, tmp_path)
+    tracker.start_run("a", "a")
+    tracker.metrics("a", {"val/map": 0.5}, 1)
+    tracker.end_run("a", "FINISHED")
+    assert tracker.close(patience=0.1) == 3
+    for _ in range(2):  # the second has nothing left to send
+        later = tracking.Tracker(uri, experiment, tmp_path)
+        assert later.close() == 0
+    runs = MlflowClient(uri).search_runs([experiment])
+    assert [(run.info.run_name, run.info.status, run.data.metrics) for run in runs] == [
+        ("a", "FINISHED", {"val/map": 0.5})
+    ]
+
+
+def test_a_search_space_file_of_the_package_is_valid():
+    for path in sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml")):
+        assert SearchSettings.model_validate(yaml.safe_load(path.read_text())).name

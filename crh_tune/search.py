@@ -25,7 +25,7 @@ from crh_tune.export.of_search import export_search
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings, read_search
 from crh_tune.spaces import find_space
-from crh_tune.tuning.study import SearchFailed, SearchResult, describe, run_search
+from crh_tune.tuning.study import Prepared, SearchFailed, SearchResult, describe, prepare, run_search
 
 DEFAULT_SPACE = "digit_pairs"
 DEFAULT_STORAGE = "crh_runs"
@@ -42,10 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def search(arguments: argparse.Namespace) -> None:
     """Run a search as the arguments say and print what it found. Raises SettingsError, SearchFailed."""
-    settings = _settings(arguments)
+    settings, prepared = _prepare(arguments)
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    result = run_search(settings, arguments.storage, lambda line: print(line, flush=True))
+    result = run_search(settings, prepared, arguments.storage, lambda line: print(line, flush=True))
     target = result.folder / "export"
     export_search(result.folder, target)
     print("\n".join(_last_lines(result, target)), flush=True)
@@ -71,16 +71,22 @@ def run_command(command: Callable[[], None], name: str) -> int:
     return 0
 
 
-def _settings(arguments: argparse.Namespace) -> SearchSettings:
+def _prepare(arguments: argparse.Namespace) -> tuple[SearchSettings, Prepared]:
+    """The search as the arguments say, checked against its dataset before anything starts. Raises SettingsError."""
     if arguments.space and arguments.space_option:
         raise SettingsError("the search space is given twice: once as an argument and once as --space")
     name = arguments.space or arguments.space_option or DEFAULT_SPACE
-    settings = read_search(find_space(name), arguments.dataset)
-    if arguments.trials is None:
-        return settings
-    if arguments.trials < 1:
-        raise SettingsError(f"--trials: expected at least 1, got {arguments.trials}")
-    return settings.model_copy(update={"budget": settings.budget.model_copy(update={"trials": arguments.trials})})
+    path = find_space(name)
+    settings = read_search(path, arguments.dataset)
+    if arguments.trials is not None:
+        if arguments.trials < 1:
+            raise SettingsError(f"--trials: expected at least 1, got {arguments.trials}")
+        budget = settings.budget.model_copy(update={"trials": arguments.trials})
+        settings = settings.model_copy(update={"budget": budget})
+    try:
+        return settings, prepare(settings)
+    except ValueError as error:  # SettingsError, and what a dataset says of its options
+        raise SettingsError(f"{path}: {error}") from None
 
 
 def _last_lines(result: SearchResult, target: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +39,8 @@ def one_line(error: ValidationError) -> str:
         message = "is required"
     elif first["type"] != "value_error":
         message = f"{message[0].lower()}{message[1:]}, got {_short(first['input'])}"
-    return ": ".join(part for part in (field, message) if part) + (f" (and {count - 1} more)" if count > 1 else "")
+    line = ": ".join(part for part in (field, message) if part) + (f" (and {count - 1} more)" if count > 1 else "")
+    return " ".join(line.splitlines())
 
 
 def _names_a_type(part: str) -> bool:
@@ -51,10 +53,19 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-3 for text, because it has no dot; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file. Raises SettingsError when it cannot be read, parsed, or is no mapping."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:

@@ -23,6 +23,7 @@ from crh_tune.settings.trial import (
     TrialSettings,
     ValidationSettings,
     codebook_size,
+    head_dim,
 )
 
 Kind = Literal["choice", "grid", "uniform", "log_uniform", "int", "feasible"]
@@ -62,7 +63,7 @@ class Distribution(Settings):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         if self.kind in ("choice", "grid"):
-            if len(set(map(repr, self.values))) < len(self.values):
+            if any(self.values.index(value) < place for place, value in enumerate(self.values)):
                 raise ValueError(f"{self.kind} names a value twice: {list(self.values)}")
         elif self.kind != "feasible":
             self._check_range()
@@ -172,8 +173,8 @@ class SearchSettings(Settings):
             raise ValueError("search: a grid cannot be mixed with other distributions")
         if "codebook_ratio" in self.search and "codebook_size" in self.search:
             raise ValueError("search: give codebook_size or codebook_ratio, not both")
-        for name, distribution in self.search.items():
-            self._check_searched(name, distribution)
+        for name in sorted(self.search, key=lambda name: name != "bits"):  # the others are checked against the bits
+            self._check_searched(name, self.search[name])
         for index, start in enumerate(self.start_from):
             self._check_start(index, start)
         return self
@@ -188,6 +189,8 @@ class SearchSettings(Settings):
                 return
             for value in distribution.values:
                 self._check_value(name, value)
+            if distribution.kind in ("uniform", "log_uniform") and _is_whole(name):
+                raise ValueError(f"{distribution.kind} draws fractions, {name} is a whole number: use int")
         except ValueError as error:
             raise ValueError(f"search.{name}: {error}") from None
 
@@ -196,15 +199,15 @@ class SearchSettings(Settings):
         if name == "method":
             known(value, METHODS, "method")
             return
-        base = {"bits": self.trial.bits, "epochs": self.trial.epochs}
-        if "bits" in self.search:
-            base["bits"] = max(self.search["bits"].values)
-        if name == "head_dim" and isinstance(value, int) and value >= 1 and base["bits"] % value == 0:
+        bits = [self.trial.bits] if name == "bits" else drawn(self, "bits")
+        if name == "head_dim" and isinstance(value, int) and value >= 1 and any(k % value == 0 for k in bits):
             return
         try:
-            TrainingSettings(**{**base, name: value})
+            made = TrainingSettings(**{"bits": max(bits), name: value})
         except ValidationError as error:
             raise ValueError(one_line(error).removeprefix(f"{name}: ")) from None
+        if getattr(made, name) != value:
+            raise ValueError(f"expected {getattr(made, name)!r}, got {value!r}")
 
     def _check_start(self, index: int, start: str | dict[str, Value]) -> None:
         if isinstance(start, str):
@@ -216,6 +219,10 @@ class SearchSettings(Settings):
             distribution = self.search[name]
             if distribution.kind != "feasible" and not distribution.contains(value):
                 raise ValueError(f"{where}: {value!r} is not in {distribution.model_dump()}")
+            try:
+                self._check_value(name, value)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
 
     @property
     def is_grid(self) -> bool:
@@ -245,10 +252,19 @@ class SearchSettings(Settings):
 
     def check_feasible(self, classes: int) -> None:
         """Raises SettingsError where a codebook size or head dimension that can be drawn is impossible for C."""
-        for bits, ratio_or_size in itertools.product(_drawn(self, "bits"), _drawn_codebook(self)):
-            trial = self.trial_settings({"bits": bits, **ratio_or_size, "head_dim": None}, self.seed).trial
+        if self.is_grid:
+            for cell in self.cells():
+                try:
+                    self.trial_settings(cell, self.seed).resolve(classes, False)
+                except SettingsError as error:
+                    raise SettingsError(f"search: {cell}: {error}") from None
+            return
+        for bits, ratio_or_size in itertools.product(drawn(self, "bits"), _drawn_codebook(self)):
+            searched = {"head_dim": None} if "head_dim" in self.search else {}
+            trial = self.trial_settings({"bits": bits, **ratio_or_size, **searched}, self.seed).trial
             try:
                 size = codebook_size(trial, classes)
+                head_dim(trial, size, METHODS[self.method].heads == "single")
             except ValueError as error:
                 raise SettingsError(f"search: {error}") from None
             if not allowed_head_dims(self, bits, size):
@@ -256,6 +272,12 @@ class SearchSettings(Settings):
                     f"search.head_dim: none of {list(self.search['head_dim'].values)} divides bits K = {bits} and "
                     f"holds M = {size} codewords: one of {feasible_head_dims(bits, int(size))}"
                 )
+
+
+def _is_whole(name: str) -> bool:
+    """Whether a setting takes whole numbers only."""
+    annotation = str(TrainingSettings.model_fields[name].annotation)
+    return "int" in annotation and "float" not in annotation
 
 
 def allowed_head_dims(settings: SearchSettings, bits: int, size: int | Full) -> list[int]:
@@ -271,11 +293,14 @@ def allowed_head_dims(settings: SearchSettings, bits: int, size: int | Full) -> 
     return [d for d in feasible if distribution.contains(d)]
 
 
-def _drawn(settings: SearchSettings, name: str) -> list[Any]:
-    """The values of a setting that bound what can be drawn: all of a list, the ends of a range, or the fixed one."""
-    if name in settings.search:
-        return list(settings.search[name].values)
-    return [getattr(settings.trial, name)]
+def drawn(settings: SearchSettings, name: str) -> list[Any]:
+    """The values of a whole-number setting that can be drawn, or the fixed one."""
+    if name not in settings.search:
+        return [getattr(settings.trial, name)]
+    distribution = settings.search[name]
+    if distribution.kind == "int":
+        return list(range(distribution.values[0], distribution.values[1] + 1))
+    return list(distribution.values)
 
 
 def _drawn_codebook(settings: SearchSettings) -> list[dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
 
+from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings, Value, allowed_head_dims
 from crh_tune.settings.trial import codebook_size
 
@@ -54,18 +56,25 @@ def start_points(settings: SearchSettings, classes: int, multi_label: bool) -> l
     """What is tried before anything is drawn: every cell of a grid, or what ``start_from`` names."""
     if settings.is_grid:
         return [("cell", cell) for cell in settings.cells()]
-    paper = paper_values(settings, classes, multi_label)
-    return [
-        ("paper", paper) if start == "paper" else ("given", {**paper, **dict(start)}) for start in settings.start_from
-    ]
+    points: list[tuple[str, dict[str, Any]]] = []
+    for index, start in enumerate(settings.start_from):
+        given: dict[str, Any] = {} if isinstance(start, str) else start
+        try:
+            values = paper_values(settings, classes, multi_label, given)
+        except SettingsError as error:
+            raise SettingsError(f"start_from.{index}: {error}") from None
+        points.append(("paper" if start == "paper" else "given", {**values, **given}))
+    return points
 
 
-def paper_values(settings: SearchSettings, classes: int, multi_label: bool) -> dict[str, Value]:
-    """The paper's value of every searched setting, which is its default, resolved for this dataset."""
+def paper_values(
+    settings: SearchSettings, classes: int, multi_label: bool, given: Mapping[str, Value] | None = None
+) -> dict[str, Value]:
+    """The paper's value of every searched setting: its default, resolved for this dataset and what is given."""
     defaults = dict.fromkeys(("codebook_ratio", "codebook_size", "head_dim", "quantization_weight"))
     for name in ("margin", "update_interval", "early_epochs"):
         defaults[name] = type(settings.trial).model_fields[name].default
-    kept = {name: value for name, value in defaults.items() if name in settings.search}
+    kept = {**{name: value for name, value in defaults.items() if name in settings.search}, **(given or {})}
     resolved = settings.trial_settings(kept, settings.seed).resolve(classes, multi_label)
     values = {name: getattr(resolved.trial, name, None) for name in settings.search}
     if "method" in values:

@@ -15,12 +15,12 @@ import optuna
 import ray
 
 from crh_tune.data.datasets import open_dataset
-from crh_tune.data.splits import final_split, search_split
+from crh_tune.data.splits import Split, final_split, search_split
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.tuning import tracking
-from crh_tune.tuning.proposals import enqueue
+from crh_tune.tuning.proposals import enqueue, paper_values, start_points
 from crh_tune.tuning.runs import COMPLETE, FAILED, RUNS_FOLDER, Outcome, Place, concurrency, run_trials
 from crh_tune.tuning.searcher import OptunaSearcher
 from crh_tune.tuning.trial import start_aggregator
@@ -67,15 +67,34 @@ class SearchResult:
     unsent: int
 
 
-def run_search(settings: SearchSettings, storage: Path, say: Say) -> SearchResult:
-    """Run a search to its end, in a new folder of ``storage``; Ray is up already.
+@dataclass(frozen=True)
+class Prepared:
+    """The splits of a search that has been found possible on its dataset."""
 
-    Raises SettingsError before anything starts where the search is impossible, SearchFailed where no trial ends well.
+    first: Split
+    last: Split
+
+
+def prepare(settings: SearchSettings) -> Prepared:
+    """Open the dataset and check every setting that can be drawn against it; needs no Ray.
+
+    Raises SettingsError where the search is impossible on this dataset.
     """
     dataset = open_dataset(settings.dataset.name, settings.dataset.options)
-    first, last = search_split(dataset, settings.validation.fraction, settings.validation.seed), final_split(dataset)
+    first = search_split(dataset, settings.validation.fraction, settings.validation.seed)
     settings.check_feasible(first.classes)
-    settings.trial_settings({}, settings.seed).resolve(first.classes, first.multi_label)
+    for _, values in start_points(settings, first.classes, first.multi_label):
+        settings.trial_settings(values, settings.seed).resolve(first.classes, first.multi_label)
+    return Prepared(first, final_split(dataset))
+
+
+def run_search(settings: SearchSettings, prepared: Prepared, storage: Path, say: Say) -> SearchResult:
+    """Run a search to its end, in a new folder of ``storage``; Ray is up already.
+
+    Raises SettingsError before anything starts where the machine is too small or MLflow does not answer, SearchFailed
+    where no trial ends well.
+    """
+    first, last = prepared.first, prepared.last
     at_once = concurrency(settings)
     storage.mkdir(parents=True, exist_ok=True)
     uri = tracking.default_tracking_uri(storage)
@@ -159,13 +178,10 @@ def _finalists(
     complete.sort(key=lambda outcome: -sign * outcome.metrics[metric])
     paper = next((outcome for outcome in outcomes.values() if outcome.start == "paper"), None)
     if paper is None:
-        plain = settings.trial_settings(dict.fromkeys(_depends_on_data(settings)), settings.seed)
-        paper = Outcome("paper", plain.resolve(classes, multi_label).model_dump(mode="json"), "paper")
+        values = paper_values(settings, classes, multi_label)
+        resolved = settings.trial_settings(values, settings.seed).resolve(classes, multi_label)
+        paper = Outcome("paper", resolved.model_dump(mode="json"), "paper")
     return complete[: settings.confirm.top], paper
-
-
-def _depends_on_data(settings: SearchSettings) -> list[str]:
-    return [name for name in ("codebook_size", "head_dim", "quantization_weight") if name in settings.search]
 
 
 def _confirm(

@@ -24,7 +24,7 @@ from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import read_trial
 from crh_tune.tuning import tracking
 from crh_tune.tuning.runs import Outcome, Place, run_trials
-from crh_tune.tuning.study import SearchFailed, SearchResult, run_search
+from crh_tune.tuning.study import SearchFailed, SearchResult, prepare, run_search
 from crh_tune.tuning.trial import start_aggregator
 
 SPACE = {
@@ -48,6 +48,10 @@ def space(**changes) -> SearchSettings:
     return SearchSettings.model_validate({**SPACE, **changes})
 
 
+def search(settings: SearchSettings, storage: Path, say) -> SearchResult:
+    return run_search(settings, prepare(settings), storage, say)
+
+
 @dataclass
 class Finished:
     result: SearchResult
@@ -61,7 +65,7 @@ class Finished:
 def finished(ray_session, tmp_path_factory) -> Finished:
     storage = tmp_path_factory.mktemp("search") / "runs"
     said: list[str] = []
-    result = run_search(space(), storage, said.append)
+    result = search(space(), storage, said.append)
     client = MlflowClient(result.tracking_uri)
     experiment = client.get_experiment_by_name("small")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
@@ -179,7 +183,7 @@ def test_progress_names_every_run_and_counts_to_the_budget(finished: Finished):
 
 
 def test_a_second_search_is_a_new_one(finished: Finished):
-    again = run_search(space(budget={"trials": 1}, confirm={"top": 1, "seeds": 1}), finished.storage, lambda line: None)
+    again = search(space(budget={"trials": 1}, confirm={"top": 1, "seeds": 1}), finished.storage, lambda line: None)
     assert finished.result.search_id == "small-001"
     assert again.search_id == "small-002"
     assert again.best.trial == "trial-0000"
@@ -234,7 +238,7 @@ def fixed_run(finished: Finished, settings: SearchSettings, name: str) -> Outcom
 
 def test_more_gpus_than_there_are_is_refused_before_anything_starts(ray_session, tmp_path: Path):
     with pytest.raises(SettingsError, match="gpus_per_worker: a trial needs 1 GPUs"):
-        run_search(space(scaling={"gpus_per_worker": 1}), tmp_path / "none", lambda line: None)
+        search(space(scaling={"gpus_per_worker": 1}), tmp_path / "none", lambda line: None)
     assert not (tmp_path / "none").exists()
 
 
@@ -243,7 +247,7 @@ def test_a_tracking_server_that_does_not_answer_is_refused(
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(SettingsError, match=r"MLFLOW_TRACKING_URI: .*127\.0\.0\.1:9 does not answer"):
-        run_search(space(), tmp_path, lambda line: None)
+        search(space(), tmp_path, lambda line: None)
 
 
 def test_the_outbox_keeps_what_cannot_be_sent_and_a_later_tracker_sends_it_once(tmp_path: Path, monkeypatch):

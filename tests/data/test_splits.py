@@ -1,0 +1,152 @@
+"""Hold-outs traced sample by sample, and fingerprints that see every change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crh_tune.data.splits import Dataset, Samples, Split, final_split, search_split
+
+SEEDS = st.integers(0, 2**31 - 1)
+TEST_QUERY = 1000
+
+
+def dataset(labels: np.ndarray, groups: np.ndarray | None = None, **fields) -> Dataset:
+    """Training sample i has the input i; test queries have inputs from 1000 on."""
+    train = Samples(np.arange(len(labels), dtype=np.float32)[:, None], labels)
+    queries = Samples(TEST_QUERY + np.arange(7, dtype=np.float32)[:, None], labels[:7])
+    names = tuple(f"class {c}" for c in range(labels.shape[1] if labels.ndim == 2 else labels.max() + 1))
+    return Dataset("traced", names, train, queries, groups=groups, **fields)
+
+
+def traced(samples: Samples) -> list[int]:
+    return samples.inputs[:, 0].astype(int).tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, kind=st.sampled_from(["single", "multi", "groups"]), fraction=st.floats(0.1, 0.6))
+def test_a_hold_out_cuts_the_training_samples_in_two_and_asks_no_test_query(seed, kind, fraction):
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(4), 15) if kind != "multi" else (generator.random((60, 4)) < 0.5).astype(np.uint8)
+    whole = dataset(labels, generator.integers(0, 9, 60) if kind == "groups" else None)
+    split = search_split(whole, fraction, seed)
+    kept, held = traced(split.train), traced(split.queries)
+    assert sorted(kept + held) == list(range(60))
+    assert kept == sorted(kept)
+    assert held == sorted(held)
+    assert kept
+    assert held
+    assert np.array_equal(split.train.labels, labels[kept])
+    assert np.array_equal(split.queries.labels, labels[held])
+    assert not any(number >= TEST_QUERY for number in kept + held)
+    assert (split.stage, split.metric_prefix, split.database) == ("search", "val", None)
+    assert (split.classes, split.multi_label) == (4, kind == "multi")
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, count=st.integers(2, 12), fraction=st.floats(0.1, 0.5))
+def test_groups_stay_whole(seed, count, fraction):
+    groups = np.random.default_rng(seed).permutation(np.arange(60) % count)
+    split = search_split(dataset(np.repeat(np.arange(4), 15), groups), fraction, seed)
+    kept, held = set(groups[traced(split.train)].tolist()), set(groups[traced(split.queries)].tolist())
+    assert not kept & held
+    assert kept | held == set(range(count))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS)
+def test_single_labels_are_held_out_class_by_class(seed):
+    split = search_split(dataset(np.random.default_rng(seed).permutation(np.repeat(np.arange(6), 10))), 0.3, seed)
+    assert np.bincount(split.queries.labels).tolist() == [3] * 6
+    assert np.bincount(split.train.labels).tolist() == [7] * 6
+
+
+def test_a_class_of_one_sample_is_no_obstacle():
+    split = search_split(dataset(np.array([0] * 9 + [1])), 0.2, 0)
+    assert (len(split.train), len(split.queries)) == (8, 2)
+
+
+def test_the_seed_picks_the_hold_out():
+    whole = dataset(np.repeat(np.arange(4), 15))
+    picked = [traced(search_split(whole, 0.2, seed).queries) for seed in (0, 0, 1)]
+    assert picked[0] == picked[1]
+    assert picked[0] != picked[2]
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.2, 1.5])
+def test_a_fraction_outside_0_and_1_is_refused(fraction):
+    with pytest.raises(ValueError, match=f"validation.fraction must lie between 0 and 1 to search, got {fraction}"):
+        search_split(dataset(np.repeat(np.arange(4), 15)), fraction, 0)
+
+
+@pytest.mark.parametrize(
+    ("groups", "fraction"), [(np.zeros(60, dtype=int), 0.2), (np.arange(60) % 3, 0.9), (None, 0.001)]
+)
+def test_a_fraction_that_leaves_nothing_on_a_side_is_refused_in_one_line(groups, fraction):
+    with pytest.raises(ValueError, match=f"validation.fraction = {fraction} cannot be held out of traced") as caught:
+        search_split(dataset(np.repeat(np.arange(4), 15), groups), fraction, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_final_split_trains_on_all_and_asks_the_test_queries():
+    reference = np.eye(4)
+    database = Samples(np.zeros((3, 1), dtype=np.float32), np.zeros(3, dtype=int))
+    whole = dataset(np.repeat(np.arange(4), 15), reference=reference, database=database)
+    split = final_split(whole)
+    assert traced(split.train) == list(range(60))
+    assert traced(split.queries) == [TEST_QUERY + i for i in range(7)]
+    assert split.database is database
+    assert split.reference is reference
+    assert (split.stage, split.metric_prefix) == ("final", "test")
+
+
+def test_a_fingerprint_changes_with_every_input_label_and_the_order():
+    images = np.random.default_rng(0).integers(0, 255, (6, 1, 4, 4), dtype=np.uint8)
+    labels = np.arange(6)
+    samples = Samples(images, labels)
+    seen = {samples.fingerprint()}
+    for place in range(images.size):
+        changed = images.copy()
+        changed.flat[place] += 1
+        seen.add(Samples(changed, labels).fingerprint())
+    for row in range(6):
+        seen.add(Samples(images, np.where(labels == row, 9, labels)).fingerprint())
+    order = np.array([1, 0, 2, 3, 4, 5])
+    seen.add(samples[order].fingerprint())
+    seen.add(samples[np.arange(5)].fingerprint())
+    seen.add(Samples(images.reshape(6, 1, 2, 8), labels).fingerprint())
+    seen.add(Samples(images.astype(np.int8), labels).fingerprint())
+    assert len(seen) == 1 + images.size + 6 + 4
+
+
+def test_a_fingerprint_does_not_see_where_the_samples_lie_in_memory():
+    images = np.random.default_rng(0).integers(0, 255, (6, 1, 4, 4), dtype=np.uint8)
+    samples = Samples(images, np.arange(6))
+    spread = Samples(np.asfortranarray(images), np.repeat(np.arange(6), 2)[::2])
+    assert spread.fingerprint() == samples.fingerprint()
+    assert len(samples.fingerprint()) == 16
+    assert int(samples.fingerprint(), 16) >= 0
+
+
+def test_a_splits_fingerprint_changes_with_all_that_is_trained_on_or_ranked():
+    def part(first: int) -> Samples:
+        return Samples(np.arange(first, first + 5, dtype=np.float32)[:, None], np.arange(5))
+
+    base = Split("search", tuple("abcde"), part(0), part(10), None, None)
+    changes: list[dict] = [
+        {},
+        {"stage": "final"},
+        {"train": part(1)},
+        {"queries": part(11)},
+        {"database": part(0)},
+        {"database": part(20)},
+        {"train": part(10), "queries": part(0)},
+        {"train": part(0)[np.array([4, 1, 2, 3, 0])]},
+    ]
+    prints = [replace(base, **change).fingerprint for change in changes]
+    assert len(set(prints)) == len(changes)
+    assert replace(base, train=part(0)).fingerprint == prints[0]

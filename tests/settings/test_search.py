@@ -1,0 +1,346 @@
+"""The settings of a search: every impossible space refused in one line, possible ones read, written and counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crh_tune.settings.base import SettingsError
+from crh_tune.settings.search import SearchSettings, allowed_head_dims, read_search
+from crh_tune.settings.trial import TrialSettings
+
+BASE: dict[str, Any] = {
+    "name": "a-search",
+    "dataset": {"name": "digit_pairs"},
+    "trial": {"bits": 16},
+    "search": {"margin": {"uniform": [0.0, 0.5]}},
+}
+
+
+def space(**changes: Any) -> SearchSettings:
+    return SearchSettings.model_validate({**BASE, **changes})
+
+
+def read(path: Path, text: str) -> SearchSettings:
+    """The base with the keys of a piece of YAML in place of its own, read from a file."""
+    kept = {name: value for name, value in BASE.items() if name not in yaml.safe_load(text)}
+    path.write_text("\n".join([yaml.safe_dump(kept), text]))
+    return read_search(path)
+
+
+def complaint(path: Path, text: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        read(path, text)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith(f"{path}: ")
+    return line.removeprefix(f"{path}: ")
+
+
+KINDS = "choice, grid, uniform, log_uniform, int, feasible"
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "parts"),
+    [
+        ("dataset: {name: cars}", "dataset: ", ["'cars'", "digits, digit_pairs, digit_sets"]),
+        ("dataset: {name: digit_pairs, images: 3}", "dataset: images: ", ["unknown key"]),
+        ("method: csq2", "method: ", ["'csq2'", "crh, crh_m, crh_u"]),
+        ("trials: 3", "trials: ", ["unknown key"]),
+        ("name: two words", "name: ", ["'two words'"]),
+        ("name: ../up", "name: ", ["'../up'"]),
+        ("search: {}", "search: ", ["nothing to search over"]),
+        ("search: 3", "search: ", ["got 3"]),
+        ("search: {lambda: {uniform: [0, 1]}}", "search.lambda: ", ["'lambda'", "quantization_weight"]),
+        ("search: {margin: {normal: [0, 1]}}", "search.margin: ", ["'normal'", KINDS]),
+        ("search: {margin: 0.3}", "search.margin: ", [KINDS, "got 0.3"]),
+        ("search: {margin: {uniform: [0, 1], int: [0, 1]}}", "search.margin: ", [KINDS]),
+        ("search: {margin: {uniform: [0.5]}}", "search.margin: ", ["[low, high]", "got [0.5]"]),
+        ("search: {margin: {uniform: [0.5, 0.1]}}", "search.margin: ", ["low < high", "got [0.5, 0.1]"]),
+        ("search: {margin: {uniform: [0.1, 0.1]}}", "search.margin: ", ["low < high", "got [0.1, 0.1]"]),
+        ("search: {margin: {uniform: [0.1, .nan]}}", "search.margin: ", ["low < high", "nan"]),
+        ("search: {margin: {uniform: [a, b]}}", "search.margin: ", ["[low, high]", "got ['a', 'b']"]),
+        ("search: {margin: {uniform: 0.3}}", "search.margin: ", ["[low, high]", "got 0.3"]),
+        ("search: {margin: {choice: []}}", "search.margin: ", ["a list of values", "got []"]),
+        ("search: {margin: {uniform: [0, 3]}}", "search.margin: ", ["less than or equal to 2", "got 3"]),
+        ("search: {update_interval: {int: [1.5, 3]}}", "search.update_interval: ", ["whole numbers", "[1.5, 3]"]),
+        ("search: {update_interval: {int: [0, 3]}}", "search.update_interval: ", ["got 0"]),
+        ("search: {update_interval: {uniform: [1, 10]}}", "search.update_interval: ", ["uniform"]),
+        ("search: {bits: {log_uniform: [16, 64]}}", "search.bits: ", ["log_uniform"]),
+        ("search: {quantization_weight: {uniform: [-1, 1]}}", "search.quantization_weight: ", ["got -1"]),
+        ("search: {quantization_weight: {choice: [0.1, -1]}}", "search.quantization_weight: ", ["got -1"]),
+        ("search: {quantization_weight: {log_uniform: [0, 1]}}", "search.quantization_weight: ", ["both positive"]),
+        ("search: {margin: {choice: [0.1, 0.2, 0.1]}}", "search.margin: ", ["twice", "[0.1, 0.2, 0.1]"]),
+        ("search: {method: {grid: [crh, crh]}}", "search.method: ", ["twice", "crh"]),
+        ("search: {codebook_ratio: {choice: [2, 2.0]}}", "search.codebook_ratio: ", ["twice", "2"]),
+        ("search: {codebook_ratio: {choice: [0.5, 2]}}", "search.codebook_ratio: ", ["got 0.5"]),
+        ("search: {codebook_ratio: {choice: [most, 2]}}", "search.codebook_ratio: ", ["got 'most'"]),
+        ("search: {codebook_ratio: {choice: [[1, 2]]}}", "search.codebook_ratio: ", ["got [1, 2]"]),
+        ("search: {codebook_size: {choice: [70000]}}", "search.codebook_size: ", ["M = 70000", "2^K = 65536"]),
+        ("search: {codebook_size: {int: [1, 300]}}", "search.codebook_size: ", ["got 1"]),
+        (
+            "search: {codebook_size: {choice: [200]}, codebook_ratio: {choice: [2]}}",
+            "search: ",
+            ["codebook_size or codebook_ratio, not both"],
+        ),
+        ("search: {head_dim: {choice: [3]}}", "search.head_dim: ", ["d = 3", "K = 16"]),
+        ("search: {head_dim: {choice: [0]}}", "search.head_dim: ", ["got 0"]),
+        ("search: {head_dim: {feasible: false}}", "search.head_dim: ", ["feasible takes true", "got False"]),
+        ("search: {margin: {feasible: true}}", "search.margin: ", ["head_dim only"]),
+        ("search: {margin: {uniform: [0, 1]}, bits: {feasible: true}}", "search.bits: ", ["head_dim only"]),
+        ("search: {bits: {choice: [16, many]}}", "search.bits: ", ["got 'many'"]),
+        ("search: {bits: {choice: [16, null]}}", "search.bits: ", ["None"]),
+        ("search: {bits: {choice: [1, 16]}}", "search.bits: ", ["got 1"]),
+        ("search: {method: {choice: [crh, csq2]}}", "search.method: ", ["'csq2'", "crh, crh_m, crh_u"]),
+        ("search: {backbone: {choice: [vgg]}}", "search.backbone: ", ["'vgg'", "small_cnn"]),
+        ("search: {margin: {grid: [0, 1]}, bits: {choice: [16]}}", "search: ", ["grid cannot be mixed"]),
+        ("search: {codebook_ratio: {grid: [1, 2]}, head_dim: {feasible: true}}", "search: ", ["grid cannot be mixed"]),
+        ("start_from: [papr]", "start_from.0: ", ["'paper'", "got 'papr'"]),
+        ("start_from: [paper, {scale: 3}]", "start_from.1.scale: ", ["not searched over", "margin"]),
+        ("start_from: [{margin: 0.7}]", "start_from.0.margin: ", ["0.7", "[0.0, 0.5]"]),
+        (
+            "start_from: [{head_dim: 3}]\nsearch: {head_dim: {feasible: true}}",
+            "start_from.0.head_dim: ",
+            ["3"],
+        ),
+        ("objective: {metric: test/map}", "objective.metric: ", ["'val/map'", "got 'test/map'"]),
+        ("objective: {mode: best}", "objective.mode: ", ["'max' or 'min'", "got 'best'"]),
+        ("budget: {trials: 0}", "budget.trials: ", ["greater than or equal to 1", "got 0"]),
+        ("budget: {hours: -1}", "budget.hours: ", ["got -1"]),
+        ("budget: {concurrent: 0}", "budget.concurrent: ", ["auto", "got 0"]),
+        ("budget: {concurrent: many}", "budget.concurrent: ", ["got 'many'"]),
+        ("confirm: {top: 0}", "confirm.top: ", ["got 0"]),
+        ("scheduler: {hyperband: {}}", "scheduler.hyperband: ", ["unknown key"]),
+        ("scheduler: {asha: {reduction: 1}}", "scheduler.asha.reduction: ", ["greater than 1", "got 1"]),
+        ("validation: {fraction: 0}", "validation.fraction: ", ["greater than 0", "got 0"]),
+        ("trial: {bits: 16, head_dim: 3}", "trial: ", ["head_dim d = 3", "K = 16"]),
+        ("trial: {quantization_weight: -1}", "trial.quantization_weight: ", ["got -1"]),
+        ("seed: -1", "seed: ", ["got -1"]),
+        ('"two\\nlines": 1', "two", ["unknown key"]),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_that_names_file_and_field(tmp_path, text, field, parts):
+    line = complaint(tmp_path / "space.yaml", text)
+    assert line.startswith(field), line
+    assert all(part in line for part in parts), line
+
+
+@pytest.mark.parametrize("missing", ["name", "dataset", "search"])
+def test_what_has_no_default_is_required(tmp_path, missing):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({name: value for name, value in BASE.items() if name != missing}))
+    with pytest.raises(SettingsError, match=f"^{path}: {missing}: is required$"):
+        read_search(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "parts"),
+    [
+        ({"search": {"codebook_size": {"choice": [99, 200]}}}, "codebook_size", ["M = 99", "C = 100"]),
+        ({"search": {"codebook_size": {"int": [50, 200]}}}, "codebook_size", ["M = 50", "C = 100"]),
+        ({"search": {"codebook_ratio": {"choice": [2, 1000]}}}, "codebook_size", ["M = 100000", "2^K = 65536"]),
+        ({"search": {"codebook_ratio": {"uniform": [1, 1000]}}}, "codebook_size", ["M = 100000", "2^K = 65536"]),
+        ({"search": {"bits": {"choice": [6, 64]}}}, "bits", ["2^K = 64", "K = 6"]),
+        ({"search": {"bits": {"int": [6, 64]}}}, "bits", ["2^K = 64", "K = 6"]),
+        ({"search": {"head_dim": {"choice": [2, 4]}}}, "head_dim", ["[2, 4]", "M = 200", "[8, 16]"]),
+        (
+            {"search": {"head_dim": {"choice": [8]}, "codebook_ratio": {"choice": [2, 8]}}},
+            "head_dim",
+            ["[8]", "M = 800", "[16]"],
+        ),
+        ({"trial": {"bits": 6}}, "bits", ["2^K = 64", "K = 6"]),
+        (
+            {"trial": {"bits": 16, "head_dim": 8}, "search": {"codebook_ratio": {"choice": [2, 8]}}},
+            "head_dim",
+            ["d = 8", "M = 800"],
+        ),
+        (
+            {"trial": {"bits": 24, "head_dim": 12}, "search": {"bits": {"choice": [24, 64]}}},
+            "head_dim",
+            ["d = 12", "K = 64"],
+        ),
+        (
+            {"trial": {"bits": 16, "head_dim": 8}, "search": {"codebook_ratio": {"choice": [2, "full"]}}},
+            "head_dim",
+            ["full", "8"],
+        ),
+        (
+            {"search": {"bits": {"choice": [64, 128]}, "codebook_ratio": {"choice": [2, "full"]}}},
+            "codebook_size",
+            ["full", "bits <= 64", "128"],
+        ),
+    ],
+)
+def test_what_100_classes_make_impossible_is_told_in_one_line_before_a_trial_starts(changes, field, parts):
+    settings_ = space(**changes)
+    with pytest.raises(SettingsError) as caught:
+        settings_.check_feasible(100)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert field in line
+    assert all(part in line for part in parts), line
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"codebook_ratio": {"choice": [1, 2, 4, 8]}, "head_dim": {"feasible": True}},
+        {"codebook_ratio": {"choice": [2, "full"]}},
+        {"codebook_size": {"choice": [100, 65536, "full"]}},
+        {"codebook_size": {"int": [100, 65536]}, "head_dim": {"feasible": True}},
+        {"codebook_ratio": {"uniform": [1.0, 8.0]}, "head_dim": {"choice": [8, 16]}},
+        {"bits": {"choice": [16, 24, 64]}, "head_dim": {"feasible": True}},
+        {"bits": {"choice": [16, 24]}, "head_dim": {"choice": [16, 24]}},  # each K has one of them
+        {"method": {"grid": ["crh", "crh_m", "crh_u"]}, "bits": {"grid": [16, 32, 64]}},
+        {"quantization_weight": {"choice": [0, 0.1]}, "scale": {"choice": [None, 8]}},
+    ],
+)
+def test_possible_spaces_are_accepted(tmp_path, search):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({**BASE, "search": search}))
+    read_search(path).check_feasible(100)
+
+
+@pytest.mark.parametrize("ends", ["[1e-3, 1]", "[1.0e-3, 1]", "[0.001, 1e0]"])
+def test_a_range_may_be_written_without_a_dot(tmp_path, ends):
+    made = read(tmp_path / "space.yaml", f"search: {{quantization_weight: {{log_uniform: {ends}}}}}")
+    assert made.search["quantization_weight"].values == (0.001, 1)
+
+
+def test_choices_and_starts_may_be_written_without_a_dot(tmp_path):
+    text = "search: {learning_rate: {choice: [1e-3, 1e-4]}}\nstart_from: [{learning_rate: 1e-4}]"
+    made = read(tmp_path / "space.yaml", text)
+    assert made.search["learning_rate"].values == (0.001, 0.0001)
+    assert made.start_from == ({"learning_rate": 0.0001},)
+
+
+def test_a_value_written_in_two_ways_is_still_named_twice(tmp_path):
+    assert "twice" in complaint(tmp_path / "space.yaml", "search: {learning_rate: {choice: [1e-3, 0.001]}}")
+
+
+def test_defaults_are_the_documented_ones():
+    made = space()
+    assert (made.method, made.seed, made.start_from) == ("crh", 0, ("paper",))
+    assert (made.objective.metric, made.objective.mode) == ("val/map", "max")
+    assert made.validation.fraction == 0.2
+    assert made.scheduler.asha is not None
+    assert (made.scheduler.asha.grace_epochs, made.scheduler.asha.reduction) == (5, 3)
+    assert (made.confirm.top, made.confirm.seeds) == (3, 3)
+    assert (made.budget.trials, made.budget.hours, made.budget.concurrent) == (24, None, "auto")
+    assert (made.scaling.workers_per_trial, made.scaling.gpus_per_worker) == (1, 0)
+    assert space(scheduler={}).scheduler.asha is None
+
+
+NUMBERS = st.floats(1e-12, 2, allow_subnormal=False)
+RANGES = st.tuples(NUMBERS, NUMBERS).filter(lambda ends: ends[0] < ends[1]).map(list)
+SEARCHES = st.fixed_dictionaries(
+    {"margin": RANGES.map(lambda ends: {"uniform": ends})},
+    optional={
+        "quantization_weight": RANGES.map(lambda ends: {"log_uniform": ends}),
+        "update_interval": st.just({"int": [1, 10]}),
+        "codebook_ratio": st.just({"choice": [1, 2.5, "full"]}),
+        "head_dim": st.just({"feasible": True}),
+        "method": st.just({"choice": ["crh", "crh_m"]}),
+    },
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(search=SEARCHES, hours=st.none() | st.floats(0.1, 100), starts=st.sampled_from([["paper"], []]), data=st.data())
+def test_written_settings_are_read_back_equal(tmp_path_factory, search, hours, starts, data):
+    low, high = search["margin"]["uniform"]
+    content = {
+        **BASE,
+        "dataset": {"name": "digit_pairs", "images_per_class": 12},
+        "search": search,
+        "start_from": [*starts, {"margin": data.draw(st.floats(low, high))}],
+        "budget": {"trials": 7, "hours": hours, "concurrent": 2},
+        "scheduler": data.draw(st.sampled_from([{}, {"asha": {"grace_epochs": 2}}])),
+    }
+    made = SearchSettings.model_validate(content)
+    path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
+    path.write_text(yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False))
+    assert read_search(path) == made
+    assert SearchSettings.model_validate_json(made.model_dump_json()) == made
+    assert yaml.safe_load(path.read_text())["search"] == search
+    assert list(read_search(path).search) == list(search)
+
+
+def test_another_dataset_takes_the_place_of_the_files_own(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({**BASE, "dataset": {"name": "digit_pairs", "images_per_class": 3}}))
+    other = read_search(path, "digit_sets").dataset
+    assert (other.name, other.options) == ("digit_sets", {})
+    with pytest.raises(SettingsError, match=f"^{path}: dataset: unknown dataset 'cars'"):
+        read_search(path, "cars")
+
+
+def test_the_shipped_search_spaces_are_valid():
+    files = sorted((Path(__file__).parents[2] / "search_spaces").rglob("*.yaml"))
+    assert files
+    for path in files:
+        read_search(path)
+
+
+def test_a_grid_is_every_combination_the_last_name_fastest():
+    grid = space(search={"method": {"grid": ["crh", "crh_u"]}, "bits": {"grid": [16, 32, 64]}})
+    assert grid.is_grid
+    assert [tuple(cell.items()) for cell in grid.cells()] == [
+        (("method", method), ("bits", bits)) for method in ("crh", "crh_u") for bits in (16, 32, 64)
+    ]
+    assert not space().is_grid
+
+
+def test_searched_values_take_the_place_of_fixed_ones():
+    fixed = space(
+        trial={"bits": 16, "codebook_size": 300, "margin": 0.1, "epochs": 7},
+        search={"codebook_ratio": {"choice": [1, 2]}, "method": {"choice": ["crh_m"]}},
+        evaluation={"cutoff": 9},
+    )
+    made = fixed.trial_settings({"codebook_ratio": 2, "method": "crh_m"}, seed=5)
+    expected = {
+        "dataset": {"name": "digit_pairs"},
+        "method": "crh_m",
+        "trial": {"bits": 16, "codebook_ratio": 2, "margin": 0.1, "epochs": 7, "seed": 5},
+        "evaluation": {"cutoff": 9},
+    }
+    assert made == TrialSettings.model_validate(expected)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "inside", "outside"),
+    [
+        ({"choice": [1, 2.5, "full"]}, [1, 1.0, 2.5, "full"], [2, "none", None]),
+        ({"grid": ["crh", "crh_m"]}, ["crh"], ["crh_u"]),
+        ({"uniform": [0.0, 0.5]}, [0, 0.0, 0.25, 0.5], [-0.1, 0.6, "full"]),
+        ({"log_uniform": [0.001, 1.0]}, [0.001, 0.1, 1], [0, 0.0009, 1.1]),
+        ({"int": [1, 10]}, [1, 5, 10], [0, 11, 2.5, "full"]),
+    ],
+)
+def test_a_distribution_contains_what_it_can_draw(distribution, inside, outside):
+    name = "method" if "grid" in distribution else "codebook_ratio" if "choice" in distribution else "margin"
+    name = "update_interval" if "int" in distribution else name
+    made = space(search={name: distribution}).search[name]
+    assert all(made.contains(value) for value in inside)
+    assert not any(made.contains(value) for value in outside)
+
+
+@pytest.mark.parametrize(
+    ("search", "bits", "size", "allowed"),
+    [
+        ({"head_dim": {"feasible": True}}, 64, 392, [16, 32, 64]),
+        ({"head_dim": {"feasible": True}}, 64, 256, [8, 16, 32, 64]),
+        ({"head_dim": {"feasible": True}}, 24, 392, [12, 24]),
+        ({"head_dim": {"choice": [4, 8]}}, 16, 200, [8]),
+        ({"head_dim": {"int": [8, 16]}}, 16, 200, [8, 16]),
+        ({"head_dim": {"feasible": True}}, 16, "full", [16]),
+        ({"margin": {"uniform": [0, 1]}}, 16, 200, [8, 16]),
+    ],
+)
+def test_head_dims_that_may_be_drawn_are_feasible_and_listed(search, bits, size, allowed):
+    assert allowed_head_dims(space(search=search), bits, size) == allowed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from ray.tune.search.searcher import Searcher
 
 from crh_tune.data.splits import Stage
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.search import SearchSettings
+from crh_tune.settings.search import BudgetSettings, SearchSettings
 from crh_tune.settings.trial import ScalingSettings, TrialSettings, write_trial
 from crh_tune.training.checkpoints import CENTERS_FILE
 from crh_tune.tuning.searcher import plain_metrics
@@ -73,7 +74,7 @@ class RunEvents(tune.Callback):
         run = trial.config["run"]
         key = self._place.key(run["name"])
         self.outcomes[run["name"]] = Outcome(run["name"], run["settings"], run["start"])
-        tags = {"crh_tune.stage": run["stage"], "crh_tune.start": run["start"]}
+        tags = {"crh_tune.stage": run["stage"], "crh_tune.start": run["start"], **run.get("tags", {})}
         self._place.tracker.start_run(key, run["name"], self._place.search_id, tags)
         split = self._place.splits[run["stage"]]
         self._place.tracker.params(key, {**flat(run["settings"]), "stage": run["stage"], "split": split})
@@ -130,25 +131,26 @@ def _reason(trial: Trial) -> str:
 
 def run_trials(
     place: Place,
-    settings: SearchSettings,
+    scaling: ScalingSettings,
+    budget: BudgetSettings,
     said: Callable[[Outcome], None],
     *,
     searcher: Searcher | None = None,
     fixed: Sequence[dict[str, Any]] = (),
+    scheduler: TrialScheduler | None = None,
     seconds: float | None = None,
 ) -> dict[str, Outcome]:
-    """Run what a searcher proposes, with the search's scheduler, or a fixed list of runs to their end."""
+    """Run what a searcher proposes, weak trials stopped by the scheduler, or a fixed list of runs to their end."""
     events = RunEvents(place, said)
     common = {"splits": place.splits, "aggregator": place.aggregator, "storage": str(place.folder)}
-    scaling = settings.scaling
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_run_with, common=common), trial_resources(scaling)),
         param_space={} if searcher else {"run": tune.grid_search(fixed)},
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=_scheduler(settings) if searcher else FIFOScheduler(),
+            scheduler=scheduler or FIFOScheduler(),
             num_samples=-1 if searcher else 1,
-            max_concurrent_trials=concurrency(settings),
+            max_concurrent_trials=concurrency(scaling, budget),
             time_budget_s=seconds,
             reuse_actors=scaling.workers_per_trial == 1,
             trial_name_creator=_trial_name,
@@ -176,18 +178,18 @@ def _trial_name(trial: Trial) -> str:
     return str(trial.config["run"]["name"])
 
 
-def _scheduler(settings: SearchSettings) -> TrialScheduler:
-    asha = settings.scheduler.asha
-    epochs = settings.trial.epochs
-    if asha is None or asha.grace_epochs >= epochs:
-        return FIFOScheduler()
+def asha(settings: SearchSettings) -> TrialScheduler | None:
+    """The search's ASHA scheduler; None where it has none, or its first rung lies beyond the last epoch."""
+    chosen, epochs = settings.scheduler.asha, settings.trial.epochs
+    if chosen is None or chosen.grace_epochs >= epochs:
+        return None
     return AsyncHyperBandScheduler(
         time_attr="epoch",
         metric=settings.objective.metric,
         mode=settings.objective.mode,
         max_t=epochs,
-        grace_period=asha.grace_epochs,
-        reduction_factor=asha.reduction,
+        grace_period=chosen.grace_epochs,
+        reduction_factor=chosen.reduction,
     )
 
 
@@ -201,13 +203,12 @@ def trial_resources(scaling: ScalingSettings) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{"CPU": scaling.cpus_per_worker, "GPU": scaling.gpus_per_worker}])
 
 
-def concurrency(settings: SearchSettings) -> int:
+def concurrency(scaling: ScalingSettings, budget: BudgetSettings) -> int:
     """How many trials at once: as set, or as many as the cluster has (or can scale up to) CPUs and GPUs for.
 
     Raises SettingsError when not even one fits.
     """
     has = _most_resources()
-    scaling = settings.scaling
     needs = {
         "CPU": scaling.workers_per_trial * scaling.cpus_per_worker,
         "GPU": scaling.workers_per_trial * scaling.gpus_per_worker,
@@ -219,13 +220,20 @@ def concurrency(settings: SearchSettings) -> int:
                 f"{field_name}: a trial needs {amount:g} {kind}s ({scaling.workers_per_trial} workers), "
                 f"there are {has.get(kind, 0):g}"
             )
-    if settings.budget.concurrent != "auto":
-        return int(settings.budget.concurrent)
+    if budget.concurrent != "auto":
+        return int(budget.concurrent)
     return max(1, int(min(has[kind] / amount for kind, amount in needs.items() if amount)))
 
 
 def _most_resources() -> dict[str, float]:
-    """What the cluster has, or may scale up to where it has an autoscaler."""
-    has = {str(kind): float(amount) for kind, amount in ray.cluster_resources().items()}
-    limit = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return {kind: max(has.get(kind, 0.0), float(limit.get(kind) or 0)) for kind in (*has, *limit)}
+    """What the cluster has, or may scale up to: a cluster file says so in the environment, Ray itself does not."""
+    has = ray.cluster_resources()
+    return {kind: max(float(has.get(kind, 0)), _limit(f"CRH_TUNE_MAX_{kind}S")) for kind in ("CPU", "GPU")}
+
+
+def _limit(name: str) -> float:
+    text = os.environ.get(name, "0")
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingsError(f"{name}: expected a number, got {text!r}") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import scipy.linalg
 
 from crh_tune.hashing.codebook import Codes, pattern_to_codes, sample_codebook
@@ -52,7 +53,7 @@ def csq_centers(bits: int, classes: int, seed: int) -> Codes:
 
 
 def bernoulli_centers(bits: int, classes: int, seed: int) -> Codes:
-    """OrthoHash's centres (Hoe et al., NeurIPS 2021), C x K: each bit +-1 with probability 1/2, no two centres the same.
+    """OrthoHash's centres (Hoe et al., NeurIPS 2021), C x K, all distinct: each bit +-1 with probability 1/2.
 
     Raises ValueError when C > 2^K.
     """
@@ -112,7 +113,7 @@ def _grow(words: Codes, classes: int, separation: int, generator: np.random.Gene
     return words
 
 
-def _compatible(conflict: np.ndarray) -> np.ndarray:
+def _compatible(conflict: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
     """Indices kept when each in turn (B x B conflicts) is kept unless it conflicts with one kept before."""
     kept = np.ones(len(conflict), dtype=bool)
     for i in range(len(conflict)):
@@ -121,7 +122,7 @@ def _compatible(conflict: np.ndarray) -> np.ndarray:
     return np.flatnonzero(kept)
 
 
-def _inner(left: Codes, right: Codes) -> np.ndarray:
+def _inner(left: Codes, right: Codes) -> npt.NDArray[np.float32]:
     return left.astype(np.float32) @ right.astype(np.float32).T
 
 

@@ -1,4 +1,4 @@
-"""The table of methods: method = objective x centres x reassignment x heads.
+"""The table of methods: method = objective x centres x reassignment x heads x hash layer x optimizer defaults.
 
 A method is a preset of trial settings. Any of them can be set beside the method, and then that value counts.
 """
@@ -10,21 +10,63 @@ from typing import Literal
 
 Reassignment = Literal["greedy", "hungarian", "none"]
 Heads = Literal["multi", "single"]
+Centers = Literal["codebook", "bernoulli", "hadamard", "mds", "shc", "none"]
+"""Where centres come from: chosen from a codebook of M words, C centres of their own, or no centres at all."""
+HashLayer = Literal["linear", "linear_batch_norm"]
+OptimizerName = Literal["adam", "rmsprop"]
+Schedule = Literal["cosine", "constant", "every_10_epochs", "at_80_percent"]
+"""cosine to zero; constant; x 0.7 every 10 epochs (CSQ); x 0.1 after 80 % of the epochs (OrthoHash)."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Optimizer defaults for a pretrained backbone, whose learning rate is ``backbone_ratio`` times the head's."""
+
+    name: OptimizerName = "adam"
+    learning_rate: float = 1e-4
+    backbone_ratio: float = 1.0
+    weight_decay: float = 1e-5
+    schedule: Schedule = "cosine"
+    gradient_clip: float | None = None
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row: its objective, where centres come from, how they are reassigned, and with how many heads."""
+    """One row of the table."""
 
     title: str
     paper: str
     objective: str
-    reassignment: Reassignment
-    heads: Heads
+    centers: Centers = "none"
+    reassignment: Reassignment = "none"
+    heads: Heads = "single"
+    hash_layer: HashLayer = "linear"
+    optimizer: Optimizer = Optimizer()
 
+
+_CSQ = Optimizer(learning_rate=1e-3, backbone_ratio=0.01, weight_decay=0.0, schedule="every_10_epochs")
+_ORTHO = Optimizer(backbone_ratio=0.1, weight_decay=5e-4, schedule="at_80_percent")
+_MDS = Optimizer("rmsprop", 1e-5, weight_decay=0.0, schedule="constant", gradient_clip=5.0)
+_SHC = Optimizer("rmsprop", 1e-4, weight_decay=0.0)
 
 METHODS: dict[str, Method] = {
-    "crh": Method("CRH", "Yin et al., AAAI 2026", "margin_cross_entropy", "greedy", "multi"),
-    "crh_m": Method("CRH-M", "Yin et al., AAAI 2026", "margin_cross_entropy", "greedy", "single"),
-    "crh_u": Method("CRH-U", "Yin et al., AAAI 2026", "margin_cross_entropy", "none", "single"),
-}
+    "crh": Method("CRH", "Yin et al., AAAI 2026", "margin_cross_entropy", "codebook", "greedy", "multi"),
+    "crh_m": Method("CRH-M", "Yin et al., AAAI 2026", "margin_cross_entropy", "codebook", "greedy"),
+    "crh_u": Method("CRH-U", "Yin et al., AAAI 2026", "margin_cross_entropy", "codebook"),
+    "csq": Method("CSQ", "Yuan et al., CVPR 2020", "central_similarity", "hadamard", optimizer=_CSQ),
+    "csq_u": Method("CSQ_U", "Yin et al., AAAI 2026", "central_similarity", "hadamard", "greedy", optimizer=_CSQ),
+    "orthohash": Method(
+        "OrthoHash", "Hoe et al., NeurIPS 2021", "ortho_cosine", "bernoulli",
+        hash_layer="linear_batch_norm", optimizer=_ORTHO,
+    ),
+    "orthohash_u": Method(
+        "OrthoHash_U", "Yin et al., AAAI 2026", "ortho_cosine", "bernoulli", "greedy",
+        hash_layer="linear_batch_norm", optimizer=_ORTHO,
+    ),
+    "mds": Method("MDS", "Wang et al., CVPR 2023", "minimal_distance", "mds", optimizer=_MDS),
+    "mds_u": Method("MDS_U", "Yin et al., AAAI 2026", "minimal_distance", "mds", "greedy", optimizer=_MDS),
+    "shc": Method("SHC", "Chen et al., TOIS 2025", "central_similarity", "shc", optimizer=_SHC),
+    "hashnet": Method("HashNet", "Cao et al., ICCV 2017", "pairwise_continuation"),
+    "dtsh": Method("DTSH", "Wang, Shi and Kitani, ACCV 2016", "triplet_likelihood"),
+    "greedyhash": Method("GreedyHash", "Su et al., NeurIPS 2018", "greedy_sign"),
+}  # fmt: skip

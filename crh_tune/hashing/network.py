@@ -1,4 +1,4 @@
-"""The hash function: a backbone and one linear hash layer. h = tanh(u), b = sign(h) with sign(0) = +1."""
+"""The hash function: a backbone and one hash layer. h = tanh(u), b = sign(h) with sign(0) = +1."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from crh_tune.hashing.methods import HashLayer
 
 Shape = tuple[int, ...]
 """Shape of one input: (channels, height, width) of an image."""
@@ -41,6 +43,8 @@ def _convolution_block(channels_in: int, channels: int) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(2)]
 
 
+FROM_SCRATCH = frozenset({"small_cnn"})
+"""Backbones that have no pretrained weights."""
 BACKBONES: dict[str, Callable[[Shape], SmallCNN]] = {"small_cnn": SmallCNN}
 
 
@@ -50,10 +54,18 @@ class HashNetwork(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: str, shape: Shape, bits: int, mean: Tensor, std: Tensor) -> None:
+    def __init__(
+        self, backbone: str, shape: Shape, bits: int, mean: Tensor, std: Tensor, hash_layer: HashLayer = "linear"
+    ) -> None:
         super().__init__()
+        self.bits = bits
         self.backbone = BACKBONES[backbone](shape)
-        self.hash_layer = nn.Linear(self.backbone.features, bits)
+        features = self.backbone.features
+        self.hash_layer: nn.Module
+        if hash_layer == "linear":
+            self.hash_layer = nn.Linear(features, bits)
+        else:  # OrthoHash's
+            self.hash_layer = nn.Sequential(nn.Linear(features, bits, bias=False), nn.BatchNorm1d(bits))
         per_channel = (1, -1) + (1,) * (len(shape) - 1)
         self.register_buffer("mean", mean.float().reshape(per_channel).clone())
         self.register_buffer("std", std.float().reshape(per_channel).clone())

@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
-from torch.nn import functional
 
-from crh_tune.hashing.objectives.base import Objective, ObjectiveOptions, quantization_loss, soft_cross_entropy
+from crh_tune.hashing.objectives.base import Objective, cosine_to_centers, quantization_loss, soft_cross_entropy
 
 
 def paper_scale(classes: int) -> float:
@@ -29,16 +28,19 @@ def margin_cross_entropy(outputs: Tensor, targets: Tensor, centers: Tensor, *, s
     Returns:
         B losses.
     """
-    cosine = functional.normalize(outputs, dim=1) @ functional.normalize(centers, dim=1).T
-    return soft_cross_entropy(scale * (cosine - margin * targets), targets)
+    return soft_cross_entropy(scale * (cosine_to_centers(outputs, centers) - margin * targets), targets)
 
 
 class MarginCrossEntropy(Objective):
-    """Eq. 4: L = L_CE + lambda L_q."""
+    """Eq. 4: L = L_CE + lambda L_q, lambda 0.1 (0 for multi-label data)."""
 
-    def __init__(self, options: ObjectiveOptions) -> None:
-        super().__init__()
-        self.options = options
+    @staticmethod
+    def default_scale(classes: int) -> float:
+        return paper_scale(classes)
+
+    @staticmethod
+    def default_quantization_weight(multi_label: bool) -> float:
+        return 0.0 if multi_label else 0.1
 
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
         options = self.options

@@ -1,0 +1,66 @@
+"""MDS (Wang et al., CVPR 2023): class probabilities from cosines to the centres, then positive pairs together."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from crh_tune.hashing.objectives.base import (
+    Objective,
+    ObjectiveOptions,
+    cosine_to_centers,
+    quantization_loss,
+    soft_targets,
+)
+
+_PAIRS_AFTER_EPOCH = 9
+_MOMENTUM = 0.9
+
+
+class MinimalDistance(Objective):
+    """-mean_c [y ln p + (1 - y) ln(1 - p)], p = softmax(sqrt(K) cos(u, c)), + lambda quantization, lambda 1e-4.
+
+    After epoch 9, plus ln(1 + exp((1 - cos(u, bank_y)) / 2)) against a bank with momentum 0.9. The bank here has one
+    row a class, the running mean of the outputs of its samples, so that its size does not depend on the number of
+    samples; a multi-label sample takes the mean over its classes' rows.
+    """
+
+    bank: Tensor
+
+    def __init__(self, options: ObjectiveOptions) -> None:
+        super().__init__(options)
+        self.register_buffer("bank", torch.zeros(options.classes, options.bits))
+
+    @staticmethod
+    def default_quantization_weight(multi_label: bool) -> float:
+        return 1e-4
+
+    def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
+        logits = math.sqrt(self.options.bits) * cosine_to_centers(outputs, centers)
+        log_p = torch.log_softmax(logits, dim=1)
+        log_rest = torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
+        terms = {
+            "cross_entropy": -(targets * log_p + (1 - targets) * log_rest).mean(dim=1),
+            "quantization": self.options.quantization_weight * quantization_loss(outputs),
+        }
+        if self.epoch > _PAIRS_AFTER_EPOCH:
+            terms["pairs"] = self._pairs(outputs, targets)
+        if self.training:
+            self._update_bank(outputs.detach(), targets)
+        return terms
+
+    def _pairs(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        cosine = (soft_targets(targets) * cosine_to_centers(outputs, self.bank)).sum(dim=1)
+        return functional.softplus((1 - cosine) / 2)
+
+    @torch.no_grad()
+    def _update_bank(self, outputs: Tensor, targets: Tensor) -> None:
+        batch = self.whole_batch(outputs, targets)
+        count = batch.targets.sum(dim=0)[:, None]
+        means = batch.targets.T @ batch.outputs / count.clamp(min=1)
+        known = self.bank.abs().sum(dim=1, keepdim=True) > 0
+        moved = torch.where(known, _MOMENTUM * self.bank + (1 - _MOMENTUM) * means, means)
+        self.bank.copy_(torch.where(count > 0, moved, self.bank))

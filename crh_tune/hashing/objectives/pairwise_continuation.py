@@ -1,0 +1,51 @@
+"""HashNet (Cao et al., ICCV 2017): weighted pairwise likelihood, with tanh(beta u) sharpened as training goes on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from crh_tune.hashing.objectives.base import Objective, ObjectiveOptions
+
+_GROWTH, _REFRESH, _LINEAR_BEYOND = 0.005, 200, 15.0
+
+
+class PairwiseContinuation(Objective):
+    """sum_ij w_ij [ln(1 + e^theta_ij) - s_ij theta_ij] / sum_ij w_ij over the batch's pairs i != j.
+
+    theta = (10 / K) h.h' with h = tanh(beta u); s_ij = 1 where the two share a label; similar pairs weigh |S| / |S_1|,
+    dissimilar ones |S| / |S_0|. Beyond theta = 15 the logarithm is linear. beta = sqrt(1 + 0.005 t) with the step t
+    refreshed every 200 steps.
+    """
+
+    steps: Tensor
+
+    def __init__(self, options: ObjectiveOptions) -> None:
+        super().__init__(options)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def beta(self) -> Tensor:
+        """The present sharpness of tanh(beta u)."""
+        return (1 + _GROWTH * (self.steps // _REFRESH * _REFRESH)).float().sqrt()
+
+    def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
+        batch = self.whole_batch((self.beta.to(outputs.dtype) * outputs).tanh(), targets)
+        if self.training:
+            self.steps += 1
+        total = len(batch.outputs)
+        rows = torch.arange(batch.first, batch.first + len(outputs), device=outputs.device)
+        pairs = ~torch.eye(total, dtype=torch.bool, device=outputs.device)
+        similar = (batch.targets @ batch.targets.T > 0) & pairs
+        weights = self._weights(similar, pairs, outputs.dtype)
+        theta = (10 / self.options.bits) * batch.outputs[rows] @ batch.outputs.T
+        losses = functional.softplus(theta, threshold=_LINEAR_BEYOND) - similar[rows] * theta
+        return {"pairs": (weights[rows] * losses).sum(dim=1) * (total / weights.sum().clamp(min=1e-12))}
+
+    @staticmethod
+    def _weights(similar: Tensor, pairs: Tensor, dtype: torch.dtype) -> Tensor:
+        count, alike = pairs.sum(), similar.sum()
+        per_similar = count / alike.clamp(min=1)
+        per_dissimilar = count / (count - alike).clamp(min=1)
+        return torch.where(similar, per_similar, per_dissimilar).to(dtype) * pairs

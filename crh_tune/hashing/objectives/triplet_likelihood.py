@@ -1,0 +1,35 @@
+"""DTSH (Wang, Shi and Kitani, ACCV 2016): the likelihood of triplets in a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from crh_tune.hashing.objectives.base import Objective, sign
+
+
+class TripletLikelihood(Objective):
+    """-mean ln sigmoid(theta_ip - theta_in - alpha), theta = u.v / 2, alpha = K / 2, + lambda mean_k (u - sign u)^2.
+
+    The mean is over all triplets of the batch: anchor i, p != i sharing a label with it, n sharing none. lambda 1.
+    """
+
+    @staticmethod
+    def default_quantization_weight(multi_label: bool) -> float:
+        return 1.0
+
+    def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
+        batch = self.whole_batch(outputs, targets)
+        total = len(batch.outputs)
+        rows = torch.arange(batch.first, batch.first + len(outputs), device=outputs.device)
+        similar = batch.targets @ batch.targets.T > 0
+        positive = similar & ~torch.eye(total, dtype=torch.bool, device=outputs.device)
+        count = (positive.sum(dim=1) * (~similar).sum(dim=1)).sum().clamp(min=1)
+        theta = batch.outputs[rows] @ batch.outputs.T / 2
+        gap = theta[:, :, None] - theta[:, None, :] - self.options.bits / 2
+        losses = -functional.logsigmoid(gap) * (positive[rows][:, :, None] & ~similar[rows][:, None, :])
+        return {
+            "triplets": losses.sum(dim=(1, 2)) * (total / count),
+            "quantization": self.options.quantization_weight * (outputs - sign(outputs)).square().mean(dim=1),
+        }

@@ -2,7 +2,7 @@
 
 settings.yaml   resolved settings; ``crh-tune train settings.yaml`` gives the same result again
 encoder.pt      the hash network, loadable with ``weights_only=True``
-centers.npy     class centres, C x K, int8, -1 and +1
+centers.npy     class centres, C x K, int8, -1 and +1 (methods with centres)
 index.npz       packed codes and labels of the database
 model_card.md   what was measured, and how
 """
@@ -77,11 +77,13 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
         "backbone": run.trial.backbone,
         "shape": list(split.train.inputs.shape[1:]),
         "bits": run.trial.bits,
+        "hash_layer": run.trial.hash_layer,
         "class_names": list(split.class_names),
         "weights": network.state_dict(),
     }
     torch.save(content, folder / ENCODER_FILE)
-    np.save(folder / CENTERS_FILE, run.centers, allow_pickle=False)
+    if run.has_centers:
+        np.save(folder / CENTERS_FILE, run.centers, allow_pickle=False)
     database = split.database or split.train
     words = pack_codes(encode_share(network, database, Workers()).numpy())
     np.savez_compressed(folder / INDEX_FILE, words=words, labels=database.labels)
@@ -95,7 +97,7 @@ def load_encoder(folder: Path) -> Encoder:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         shape = tuple(content["shape"])
         blank = torch.zeros(shape[0])
-        network = HashNetwork(content["backbone"], shape, content["bits"], blank, blank)
+        network = HashNetwork(content["backbone"], shape, content["bits"], blank, blank, content["hash_layer"])
         network.load_state_dict(content["weights"])
     except Exception as error:
         raise SettingsError(f"{path}: not a readable encoder: {str(error).splitlines()[0]}") from None

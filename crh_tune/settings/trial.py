@@ -14,10 +14,18 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from crh_tune.data.datasets import DATASETS
 from crh_tune.hashing.codebook import WHOLE_SPACE_MAX_BITS, feasible_head_dims, paper_head_dim
-from crh_tune.hashing.methods import METHODS, Reassignment
-from crh_tune.hashing.network import BACKBONES
+from crh_tune.hashing.methods import (
+    METHODS,
+    Centers,
+    HashLayer,
+    Method,
+    Optimizer,
+    OptimizerName,
+    Reassignment,
+    Schedule,
+)
+from crh_tune.hashing.network import BACKBONES, FROM_SCRATCH
 from crh_tune.hashing.objectives import OBJECTIVES
-from crh_tune.hashing.objectives.margin_cross_entropy import paper_scale
 from crh_tune.retrieval.average_precision import Denominator, NoRelevant, RankingProtocol, Ties
 from crh_tune.settings.base import Settings, SettingsError, known, one_line, read_yaml, validated
 
@@ -25,6 +33,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Full = Literal["full"]
+SCRATCH_LEARNING_RATE = 2e-3
 
 
 class DatasetSettings(Settings):
@@ -52,18 +61,26 @@ class TrainingSettings(Settings):
     """One training run. ``None`` is filled in from the method and the dataset: see ``TrialSettings.resolve``.
 
     K bits, M = codebook_size = codebook_ratio * C, d = head_dim, lambda = quantization_weight, s = scale.
+    ``learning_rate`` is the head's, ``backbone_ratio`` times it the backbone's; ``gradient_clip`` 0 clips nothing.
     Centres are reassigned after each of the first ``early_epochs`` epochs, then after every ``update_interval``-th.
+    ``center_seed`` draws codebook and first centres (None: ``seed`` does).
     ``batch_size`` is global: the workers share it. ``evaluate_every`` counts epochs; the last is always evaluated.
     """
 
     bits: int = Field(32, ge=2, le=4096)
     epochs: int = Field(300, ge=1, le=1_000_000)
     batch_size: int = Field(128, ge=1)
-    learning_rate: Positive = 1e-4
-    weight_decay: NonNegative = 1e-5
     backbone: str = "small_cnn"
+    optimizer: OptimizerName | None = None
+    learning_rate: Positive | None = None
+    backbone_ratio: Positive | None = None
+    weight_decay: NonNegative | None = None
+    schedule: Schedule | None = None
+    gradient_clip: NonNegative | None = None
     objective: str | None = None
+    centers: Centers | None = None
     reassignment: Reassignment | None = None
+    hash_layer: HashLayer | None = None
     codebook_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | Full | None = None
     codebook_size: Annotated[int, Field(ge=2)] | Full | None = None
     head_dim: int | None = Field(None, ge=1)
@@ -74,6 +91,7 @@ class TrainingSettings(Settings):
     early_epochs: int = Field(20, ge=0)
     evaluate_every: int = Field(1, ge=1)
     seed: Seed = 0
+    center_seed: Seed | None = None
 
     @field_validator("backbone")
     @classmethod
@@ -146,32 +164,72 @@ class TrialSettings(Settings):
         return known(value, METHODS, "method")
 
     def resolve(self, classes: int, multi_label: bool) -> TrialSettings:
-        """Fill in what follows from the method and from C: objective, reassignment, M, d, lambda, s.
+        """Fill in what follows from the method, the backbone and C: its parts, the optimizer, M, d, lambda, s.
 
-        M = 2C; d = the smallest power of two >= log2 M that divides K (K itself for one head); lambda = 0.1, or 0 for
-        multi-label data; s = sqrt(2) ln(C - 1).
+        For CRH, M = 2C; d = the smallest power of two >= log2 M that divides K (K itself for one head); lambda = 0.1,
+        or 0 for multi-label data; s = sqrt(2) ln(C - 1). Centres of their own are C words with one head.
 
         Raises SettingsError where no such trial exists (M < C, M > 2^K, H > K / log2 M, C < 3 without a scale).
         """
         method, given = METHODS[self.method], self.trial
         try:
-            size = codebook_size(given, classes)
-            filled = {
-                "objective": given.objective or method.objective,
-                "reassignment": given.reassignment or method.reassignment,
-                "codebook_ratio": None,
-                "codebook_size": size,
-                "head_dim": head_dim(given, size, method.heads == "single"),
-                "scale": given.scale or paper_scale(classes),
+            filled: dict[str, Any] = {
+                name: getattr(given, name) or getattr(method, name)
+                for name in ("objective", "centers", "reassignment", "hash_layer")
             }
-            if given.quantization_weight is None:
-                filled["quantization_weight"] = 0.0 if multi_label else 0.1
+            objective = OBJECTIVES[filled["objective"]]
+            defaults = {
+                **optimizer_defaults(method.optimizer, given.backbone),
+                "scale": objective.default_scale(classes) if given.scale is None else given.scale,
+                "quantization_weight": objective.default_quantization_weight(multi_label),
+            }
+            filled |= {name: value for name, value in defaults.items() if getattr(given, name) is None}
+            filled |= codebook_of(given, filled["centers"], filled["reassignment"], method, classes)
             trial = TrainingSettings(**{**given.model_dump(), **filled})
         except ValidationError as error:
             raise SettingsError(f"trial: {one_line(error)}") from None
         except ValueError as error:
             raise SettingsError(f"trial: {error}") from None
         return self.model_copy(update={"trial": trial})
+
+
+def optimizer_defaults(optimizer: Optimizer, backbone: str) -> dict[str, Any]:
+    """The method's optimizer; a backbone that starts from nothing trains with Adam at one, larger rate throughout."""
+    scratch = backbone in FROM_SCRATCH
+    return {
+        "optimizer": "adam" if scratch else optimizer.name,
+        "learning_rate": SCRATCH_LEARNING_RATE if scratch else optimizer.learning_rate,
+        "backbone_ratio": 1.0 if scratch else optimizer.backbone_ratio,
+        "weight_decay": optimizer.weight_decay,
+        "schedule": optimizer.schedule,
+        "gradient_clip": optimizer.gradient_clip or 0.0,
+    }
+
+
+def codebook_of(
+    given: TrainingSettings, centers: str, reassignment: str, method: Method, classes: int
+) -> dict[str, Any]:
+    """M and d: chosen for a codebook; C words with one head for centres of their own; nothing without centres.
+
+    Raises ValueError where the settings contradict each other or no such codebook exists.
+    """
+    if centers == "codebook":
+        size = codebook_size(given, classes)
+        return {
+            "codebook_ratio": None,
+            "codebook_size": size,
+            "head_dim": head_dim(given, size, method.heads == "single"),
+        }
+    for name, own in (("codebook_ratio", 1), ("codebook_size", classes), ("head_dim", given.bits)):
+        if getattr(given, name) not in (None, own):
+            raise ValueError(f"{name} has no meaning with centers {centers}: leave it out, or use centers codebook")
+    if centers == "none":
+        if reassignment != "none":
+            raise ValueError(f"reassignment {reassignment} needs centres: centers is none")
+        return {}
+    if classes > 2**given.bits:
+        raise ValueError(f"bits K = {given.bits} give 2^K = {2**given.bits} centres for C = {classes} classes")
+    return {"codebook_ratio": None, "codebook_size": classes, "head_dim": given.bits}
 
 
 def codebook_size(trial: TrainingSettings, classes: int) -> int | Full:

@@ -32,8 +32,7 @@ def encode_share(network: HashNetwork, samples: Samples, workers: Workers) -> to
         for start in range(0, len(rows), _ENCODE_BATCH)
     ]
     network.train(was_training)
-    bits = network.hash_layer.out_features
-    return torch.cat(parts) if parts else torch.empty(0, bits, dtype=torch.bool, device=workers.device)
+    return torch.cat(parts) if parts else torch.empty(0, network.bits, dtype=torch.bool, device=workers.device)
 
 
 def gather_codes(share: torch.Tensor, samples: Samples, workers: Workers) -> LabelledCodes:

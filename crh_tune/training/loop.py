@@ -9,7 +9,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +19,16 @@ from torch import Tensor, nn
 
 from crh_tune.data.splits import Samples, Split
 from crh_tune.hashing.assignment import Rule, class_statistic, reassigned_share
-from crh_tune.hashing.centers import CodebookSpec, build_codebook
+from crh_tune.hashing.centers import CodebookSpec, build_codebook, first_table
 from crh_tune.hashing.codebook import Codes, Table
 from crh_tune.hashing.network import HashNetwork
-from crh_tune.hashing.objectives import OBJECTIVES, ObjectiveOptions
+from crh_tune.hashing.objectives import OBJECTIVES, Objective, ObjectiveOptions
+from crh_tune.hashing.shc import class_similarity, shc_centers
 from crh_tune.retrieval.average_precision import LabelledCodes
 from crh_tune.settings.trial import TrainingSettings, TrialSettings
 from crh_tune.training import checkpoints
 from crh_tune.training.aggregator import Round, Solve
+from crh_tune.training.batches import channel_statistics, epoch_batches, load_batch
 from crh_tune.training.evaluation import (
     center_metrics,
     encode_share,
@@ -32,6 +36,7 @@ from crh_tune.training.evaluation import (
     ranking_map,
     reference_similarity,
 )
+from crh_tune.training.similarity import classifier_scores
 from crh_tune.training.workers import Workers
 
 Metrics = dict[str, float]
@@ -47,10 +52,10 @@ class TrainingDiverged(RuntimeError):
     """The loss is no longer a finite number."""
 
 
-class _Model(nn.Module):
+class Model(nn.Module):
     """Network and objective as one module, so that the objective's own parameters are trained and averaged too."""
 
-    def __init__(self, network: HashNetwork, objective: nn.Module) -> None:
+    def __init__(self, network: HashNetwork, objective: Objective) -> None:
         super().__init__()
         self.network, self.objective = network, objective
 
@@ -67,20 +72,14 @@ class TrainingRun:
         self.trial: TrainingSettings = settings.trial
         _make_deterministic(settings.scaling.cpus_per_worker)
         torch.manual_seed(self.trial.seed)
-        self.model = _build_model(self.trial, split).to(workers.device)
+        self.model = _build_model(self.trial, split, workers).to(workers.device)
         workers.synchronised(self.model)
         self.wrapped = workers.wrap(self.model)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(),
-            lr=self.trial.learning_rate,
-            betas=(0.5, 0.999),
-            weight_decay=self.trial.weight_decay,
-        )
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.trial.epochs)
-        self.codebook_spec = codebook_spec(self.trial)
-        self.codebook = build_codebook(self.codebook_spec)
-        self.table: Table = self.codebook.initial_table(split.classes, self.trial.seed)
+        self.optimizer = build_optimizer(self.model, self.trial)
+        self.schedule = build_schedule(self.optimizer, self.trial)
         self.reference = reference_similarity(split)
+        self.has_centers = self.trial.centers != "none"
+        self.codebook_spec: CodebookSpec | None = None
         self.epoch = 0
         self.seconds = dict.fromkeys(_PHASES, 0.0)
 
@@ -90,8 +89,24 @@ class TrainingRun:
 
     @property
     def centers(self) -> Codes:
-        """The present centres, C x K."""
+        """The present centres, C x K; a method without centres has zeros, which its objective does not look at."""
+        if self.codebook_spec is None:
+            return np.zeros((self.split.classes, self.trial.bits), dtype=np.int8)
         return self.codebook.centers(self.table)
+
+    def take_first_centers(self) -> None:
+        """Make the codebook and the first assignment; SHC trains its classifier for them, so not before training."""
+        if self.has_centers and self.codebook_spec is None:
+            self._use_codebook(first_codebook(self.trial, self.split, self.workers))
+            self.table: Table = first_table(self._spec, self.codebook, self.split.classes)
+
+    def _use_codebook(self, spec: CodebookSpec) -> None:
+        self.codebook_spec, self.codebook = spec, build_codebook(spec)
+
+    @property
+    def _spec(self) -> CodebookSpec:
+        assert self.codebook_spec is not None
+        return self.codebook_spec
 
     def train(self, report: Report) -> Metrics:
         """Train from the present epoch to the last one, reporting each evaluation; returns the last metrics.
@@ -99,8 +114,10 @@ class TrainingRun:
         Raises TrainingDiverged when the loss is not finite.
         """
         metrics: Metrics = {}
+        self.take_first_centers()
         while self.epoch < self.trial.epochs:
             self.epoch += 1
+            self.model.objective.epoch = self.epoch
             losses = self._train_epoch()
             evaluating = self._evaluation_due()
             if not (evaluating or self._update_due()):
@@ -109,8 +126,9 @@ class TrainingRun:
             scores = self._evaluate(codes) if evaluating and self._may_ask_queries() else {}
             changed = self._reassign(codes) if self._update_due() else 0.0
             if evaluating:
-                metrics = {"epoch": self.epoch, **losses, **scores, "centers/reassigned": changed}
-                metrics |= center_metrics(self.centers, self.reference)
+                metrics = {"epoch": self.epoch, **losses, **scores}
+                if self.has_centers:
+                    metrics |= {"centers/reassigned": changed, **center_metrics(self.centers, self.reference)}
                 metrics |= {f"seconds/{phase}": seconds for phase, seconds in self.seconds.items()}
                 metrics["final"] = float(self.epoch == self.trial.epochs)
                 report(metrics, self._save if self.workers.rank == 0 else None)
@@ -124,7 +142,10 @@ class TrainingRun:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.table = state["table"].numpy()
+        if self.has_centers:
+            codebook = state["codebook"]
+            self._use_codebook(CodebookSpec(**{**codebook, "words": bytes.fromhex(codebook["words"])}))
+            self.table = state["table"].numpy()
         self.epoch = state["epoch"]
         self.seconds = state["seconds"]
 
@@ -134,12 +155,15 @@ class TrainingRun:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "table": torch.from_numpy(self.table.copy()),
             "epoch": self.epoch,
             "seconds": self.seconds,
         }
+        if self.has_centers:
+            codebook = {**asdict(self._spec), "words": self._spec.words.hex()}  # plain text loads without pickle
+            state |= {"codebook": codebook, "table": torch.from_numpy(self.table.copy())}
         checkpoints.save(state, folder)
-        np.save(folder / checkpoints.CENTERS_FILE, self.centers, allow_pickle=False)
+        if self.has_centers:
+            np.save(folder / checkpoints.CENTERS_FILE, self.centers, allow_pickle=False)
 
     def _update_due(self) -> bool:
         """After each of the first epochs, then at intervals; never after the last, which nothing would train on."""
@@ -159,15 +183,15 @@ class TrainingRun:
         with self._timed("training"):
             torch.manual_seed(_mixed_seed(self.trial.seed, self.epoch, self.workers.rank))
             centers = torch.from_numpy(self.centers).to(self.workers.device, torch.float32)
-            order = np.random.default_rng([self.trial.seed, self.epoch]).permutation(len(self.split.train))
+            samples = len(self.split.train)
             totals: dict[str, Tensor] = {}
             self.wrapped.train()
-            for batch in np.array_split(order, steps_per_epoch(len(order), self.trial.batch_size)):
+            for batch in epoch_batches(samples, self.trial.batch_size, self.trial.seed, self.epoch):
                 for name, term in self._train_step(batch, centers).items():
                     totals[name] = totals.get(name, torch.zeros((), device=self.workers.device)) + term
             self.schedule.step()
             summed = self.workers.sum(torch.stack(list(totals.values())).double()).tolist()
-        losses = {f"loss/{name}": value / len(order) for name, value in zip(totals, summed, strict=True)}
+        losses = {f"loss/{name}": value / samples for name, value in zip(totals, summed, strict=True)}
         total = sum(losses.values())
         if not math.isfinite(total):
             raise TrainingDiverged(f"loss is {total} after epoch {self.epoch}: try a smaller learning_rate")
@@ -180,21 +204,15 @@ class TrainingRun:
         where shares differ in size or are empty.
         """
         rows = self.workers.share(batch)
-        inputs, targets = self._load(self.split.train, rows)
+        inputs, targets = load_batch(self.split.train, rows, self.split.classes, self.workers.device)
         terms = self.wrapped(inputs, targets, centers)
         loss = torch.stack(list(terms.values())).sum() * (self.workers.size / len(batch))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.trial.gradient_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.trial.gradient_clip)
         self.optimizer.step()
         return {name: term.detach().sum() for name, term in terms.items()}
-
-    def _load(self, samples: Samples, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Inputs and multi-hot float targets of some rows, on the device."""
-        inputs = torch.from_numpy(samples.inputs[rows]).to(self.workers.device)
-        labels = torch.from_numpy(samples.labels[rows]).to(self.workers.device)
-        if labels.ndim == 1:
-            labels = nn.functional.one_hot(labels, self.split.classes)
-        return inputs, labels.float()
 
     def _encode(self, samples: Samples) -> Tensor:
         with self._timed("encoding"):
@@ -219,7 +237,7 @@ class TrainingRun:
             statistic = class_statistic(train_codes.cpu(), labels, self.split.classes)
             rule: Rule = "hungarian" if self.trial.reassignment == "hungarian" else "greedy"
             before = self.centers
-            self.table = self.solve(Round(self.codebook_spec, self.table, rule, self.trial.seed, self.epoch), statistic)
+            self.table = self.solve(Round(self._spec, self.table, rule, self.trial.seed, self.epoch), statistic)
             return reassigned_share(before, self.centers)
 
     @contextmanager
@@ -229,38 +247,58 @@ class TrainingRun:
         self.seconds[phase] += time.perf_counter() - start
 
 
-def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """How many equal global batches of at most ``batch_size`` an epoch is cut into.
-
-    Equal, so that no step stands on a handful of leftover samples; never fewer than the two samples a batch
-    normalisation needs.
-    """
-    return max(1, min(math.ceil(samples / batch_size), samples // 2))
-
-
-def codebook_spec(trial: TrainingSettings) -> CodebookSpec:
-    """The codebook of a resolved trial."""
+def first_codebook(trial: TrainingSettings, split: Split, workers: Workers) -> CodebookSpec:
+    """The codebook of a resolved trial with centres; SHC's is learned from the split first."""
     assert trial.codebook_size is not None
     assert trial.head_dim is not None
-    return CodebookSpec(trial.bits, trial.codebook_size, trial.head_dim, trial.seed)
+    assert trial.centers is not None
+    seed = trial.seed if trial.center_seed is None else trial.center_seed
+    spec = CodebookSpec(trial.bits, trial.codebook_size, trial.head_dim, seed, trial.centers)
+    if trial.centers != "shc":
+        return spec
+    scores = classifier_scores(trial, split, workers)
+    words = workers.from_first(lambda: shc_centers(class_similarity(scores), trial.bits, seed))
+    return replace(spec, words=np.ascontiguousarray(words).tobytes())
 
 
-def _build_model(trial: TrainingSettings, split: Split) -> _Model:
+def build_optimizer(model: Model, trial: TrainingSettings) -> torch.optim.Optimizer:
+    """Adam with the paper's (0.5, 0.999), or RMSprop; the backbone at ``backbone_ratio`` times the learning rate."""
+    assert trial.learning_rate is not None
+    assert trial.backbone_ratio is not None
+    backbone = list(model.network.backbone.parameters())
+    rest = [*model.network.hash_layer.parameters(), *model.objective.parameters()]
+    groups: list[dict[str, Any]] = [
+        {"params": backbone, "lr": trial.learning_rate * trial.backbone_ratio},
+        {"params": rest},
+    ]
+    options: dict[str, Any] = {"lr": trial.learning_rate, "weight_decay": trial.weight_decay}
+    if trial.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, **options)
+    return torch.optim.Adam(groups, betas=(0.5, 0.999), **options)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, trial: TrainingSettings) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate by epoch: see ``crh_tune.hashing.methods.Schedule``."""
+    if trial.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, trial.epochs)
+    if trial.schedule == "every_10_epochs":
+        return torch.optim.lr_scheduler.StepLR(optimizer, 10, gamma=0.7)
+    if trial.schedule == "at_80_percent":
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, round(0.8 * trial.epochs))], gamma=0.1)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def _build_model(trial: TrainingSettings, split: Split, workers: Workers) -> Model:
     assert trial.objective is not None
-    assert trial.scale is not None
+    assert trial.hash_layer is not None
     assert trial.quantization_weight is not None
     mean, std = channel_statistics(split.train)
-    network = HashNetwork(trial.backbone, split.train.inputs.shape[1:], trial.bits, mean, std)
-    options = ObjectiveOptions(trial.bits, split.classes, trial.scale, trial.margin, trial.quantization_weight)
-    return _Model(network, OBJECTIVES[trial.objective](options))
-
-
-def channel_statistics(samples: Samples) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel (of each feature, for N x D inputs), in float64."""
-    axes = (0, *range(2, samples.inputs.ndim))
-    mean = samples.inputs.mean(axis=axes, dtype=np.float64)
-    std = samples.inputs.std(axis=axes, dtype=np.float64)
-    return torch.from_numpy(mean), torch.from_numpy(np.maximum(std, 1e-6))
+    network = HashNetwork(trial.backbone, split.train.inputs.shape[1:], trial.bits, mean, std, trial.hash_layer)
+    options = ObjectiveOptions(trial.bits, split.classes, trial.scale or 0.0, trial.margin, trial.quantization_weight)
+    objective = OBJECTIVES[trial.objective](options)
+    if workers.size > 1:
+        objective.rank, objective.gather = workers.rank, workers.gather_batch
+    return Model(network, objective)
 
 
 def _mixed_seed(*parts: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,22 @@ class Workers:
         for rank, rows in enumerate(parts):
             whole[rank :: self.size] = rows
         return whole
+
+    def gather_batch(self, share: torch.Tensor) -> torch.Tensor:
+        """All workers' shares of a batch (B x ...), in rank order; differentiable, shares may differ in size."""
+        sizes = [torch.zeros(1, dtype=torch.int64, device=share.device) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(share)], device=share.device))
+        counts = [int(size.item()) for size in sizes]
+        first = sum(counts[: self.rank])
+        padding = (0, 0) * (share.ndim - 1) + (first, sum(counts) - first - len(share))
+        return sum_over_workers(nn.functional.pad(share, padding))
+
+    def from_first(self, make: Callable[[], Array]) -> Array:
+        """What the first worker makes, on all workers."""
+        made: list[Any] = [make() if self.rank == 0 else None]
+        if self.size > 1:
+            dist.broadcast_object_list(made, src=0)
+        return made[0]
 
     def all_true(self, flag: bool) -> bool:
         """Whether every worker says so."""

@@ -11,7 +11,8 @@ import torch
 from crh_tune.hashing.codebook import shared_centers
 from crh_tune.training import checkpoints, loop
 from crh_tune.training.aggregator import Round, solve_locally
-from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun, steps_per_epoch
+from crh_tune.training.batches import steps_per_epoch
+from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.workers import Workers
 from tests.training.conftest import settings_for, split_of
 
@@ -78,6 +79,7 @@ def test_crh_u_never_reassigns_and_keeps_its_first_centres():
         raise AssertionError("CRH-U asked for a reassignment")
 
     untrained = TrainingRun(settings, split, Workers(), solve)
+    untrained.take_first_centers()
     run, metrics = trained(settings, split, solve)
     assert np.array_equal(run.table, untrained.table)
     assert metrics["centers/reassigned"] == 0
@@ -85,10 +87,11 @@ def test_crh_u_never_reassigns_and_keeps_its_first_centres():
 
 def test_crh_m_has_one_head_and_crh_has_several():
     split = split_of("digit_pairs")
-    heads = {
-        method: TrainingRun(settings_for(split, method, "digit_pairs"), split, Workers(), solve_locally).codebook.heads
-        for method in ("crh", "crh_m", "crh_u")
-    }
+    heads = {}
+    for method in ("crh", "crh_m", "crh_u"):
+        run = TrainingRun(settings_for(split, method, "digit_pairs"), split, Workers(), solve_locally)
+        run.take_first_centers()
+        heads[method] = run.codebook.heads
     assert heads == {"crh": 2, "crh_m": 1, "crh_u": 1}
 
 
@@ -146,6 +149,7 @@ def test_an_epoch_is_cut_into_equal_steps_of_at_least_two_samples(samples, batch
 def test_a_checkpoint_that_is_cut_in_half_or_of_other_settings_is_refused(tmp_path: Path):
     split = split_of()
     run = TrainingRun(settings_for(split), split, Workers(), solve_locally)
+    run.take_first_centers()
     run._save(tmp_path)
     other = TrainingRun(settings_for(split, margin=0.3), split, Workers(), solve_locally)
     with pytest.raises(checkpoints.CheckpointError, match="other settings"):

@@ -15,6 +15,7 @@ from tests.training.conftest import settings_for, split_of
 
 
 def gradients(run: TrainingRun, batch: np.ndarray) -> dict[str, torch.Tensor]:
+    run.take_first_centers()
     run.wrapped.train()
     run._train_step(batch, torch.from_numpy(run.centers).float())
     return {

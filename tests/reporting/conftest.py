@@ -1,0 +1,31 @@
+"""Made-up runs of studies."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+import pytest
+
+
+def a_run(row: str, value: float, **others: Any) -> dict[str, Any]:
+    defaults = {
+        "dataset": "stanford_cars",
+        "bits": 16,
+        "seed": 0,
+        "pcc": math.nan,
+        "d_min": math.nan,
+        "d_avg": math.nan,
+    }
+    settings = {"update_interval": 5.0, "early_epochs": 20.0, "codebook_size": 392.0, "head_dim": 16.0}
+    return {"row": row, "map": value, **defaults, **settings, **others}
+
+
+@pytest.fixture
+def ablation() -> pd.DataFrame:
+    """CRH 3 times, CRH-M twice, CRH-U once at 16 bits; CRH alone at 32."""
+    runs = [a_run("CRH", value, seed=seed) for seed, value in enumerate((0.81, 0.82, 0.83))]
+    runs += [a_run("CRH-M", value, seed=seed) for seed, value in enumerate((0.80, 0.78))]
+    runs += [a_run("CRH-U", 0.75), a_run("CRH-U", math.nan, seed=1), a_run("CRH", 0.9, bits=32)]
+    return pd.DataFrame(runs)

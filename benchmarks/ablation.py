@@ -47,7 +47,8 @@ def main() -> int:
     checks = {
         "every CRH run above every CRH-M run": min(maps["CRH"]) > max(maps["CRH-M"]),
         "every CRH-M run above every CRH-U run": min(maps["CRH-M"]) > max(maps["CRH-U"]),
-        "CRH at least .20 above CRH-U in the mean": statistics.fmean(maps["CRH"]) >= 0.2 + statistics.fmean(maps["CRH-U"]),
+        "CRH at least .20 above CRH-U in the mean": statistics.fmean(maps["CRH"])
+        >= 0.2 + statistics.fmean(maps["CRH-U"]),
         "PCC of CRH at least .35": min(pccs["CRH"]) >= 0.35,
         "PCC of CRH-U within .05 of 0": max(map(abs, pccs["CRH-U"])) <= 0.05,
         "no two classes share a centre": shared == 0,

@@ -1,4 +1,4 @@
-"""The ``crh-tune`` command: search, train, export."""
+"""The ``crh-tune`` command: search, train, export, report."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from pathlib import Path
 from crh_tune import search as searching
 from crh_tune.export.bundle import model_card, write_bundle
 from crh_tune.export.of_search import export_search
+from crh_tune.paper import report_lines
 from crh_tune.settings.base import SettingsError
+from crh_tune.settings.study import read_study
 from crh_tune.settings.trial import read_trial
+from crh_tune.spaces import find_space
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import Metrics, Save, TrainingRun
 from crh_tune.training.workers import Workers
@@ -36,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     of_export.add_argument("--to", type=Path, help="folder of the export (default: export/ in the search's folder)")
     of_export.set_defaults(run=export)
+    of_report = commands.add_parser("report", help="rebuild the report of a study from MLflow")
+    of_report.add_argument("study", help="a study of search_spaces/paper/, such as table2, or a YAML file")
+    of_report.add_argument("--storage", type=Path, default=Path(searching.DEFAULT_STORAGE), help="where runs are kept")
+    of_report.set_defaults(run=report)
     arguments = parser.parse_args(argv)
     return searching.run_command(lambda: arguments.run(arguments), f"crh-tune {arguments.command}")
 
@@ -65,6 +72,11 @@ def export(arguments: argparse.Namespace) -> None:
     target = arguments.to or folder / "export"
     export_search(folder, target)
     print(f"exported to  {target}")
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Report a study, finished or not. Raises SettingsError."""
+    print("\n".join(report_lines(read_study(find_space(arguments.study)), arguments.storage)))
 
 
 def _print_progress(metrics: Metrics, save: Save | None) -> None:

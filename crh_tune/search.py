@@ -22,10 +22,13 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 import ray
 
 from crh_tune.export.of_search import export_search
+from crh_tune.paper import search_study
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings, read_search
+from crh_tune.settings.study import is_study, read_study
 from crh_tune.spaces import find_space
-from crh_tune.tuning.study import Prepared, SearchFailed, SearchResult, describe, prepare, run_search
+from crh_tune.tuning.progress import describe
+from crh_tune.tuning.study import Prepared, SearchFailed, SearchResult, prepare, run_search
 
 DEFAULT_SPACE = "digit_pairs"
 DEFAULT_STORAGE = "crh_runs"
@@ -42,10 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def search(arguments: argparse.Namespace) -> None:
     """Run a search as the arguments say and print what it found. Raises SettingsError, SearchFailed."""
-    settings, prepared = _prepare(arguments)
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    result = run_search(settings, prepared, arguments.storage, lambda line: print(line, flush=True))
+    path = _space_file(arguments)
+    if is_study(path):
+        _study(path, arguments)
+        return
+    settings, prepared = _prepare(path, arguments)
+    _connect_ray()
+    result = run_search(settings, prepared, arguments.storage, _say)
     target = result.folder / "export"
     export_search(result.folder, target)
     print("\n".join(_last_lines(result, target)), flush=True)
@@ -71,12 +77,33 @@ def run_command(command: Callable[[], None], name: str) -> int:
     return 0
 
 
-def _prepare(arguments: argparse.Namespace) -> tuple[SearchSettings, Prepared]:
-    """The search as the arguments say, checked against its dataset before anything starts. Raises SettingsError."""
+def _study(path: Path, arguments: argparse.Namespace) -> None:
+    """Run a study on the dataset asked for, or on all it names, and report it. Raises SettingsError, SearchFailed."""
+    if arguments.trials is not None:
+        raise SettingsError("--trials: a study runs all its cells, it has no number of trials")
+    study = read_study(path)
+    _connect_ray()
+    search_study(study, arguments.dataset, arguments.storage, _say)
+
+
+def _connect_ray() -> None:
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _space_file(arguments: argparse.Namespace) -> Path:
+    """The search-space file that the arguments name. Raises SettingsError."""
     if arguments.space and arguments.space_option:
         raise SettingsError("the search space is given twice: once as an argument and once as --space")
-    name = arguments.space or arguments.space_option or DEFAULT_SPACE
-    path = find_space(name)
+    return find_space(arguments.space or arguments.space_option or DEFAULT_SPACE)
+
+
+def _prepare(path: Path, arguments: argparse.Namespace) -> tuple[SearchSettings, Prepared]:
+    """The search as the arguments say, checked against its dataset before anything starts. Raises SettingsError."""
     settings = read_search(path, arguments.dataset)
     if arguments.trials is not None:
         if arguments.trials < 1:

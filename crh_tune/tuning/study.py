@@ -6,7 +6,6 @@ import json
 import statistics
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,16 @@ from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import Split, final_split, search_split
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
-from crh_tune.settings.trial import TrialSettings
 from crh_tune.tuning import tracking
+from crh_tune.tuning.progress import Progress, Say
 from crh_tune.tuning.proposals import enqueue, paper_values, start_points
-from crh_tune.tuning.runs import COMPLETE, FAILED, RUNS_FOLDER, Outcome, Place, concurrency, run_trials
+from crh_tune.tuning.runs import COMPLETE, FAILED, RUNS_FOLDER, Outcome, Place, asha, concurrency, run_trials
 from crh_tune.tuning.searcher import OptunaSearcher
 from crh_tune.tuning.trial import start_aggregator
 
 SUMMARY_FILE = "summary.json"
 SETTINGS_FILE = "search.json"
 STUDY_FILE = "optuna.db"
-Say = Callable[[str], None]
 __all__ = ["RUNS_FOLDER", "SETTINGS_FILE", "STUDY_FILE", "SUMMARY_FILE", "Candidate", "SearchResult", "run_search"]
 
 
@@ -95,7 +93,7 @@ def run_search(settings: SearchSettings, prepared: Prepared, storage: Path, say:
     where no trial ends well.
     """
     first, last = prepared.first, prepared.last
-    at_once = concurrency(settings)
+    at_once = concurrency(settings.scaling, settings.budget)
     storage.mkdir(parents=True, exist_ok=True)
     uri = tracking.default_tracking_uri(storage)
     experiment_id = tracking.connect(uri, settings.name, storage)
@@ -138,7 +136,9 @@ def _search(
     searcher = OptunaSearcher(study, settings, classes, multi_label, trials)
     seconds = settings.budget.hours * 3600 if settings.budget.hours else None
     progress = Progress(say, trials, settings.objective.metric, settings.objective.mode)
-    outcomes = run_trials(place, settings, progress, searcher=searcher, seconds=seconds)
+    outcomes = run_trials(
+        place, settings.scaling, settings.budget, progress, searcher=searcher, scheduler=asha(settings), seconds=seconds
+    )
     finalists, paper = _finalists(settings, outcomes, classes, multi_label)
     candidates = _confirm(settings, place, finalists, paper, say)
     sign = 1 if settings.objective.mode == "max" else -1
@@ -197,7 +197,7 @@ def _confirm(
         for seed in seeds
     ]
     progress = Progress(say, len(runs), settings.objective.metric, settings.objective.mode)
-    done = run_trials(place, settings, progress, fixed=runs)
+    done = run_trials(place, settings.scaling, settings.budget, progress, fixed=runs)
     candidates = []
     for outcome in chosen:
         mine = [done[f"confirm-{outcome.name}-seed{seed}"] for seed in seeds]
@@ -216,7 +216,7 @@ def _test(
     runs = [_run("final-best", best.settings, settings.seed, "final")]
     if paper is not best:
         runs.append(_run("final-paper", paper.settings, settings.seed, "final"))
-    done = run_trials(place, settings, Progress(say, len(runs), "test/map", "max"), fixed=runs)
+    done = run_trials(place, settings.scaling, settings.budget, Progress(say, len(runs), "test/map", "max"), fixed=runs)
     for run in runs:
         if done[run["name"]].status != COMPLETE:
             raise SearchFailed(f"{run['name']} did not come to its end: {done[run['name']].error}")
@@ -267,38 +267,3 @@ def _parent_metrics(best: Candidate, paper: Candidate, best_test: Outcome, paper
 
 def _plain(value: Any) -> Any:
     return asdict(value) if isinstance(value, Candidate | Outcome) else str(value)
-
-
-class Progress:
-    """Says one line for every run that ends: how many are done, what it was, its value, the best so far."""
-
-    def __init__(self, say: Say, total: int, metric: str, mode: str) -> None:
-        self._say, self._total, self._metric, self._sign = say, total, metric, 1 if mode == "max" else -1
-        self._done, self._best, self._start = 0, "", time.monotonic()
-        self._best_value = float("-inf")
-
-    def __call__(self, outcome: Outcome) -> None:
-        self._done += 1
-        value = outcome.metrics.get(self._metric)
-        if outcome.status == FAILED or value is None:
-            said = f"failed: {outcome.error}"
-        else:
-            if outcome.status == COMPLETE and self._sign * value > self._best_value:
-                self._best_value, self._best = self._sign * value, outcome.name
-            stopped = "" if outcome.status == COMPLETE else f" stopped after epoch {outcome.metrics['epoch']:.0f}"
-            said = f"{self._metric} {value:.4f}{stopped}"
-        best = f"  best {self._sign * self._best_value:.4f} ({self._best})" if self._best else ""
-        elapsed = time.monotonic() - self._start
-        self._say(
-            f"[{self._done:>3}/{self._total}] {elapsed:4.0f} s  {outcome.name}  {said}  "
-            f"{describe(outcome.settings)}{best}"
-        )
-
-
-def describe(settings: dict[str, Any]) -> str:
-    """The searched settings of a trial, in the paper's symbols."""
-    trial = TrialSettings.model_validate(settings).trial
-    return (
-        f"M={trial.codebook_size} d={trial.head_dim} lambda={trial.quantization_weight:.3g} "
-        f"margin={trial.margin:.3g} interval={trial.update_interval}"
-    )

@@ -230,7 +230,7 @@ def fixed_run(finished: Finished, settings: SearchSettings, name: str) -> Outcom
     tracker.start_run(name, name)
     aggregator = start_aggregator(place.aggregator)
     run = {"name": name, "settings": resolved, "stage": "final", "start": "fixed"}
-    outcomes = run_trials(place, settings, lambda outcome: None, fixed=[run])
+    outcomes = run_trials(place, settings.scaling, settings.budget, lambda outcome: None, fixed=[run])
     ray.kill(aggregator)
     assert tracker.close() == 0
     return outcomes[name]
@@ -267,6 +267,8 @@ def test_the_outbox_keeps_what_cannot_be_sent_and_a_later_tracker_sends_it_once(
     ]
 
 
-def test_a_search_space_file_of_the_package_is_valid():
-    for path in sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml")):
+def test_the_search_space_files_of_the_package_are_valid():
+    paths = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
+    assert paths
+    for path in paths:
         assert SearchSettings.model_validate(yaml.safe_load(path.read_text())).name

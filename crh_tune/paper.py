@@ -1,0 +1,52 @@
+"""Studies from the door: run what is missing of a table or figure of the paper, and report it from MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crh_tune.data.datasets import DATASETS
+from crh_tune.reporting.figures import figure2, figure3, figure4
+from crh_tune.reporting.report import Section, write_report
+from crh_tune.reporting.tables import order_notes, study_table, to_markdown
+from crh_tune.settings.base import SettingsError
+from crh_tune.settings.study import StudySettings, known_dataset
+from crh_tune.tuning.progress import Say
+from crh_tune.tuning.studies import RANDOM, run_study, study_runs
+from crh_tune.tuning.study import SearchFailed
+
+_FIGURES = {"figure2": figure2, "figure3": figure3, "figure4": figure4}
+
+
+def search_study(study: StudySettings, dataset: str | None, storage: Path, say: Say) -> None:
+    """Run a study on one dataset, or on all it names, and report it. Raises SettingsError, SearchFailed."""
+    datasets = [dataset] if dataset else list(study.datasets)
+    for name in datasets:
+        known_dataset(name)
+    failed = sum(run_study(study, name, storage, say) for name in datasets)
+    say("\n".join(report_lines(study, storage)))
+    if failed:
+        raise SearchFailed(f"{failed} runs of study {study.name} did not come to their end; run it again for these")
+
+
+def report_lines(study: StudySettings, storage: Path) -> list[str]:
+    """Write the study's report from the runs that are there; its tables and where it is, as lines to print.
+
+    Raises SettingsError when there is no complete run.
+    """
+    runs = study_runs(study.name, storage)
+    if runs.empty:
+        raise SettingsError(f"no complete run of {study.name} in {storage}: run crh-tune search {study.name} first")
+    folder = storage / "reports" / study.name
+    datasets = [name for name in (*study.datasets, *DATASETS) if name in set(runs["dataset"])]
+    rows = [*study.rows(), *([RANDOM] if study.random_draws else [])]
+    if study.kind in _FIGURES:
+        pictures = _FIGURES[study.kind](runs, folder)
+        sections = [Section(study.title, [f"{len(runs)} runs on {', '.join(datasets)}."], None, pictures)]
+        printed = [str(picture) for picture in pictures]
+    else:
+        bits = sorted({int(length) for name in datasets for length in study.on(name).bits or study.bits})
+        table = study_table(study.name, runs, rows, datasets, bits, "pcc" if study.kind == "pcc" else "map")
+        sections = [Section(study.title, order_notes(table), table)]
+        printed = [to_markdown(table), *order_notes(table)]
+    markdown, html = write_report(study.name, study.title, sections, folder)
+    return ["", *printed, "", f"reports  {markdown}  {html}"]

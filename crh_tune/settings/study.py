@@ -1,0 +1,114 @@
+"""The settings of a study: a table or figure of the paper as a grid of trials, run by the engine of a search.
+
+A study compares settings that are all named beforehand, so it asks the test queries; nothing is selected by them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from crh_tune.data.datasets import DATASETS
+from crh_tune.settings.base import Settings, SettingsError, known, read_yaml, validated
+from crh_tune.settings.search import BudgetSettings
+from crh_tune.settings.trial import (
+    DatasetSettings,
+    EvaluationSettings,
+    ScalingSettings,
+    Seed,
+    TrainingSettings,
+    TrialSettings,
+)
+
+
+class StudyDataset(Settings):
+    """What a study sets on one dataset: its options, fixed trial settings, how mAP is scored, which bits and seeds."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    trial: dict[str, Any] = Field(default_factory=dict)
+    evaluation: EvaluationSettings = EvaluationSettings()
+    bits: tuple[int, ...] | None = None
+    seeds: tuple[Seed, ...] | None = None
+
+
+class StudySettings(Settings):
+    """A file of search_spaces/paper/.
+
+    Each entry of ``cells`` has a ``row``, the label in the paper's table, and settings of a trial (``method`` among
+    them); a list of values stands for each of them. Every cell is run for all bits and seeds. ``others`` is for any
+    dataset that the file does not name. ``random_draws`` adds the PCC of that many random centres (Table 5).
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    title: str
+    kind: Literal["map", "pcc", "figure2", "figure3", "figure4"]
+    datasets: dict[str, StudyDataset]
+    others: StudyDataset
+    cells: tuple[dict[str, Any], ...] = Field(min_length=1)
+    bits: tuple[int, ...] = (16, 32, 64)
+    seeds: tuple[Seed, ...] = (0,)
+    random_draws: int = Field(0, ge=0)
+    budget: BudgetSettings = BudgetSettings()
+    scaling: ScalingSettings = ScalingSettings()
+
+    @field_validator("cells")
+    @classmethod
+    def _rows_are_named(cls, cells: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for index, cell in enumerate(cells):
+            if not isinstance(cell.get("row"), str):
+                raise ValueError(f"{index}.row: is required, the label of this row")
+        return cells
+
+    def rows(self) -> list[str]:
+        """The row labels, in the order of the file."""
+        return list(dict.fromkeys(cell["row"] for cell in self.cells))
+
+    def on(self, dataset: str) -> StudyDataset:
+        """What the study sets on this dataset."""
+        return self.datasets.get(dataset, self.others)
+
+    def trials(self, dataset: str) -> list[tuple[str, TrialSettings]]:
+        """Every trial of the study on a dataset with the row it belongs to. Raises SettingsError."""
+        there = self.on(dataset)
+        known_dataset(dataset)
+        result = []
+        for index, cell in enumerate(self.cells):
+            grid = {
+                name: value if isinstance(value, list) else [value] for name, value in cell.items() if name != "row"
+            }
+            grid.setdefault("bits", list(there.bits or self.bits))
+            grid.setdefault("seed", list(there.seeds or self.seeds))
+            for values in itertools.product(*grid.values()):
+                content = {**there.trial, **dict(zip(grid, values, strict=True))}
+                method = content.pop("method", "crh")
+                trial = validated(TrainingSettings, content, f"{self.name}: cells.{index}")
+                settings = {
+                    "dataset": DatasetSettings(name=dataset, **there.options),
+                    "method": method,
+                    "trial": trial,
+                    "evaluation": there.evaluation,
+                    "scaling": self.scaling,
+                }
+                result.append((cell["row"], validated(TrialSettings, settings, f"{self.name}: cells.{index}")))
+        return result
+
+
+def known_dataset(name: str) -> None:
+    """Raises SettingsError unless there is a dataset of this name."""
+    try:
+        known(name, DATASETS, "dataset")
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+
+
+def is_study(path: Path) -> bool:
+    """Whether a file of search_spaces/ is a study: it has cells where a search has a space. Raises SettingsError."""
+    return "cells" in read_yaml(path)
+
+
+def read_study(path: Path) -> StudySettings:
+    """A study file. Raises SettingsError."""
+    return validated(StudySettings, read_yaml(path), str(path))

@@ -1,0 +1,47 @@
+"""What a person sees while runs end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from crh_tune.settings.trial import TrialSettings
+from crh_tune.tuning.runs import COMPLETE, FAILED, Outcome
+
+Say = Callable[[str], None]
+
+
+class Progress:
+    """Says one line for every run that ends: how many are done, what it was, its value, the best so far."""
+
+    def __init__(self, say: Say, total: int, metric: str, mode: str) -> None:
+        self._say, self._total, self._metric, self._sign = say, total, metric, 1 if mode == "max" else -1
+        self._done, self._best, self._start = 0, "", time.monotonic()
+        self._best_value = float("-inf")
+
+    def __call__(self, outcome: Outcome) -> None:
+        self._done += 1
+        value = outcome.metrics.get(self._metric)
+        if outcome.status == FAILED or value is None:
+            said = f"failed: {outcome.error}"
+        else:
+            if outcome.status == COMPLETE and self._sign * value > self._best_value:
+                self._best_value, self._best = self._sign * value, outcome.name
+            stopped = "" if outcome.status == COMPLETE else f" stopped after epoch {outcome.metrics['epoch']:.0f}"
+            said = f"{self._metric} {value:.4f}{stopped}"
+        best = f"  best {self._sign * self._best_value:.4f} ({self._best})" if self._best else ""
+        elapsed = time.monotonic() - self._start
+        self._say(
+            f"[{self._done:>3}/{self._total}] {elapsed:4.0f} s  {outcome.name}  {said}  "
+            f"{describe(outcome.settings)}{best}"
+        )
+
+
+def describe(settings: dict[str, Any]) -> str:
+    """The searched settings of a trial, in the paper's symbols."""
+    trial = TrialSettings.model_validate(settings).trial
+    return (
+        f"M={trial.codebook_size} d={trial.head_dim} lambda={trial.quantization_weight:.3g} "
+        f"margin={trial.margin:.3g} interval={trial.update_interval}"
+    )

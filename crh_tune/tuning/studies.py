@@ -1,0 +1,161 @@
+"""Running a study: the trials that MLflow has no complete run of, and what it has of them afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+from mlflow import MlflowClient
+
+from crh_tune.data.datasets import open_dataset
+from crh_tune.data.splits import Split, final_split
+from crh_tune.hashing.codebook import sample_codebook
+from crh_tune.retrieval.alignment import semantic_alignment
+from crh_tune.settings.base import SettingsError
+from crh_tune.settings.study import StudySettings
+from crh_tune.training.evaluation import reference_similarity
+from crh_tune.tuning import tracking
+from crh_tune.tuning.progress import Progress, Say
+from crh_tune.tuning.runs import COMPLETE, Place, run_trials
+from crh_tune.tuning.trial import start_aggregator
+
+ROW, STUDY = "crh_tune.row", "crh_tune.study"
+RANDOM = "Random"
+_PAGE = 1000
+
+
+def run_study(study: StudySettings, dataset: str, storage: Path, say: Say) -> int:
+    """Run what is missing of a study on one dataset; returns how many of its runs are still missing. Ray is up.
+
+    Raises SettingsError where the dataset is unknown, or MLflow does not answer.
+    """
+    split = final_split(open_dataset(dataset, study.on(dataset).options))
+    runs = _runs(study, dataset, split, say)
+    uri = tracking.default_tracking_uri(storage)
+    storage.mkdir(parents=True, exist_ok=True)
+    experiment = tracking.connect(uri, study.name, storage)
+    done = _complete(uri, experiment)
+    key = f"{study.name}-{dataset}"
+    missing = [run for run in runs if f"{key}/{run['name']}" not in done]
+    say(f"study {key}: {len(runs)} runs, {len(runs) - len(missing)} there already, {len(missing)} to do")
+    folder = storage.resolve() / key
+    folder.mkdir(exist_ok=True)
+    tracker = tracking.Tracker(uri, experiment, folder)
+    tracker.start_run(key, key, tags={STUDY: study.name, "crh_tune.stage": "parent"})
+    place = Place(key, folder, f"crh-aggregator-{key}", tracker, {"final": split.fingerprint})
+    for bits in study.on(dataset).bits or study.bits if study.random_draws else ():
+        _log_random(study, dataset, split, bits, place, done)
+    failed = _run_missing(study, missing, place, say) if missing else 0
+    tracker.end_run(key, "FINISHED" if failed == 0 else "FAILED")
+    tracker.close()
+    return failed
+
+
+def _run_missing(study: StudySettings, missing: list[dict[str, Any]], place: Place, say: Say) -> int:
+    aggregator = start_aggregator(place.aggregator)
+    progress = Progress(say, len(missing), "test/map", "max")
+    try:
+        outcomes = run_trials(place, study.scaling, study.budget, progress, fixed=missing)
+    finally:
+        ray.kill(aggregator)
+    return sum(outcome.status != COMPLETE for outcome in outcomes.values())
+
+
+def _runs(study: StudySettings, dataset: str, split: Split, say: Say) -> list[dict[str, Any]]:
+    """The study's runs, named by their settings and row; says which ones the dataset makes impossible."""
+    runs: list[dict[str, Any]] = []
+    for row, settings in study.trials(dataset):
+        try:
+            content = settings.resolve(split.classes, split.multi_label).model_dump(mode="json")
+        except SettingsError as error:
+            say(f"left out: {row} at {settings.trial.bits} bits: {error}")
+            continue
+        identity = json.dumps([row, content, split.fingerprint], sort_keys=True)
+        name = f"{settings.method}-{settings.trial.bits}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+        tags = {ROW: row, STUDY: study.name}
+        runs.append({"name": name, "settings": content, "stage": "final", "start": "cell", "tags": tags})
+    return runs
+
+
+def _complete(uri: str, experiment: str) -> set[str]:
+    """The keys of all complete runs of an experiment."""
+    return {run.data.tags[tracking.KEY_TAG] for run in _all_runs(uri, experiment) if _is_complete(run)}
+
+
+def _is_complete(run: Any) -> bool:
+    return run.info.status == "FINISHED" and run.data.tags.get("crh_tune.outcome") == COMPLETE
+
+
+def _all_runs(uri: str, experiment: str) -> list[Any]:
+    client, token = MlflowClient(tracking_uri=uri), None
+    runs: list[Any] = []
+    while True:
+        page = client.search_runs([experiment], max_results=_PAGE, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def _log_random(study: StudySettings, dataset: str, split: Split, bits: int, place: Place, done: set[str]) -> None:
+    """PCC of random centres over many draws, as one run."""
+    key = place.key(f"random-{bits}-{study.random_draws}")
+    if key in done:
+        return
+    reference = reference_similarity(split)
+    draws = [
+        semantic_alignment(sample_codebook(bits, split.classes, bits, seed).words[0], reference)
+        for seed in range(study.random_draws)
+    ]
+    tags = {ROW: RANDOM, STUDY: study.name, "crh_tune.outcome": COMPLETE}
+    place.tracker.start_run(key, f"random-{bits}", place.search_id, tags)
+    place.tracker.params(key, {"dataset.name": dataset, "trial.bits": bits, "trial.seed": 0, "draws": len(draws)})
+    values = {"centers/pcc": float(np.mean(draws)), "centers/pcc_std": float(np.std(draws, ddof=1))}
+    place.tracker.metrics(key, values, 0)
+    place.tracker.end_run(key, "FINISHED")
+
+
+def study_runs(study: str, storage: Path) -> pd.DataFrame:
+    """The complete runs of a study, one row each, from MLflow; empty where there are none.
+
+    Columns: row, dataset, bits, seed, map (0 to 1), pcc, pcc_std, d_min, d_avg, update_interval, early_epochs,
+    codebook_size, head_dim, reassignment; NaN where a run has no such value.
+    """
+    uri = tracking.default_tracking_uri(storage)
+    found = MlflowClient(tracking_uri=uri).get_experiment_by_name(study)
+    runs = [run for run in _all_runs(uri, found.experiment_id) if _is_complete(run)] if found else []
+    return pd.DataFrame([_row(run) for run in runs], columns=list(_COLUMNS))
+
+
+_COLUMNS = {
+    "row": str, "dataset": str, "bits": int, "seed": int, "map": float, "pcc": float, "pcc_std": float, "d_min": float,
+    "d_avg": float, "update_interval": float, "early_epochs": float, "codebook_size": float, "head_dim": float,
+    "reassignment": str,
+}  # fmt: skip
+
+
+def _row(run: Any) -> dict[str, Any]:
+    params, metrics = run.data.params, run.data.metrics
+    numbers = ("update_interval", "early_epochs", "codebook_size", "head_dim")
+    return {
+        "row": run.data.tags[ROW],
+        "dataset": params["dataset.name"],
+        "bits": int(params["trial.bits"]),
+        "seed": int(params["trial.seed"]),
+        "map": metrics.get("test/map", float("nan")),
+        **{name: metrics.get(f"centers/{name}", float("nan")) for name in ("pcc", "pcc_std", "d_min", "d_avg")},
+        **{name: _number(params.get(f"trial.{name}")) for name in numbers},
+        "reassignment": params.get("trial.reassignment", ""),
+    }
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:  # "full", "None"
+        return float("nan")

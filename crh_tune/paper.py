@@ -33,20 +33,30 @@ def report_lines(study: StudySettings, storage: Path) -> list[str]:
 
     Raises SettingsError when there is no complete run.
     """
+    folder = storage / "reports" / study.name
+    sections = study_sections(study, storage, folder)
+    printed: list[str] = []
+    for section in sections:
+        if section.table is not None:
+            printed += [to_markdown(section.table)]
+        printed += [*section.text, *map(str, section.figures)]
+    markdown, html = write_report(study.name, study.title, sections, folder)
+    return ["", *printed, "", f"reports  {markdown}  {html}"]
+
+
+def study_sections(study: StudySettings, storage: Path, folder: Path) -> list[Section]:
+    """The study's table or figure from the complete runs in MLflow; figures are drawn into ``folder``.
+
+    Raises SettingsError when there is no complete run.
+    """
     runs = study_runs(study.name, storage)
     if runs.empty:
         raise SettingsError(f"no complete run of {study.name} in {storage}: run crh-tune search {study.name} first")
-    folder = storage / "reports" / study.name
     datasets = [name for name in (*study.datasets, *DATASETS) if name in set(runs["dataset"])]
-    rows = [*study.rows(), *([RANDOM] if study.random_draws else [])]
     if study.kind in _FIGURES:
         pictures = _FIGURES[study.kind](runs, folder)
-        sections = [Section(study.title, [f"{len(runs)} runs on {', '.join(datasets)}."], None, pictures)]
-        printed = [str(picture) for picture in pictures]
-    else:
-        bits = sorted({int(length) for name in datasets for length in study.on(name).bits or study.bits})
-        table = study_table(study.name, runs, rows, datasets, bits, "pcc" if study.kind == "pcc" else "map")
-        sections = [Section(study.title, order_notes(table), table)]
-        printed = [to_markdown(table), *order_notes(table)]
-    markdown, html = write_report(study.name, study.title, sections, folder)
-    return ["", *printed, "", f"reports  {markdown}  {html}"]
+        return [Section(study.title, [f"{len(runs)} runs on {', '.join(datasets)}."], None, pictures)]
+    rows = [*study.rows(), *([RANDOM] if study.random_draws else [])]
+    bits = sorted({int(length) for name in datasets for length in study.on(name).bits or study.bits})
+    table = study_table(study.name, runs, rows, datasets, bits, "pcc" if study.kind == "pcc" else "map")
+    return [Section(study.title, order_notes(table), table)]

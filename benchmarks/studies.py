@@ -1,8 +1,8 @@
-"""Tables 2, 3 and 5 of the paper on digit pairs, 3 seeds, 16 and 32 bits: runs what is missing and writes docs/studies.md.
+"""Tables 2, 3 and 5 of the paper on digit pairs, 3 seeds, 16 and 32 bits: runs what is missing, writes docs/studies.md.
 
     .venv/bin/python benchmarks/studies.py [STORAGE]
 
-It takes about 10 minutes on 2 quiet cores; STORAGE (default crh_runs) keeps the runs, so that going on is running it again.
+It takes about 10 minutes on 2 quiet cores. STORAGE (default crh_runs) keeps the runs: running it again goes on.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--space", dest="space_option", metavar="SPACE", help="the same, as an option")
     parser.add_argument("--dataset", help="another dataset in place of the search space's own")
     parser.add_argument("--trials", type=int, help="how many trials (default: the search space's budget)")
-    parser.add_argument("--storage", type=Path, default=Path(DEFAULT_STORAGE), help="where searches are kept")
+    parser.add_argument("--storage", type=_folder, default=Path(DEFAULT_STORAGE), help="where searches are kept")
 
 
 def search(arguments: argparse.Namespace) -> None:
@@ -84,6 +84,10 @@ def _study(path: Path, arguments: argparse.Namespace) -> None:
     study = read_study(path)
     _connect_ray()
     search_study(study, arguments.dataset, arguments.storage, _say)
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _connect_ray() -> None:

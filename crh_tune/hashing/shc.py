@@ -50,9 +50,7 @@ def accumulate_similarity(logits: torch.Tensor, labels: torch.Tensor) -> Similar
     classes = scores.shape[1]
     of_sample = labels.cpu()
     true = torch.nn.functional.one_hot(of_sample.long(), classes) != 0 if labels.ndim == 1 else of_sample != 0
-    masked = scores.masked_fill(true, -torch.inf)
-    masked[true.all(dim=1)] = 0.0
-    false = torch.softmax(masked, dim=1).masked_fill(true, 0.0)
+    false = torch.softmax(scores.masked_fill(true, -torch.inf), dim=1).masked_fill(true, 0.0)
     total = torch.zeros(classes, classes, dtype=torch.float64)
     sample, of_class = torch.nonzero(true, as_tuple=True)
     total.index_add_(0, of_class, false[sample] / true.sum(dim=1)[sample, None])
@@ -74,7 +72,8 @@ def class_similarity(scores: Similarity) -> Similarity:
     both = (scores + scores.T) / 2
     deviation = both - both.mean(axis=1, keepdims=True)
     largest = np.abs(deviation).max(axis=1, keepdims=True)
-    rows = np.divide(deviation, largest, out=np.zeros_like(deviation), where=largest > 0)
+    varies = largest > 1e-12 * np.abs(both).max(axis=1, keepdims=True)  # by more than rounding
+    rows = np.divide(deviation, largest, out=np.zeros_like(deviation), where=varies)
     similarity: Similarity = (rows + rows.T) / 2
     np.fill_diagonal(similarity, 1.0)
     return similarity
@@ -89,7 +88,7 @@ def shc_centers(similarity: Similarity, bits: int, seed: int, sweeps: int = 50) 
     same centres on every machine.
 
     Args:
-        similarity: S, C x C (its symmetric part counts), as from :func:`class_similarity`.
+        similarity: S, C x C, as from :func:`class_similarity` (only its symmetric part off the diagonal counts).
         bits: K.
 
     Raises ValueError when S is not a square matrix of finite numbers or C > 2^K.

@@ -113,7 +113,8 @@ def test_similarity_against_a_loop(classes):
 
 
 def test_similarity_of_equal_scores_and_of_one_class():
-    assert np.array_equal(class_similarity(np.full((4, 4), 0.25)), np.eye(4))
+    for classes in range(2, 12):
+        assert np.array_equal(class_similarity(np.full((classes, classes), 0.1)), np.eye(classes))
     assert np.array_equal(class_similarity(np.zeros((1, 1))), np.eye(1))
 
 
@@ -177,9 +178,10 @@ def test_two_and_three_classes(classes):
     assert smallest_distance(centers) >= minimal_distance(24, classes)
 
 
-def test_only_the_symmetric_part_counts_and_the_seed_decides():
+def test_only_the_symmetric_part_off_the_diagonal_counts_and_the_seed_decides():
     similarity = families(30, seed=2)
     skew = np.triu(np.random.default_rng(0).integers(-8, 9, size=(30, 30)) / 16, k=1)
     centers = shc_centers(similarity, 32, seed=3)
     assert np.array_equal(centers, shc_centers(similarity + skew - skew.T, 32, seed=3))
+    assert np.array_equal(centers, shc_centers(similarity - np.eye(30), 32, seed=3))
     assert not np.array_equal(centers, shc_centers(similarity, 32, seed=4))

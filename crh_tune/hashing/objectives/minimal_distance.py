@@ -25,7 +25,7 @@ class MinimalDistance(Objective):
 
     After epoch 9, plus ln(1 + exp((1 - cos(u, bank_y)) / 2)) against a bank with momentum 0.9. The bank here has one
     row a class, the running mean of the outputs of its samples, so that its size does not depend on the number of
-    samples; a multi-label sample takes the mean over its classes' rows.
+    samples; a multi-label sample takes the mean of the cosines to its classes' rows.
     """
 
     bank: Tensor

@@ -28,7 +28,7 @@ class PairwiseContinuation(Objective):
     @property
     def beta(self) -> Tensor:
         """The present sharpness of tanh(beta u)."""
-        return (1 + _GROWTH * (self.steps // _REFRESH * _REFRESH)).float().sqrt()
+        return (1 + _GROWTH * (self.steps // _REFRESH * _REFRESH)).double().sqrt()
 
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
         batch = self.whole_batch((self.beta.to(outputs.dtype) * outputs).tanh(), targets)
@@ -45,7 +45,7 @@ class PairwiseContinuation(Objective):
 
     @staticmethod
     def _weights(similar: Tensor, pairs: Tensor, dtype: torch.dtype) -> Tensor:
-        count, alike = pairs.sum(), similar.sum()
+        count, alike = pairs.sum().to(dtype), similar.sum().to(dtype)
         per_similar = count / alike.clamp(min=1)
         per_dissimilar = count / (count - alike).clamp(min=1)
-        return torch.where(similar, per_similar, per_dissimilar).to(dtype) * pairs
+        return torch.where(similar, per_similar, per_dissimilar) * pairs

@@ -25,7 +25,7 @@ class TripletLikelihood(Objective):
         rows = torch.arange(batch.first, batch.first + len(outputs), device=outputs.device)
         similar = batch.targets @ batch.targets.T > 0
         positive = similar & ~torch.eye(total, dtype=torch.bool, device=outputs.device)
-        count = (positive.sum(dim=1) * (~similar).sum(dim=1)).sum().clamp(min=1)
+        count = (positive.sum(dim=1) * (~similar).sum(dim=1)).sum().clamp(min=1).to(outputs.dtype)
         theta = batch.outputs[rows] @ batch.outputs.T / 2
         gap = theta[:, :, None] - theta[:, None, :] - self.options.bits / 2
         losses = -functional.logsigmoid(gap) * (positive[rows][:, :, None] & ~similar[rows][:, None, :])

@@ -36,6 +36,8 @@ KINDS: dict[str, str] = {
     "feasible": "true (head_dim only)",
 }
 Value = float | int | str
+CODEBOOK_NAMES = ("codebook_ratio", "codebook_size", "head_dim")
+"""Settings that only centres from a codebook have."""
 
 
 class Distribution(Settings):
@@ -259,19 +261,40 @@ class SearchSettings(Settings):
                 except SettingsError as error:
                     raise SettingsError(f"search: {cell}: {error}") from None
             return
-        for bits, ratio_or_size in itertools.product(drawn(self, "bits"), _drawn_codebook(self)):
-            searched = {"head_dim": None} if "head_dim" in self.search else {}
-            trial = self.trial_settings({"bits": bits, **ratio_or_size, **searched}, self.seed).trial
+        parts = itertools.product(drawn(self, "bits"), self._drawn_methods(), drawn(self, "centers"))
+        for bits, method, centers in parts:
+            values = {"bits": bits, "method": method, "centers": centers}
+            if self.uses_codebook(values):
+                for ratio_or_size in _drawn_codebook(self):
+                    self._check_codebook({**values, **ratio_or_size}, classes)
+                continue
             try:
-                size = codebook_size(trial, classes)
-                head_dim(trial, size, METHODS[self.method].heads == "single")
-            except ValueError as error:
-                raise SettingsError(f"search: {error}") from None
-            if not allowed_head_dims(self, bits, size):
-                raise SettingsError(
-                    f"search.head_dim: none of {list(self.search['head_dim'].values)} divides bits K = {bits} and "
-                    f"holds M = {size} codewords: one of {feasible_head_dims(bits, int(size))}"
-                )
+                self.trial_settings(values, self.seed).resolve(classes, False)
+            except SettingsError as error:
+                raise SettingsError(f"search: method {method}: {error}") from None
+
+    def uses_codebook(self, values: Mapping[str, Any]) -> bool:
+        """Whether a trial with these searched values chooses its centres from a codebook, so that M and d matter."""
+        method = METHODS[values.get("method", self.method)]
+        return (values.get("centers") or self.trial.centers or method.centers) == "codebook"
+
+    def _drawn_methods(self) -> list[str]:
+        return list(self.search["method"].values) if "method" in self.search else [self.method]
+
+    def _check_codebook(self, values: dict[str, Any], classes: int) -> None:
+        searched = {"head_dim": None} if "head_dim" in self.search else {}
+        settings = self.trial_settings({**values, **searched}, self.seed)
+        trial = settings.trial
+        try:
+            size = codebook_size(trial, classes)
+            head_dim(trial, size, METHODS[settings.method].heads == "single")
+        except ValueError as error:
+            raise SettingsError(f"search: {error}") from None
+        if not allowed_head_dims(self, trial.bits, size):
+            raise SettingsError(
+                f"search.head_dim: none of {list(self.search['head_dim'].values)} divides bits K = {trial.bits} and "
+                f"holds M = {size} codewords: one of {feasible_head_dims(trial.bits, int(size))}"
+            )
 
 
 def _is_whole(name: str) -> bool:
@@ -294,7 +317,7 @@ def allowed_head_dims(settings: SearchSettings, bits: int, size: int | Full) -> 
 
 
 def drawn(settings: SearchSettings, name: str) -> list[Any]:
-    """The values of a whole-number setting that can be drawn, or the fixed one."""
+    """The values of a whole-number or named setting that can be drawn, or the fixed one."""
     if name not in settings.search:
         return [getattr(settings.trial, name)]
     distribution = settings.search[name]

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.search import SearchSettings, Value, allowed_head_dims
+from crh_tune.settings.search import CODEBOOK_NAMES, SearchSettings, Value, allowed_head_dims
 from crh_tune.settings.trial import codebook_size
 
 START = "start"
@@ -18,11 +18,15 @@ FIXED = "fixed"
 
 
 def propose(trial: optuna.Trial, settings: SearchSettings, classes: int) -> dict[str, Any]:
-    """Values for every searched setting. A name always has the same choices: d is named by what it is drawn from."""
+    """Values for every searched setting. A name always has the same choices: d is named by what it is drawn from.
+
+    Method and centres come first: a trial whose centres are not from a codebook draws neither M nor d.
+    """
     fixed: dict[str, Any] = trial.user_attrs.get(FIXED, {})
     values: dict[str, Any] = {}
-    for name, distribution in settings.search.items():
-        if name == "head_dim":
+    for name in sorted(settings.search, key=lambda name: name not in ("method", "centers")):
+        distribution = settings.search[name]
+        if name == "head_dim" or (name in CODEBOOK_NAMES and not settings.uses_codebook(values)):
             continue
         if name in fixed:
             values[name] = fixed[name]
@@ -34,7 +38,7 @@ def propose(trial: optuna.Trial, settings: SearchSettings, classes: int) -> dict
             values[name] = trial.suggest_float(name, *distribution.values, log=distribution.kind == "log_uniform")
     if "head_dim" in fixed:
         values["head_dim"] = fixed["head_dim"]
-    elif "head_dim" in settings.search:
+    elif "head_dim" in settings.search and settings.uses_codebook(values):
         allowed = _allowed(settings, values, classes)
         values["head_dim"] = (
             allowed[0] if len(allowed) == 1 else trial.suggest_categorical(head_dim_name(allowed), allowed)
@@ -81,7 +85,8 @@ def paper_values(
         values["method"] = resolved.method
     if "codebook_ratio" in values and isinstance(resolved.trial.codebook_size, int):
         values["codebook_ratio"] = resolved.trial.codebook_size / classes
-    return {name: value for name, value in values.items() if value is not None}
+    unused = () if settings.uses_codebook(values) else CODEBOOK_NAMES
+    return {name: value for name, value in values.items() if value is not None and name not in unused}
 
 
 def enqueue(study: optuna.Study, settings: SearchSettings, classes: int, multi_label: bool) -> None:

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from crh_tune.hashing.methods import METHODS
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.trial import TrialSettings, codebook_size, head_dim, read_trial, write_trial
+from crh_tune.settings.trial import TrialSettings, codebook_size, head_dim, optimizer_defaults, read_trial, write_trial
 
 
 def trial(method: str = "crh", dataset: str = "digits", **values: Any) -> TrialSettings:
@@ -57,7 +58,7 @@ def test_every_default_resolves_to_the_papers_value(data, bits, size, d, weight,
         "reassignment": "greedy",
         "epochs": 300,
         "batch_size": 128,
-        "learning_rate": 1e-4,
+        "learning_rate": 2e-3,  # of small_cnn, which starts from nothing
         "weight_decay": 1e-5,
         "margin": 0.2,
         "update_interval": 5,
@@ -315,3 +316,20 @@ def test_the_ranking_protocol_is_the_one_set():
     protocol = made.evaluation.protocol
     assert {name: getattr(protocol, name) for name in content} == content
     assert math.isclose(trial().validation.fraction, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("crh", ("adam", 1e-4, 1.0, 1e-5, "cosine")),
+        ("csq", ("adam", 1e-3, 0.01, 0.0, "every_10_epochs")),
+        ("orthohash", ("adam", 1e-4, 0.1, 5e-4, "at_80_percent")),
+        ("mds", ("rmsprop", 1e-5, 1.0, 0.0, "constant")),
+        ("shc", ("rmsprop", 1e-4, 1.0, 0.0, "cosine")),
+    ],
+)
+def test_a_pretrained_backbone_takes_the_optimizer_of_the_methods_paper(method, expected):
+    defaults = optimizer_defaults(METHODS[method].optimizer, "resnet34")
+    names = ("optimizer", "learning_rate", "backbone_ratio", "weight_decay", "schedule")
+    assert tuple(defaults[name] for name in names) == expected
+    assert defaults["gradient_clip"] == (5.0 if method == "mds" else 0.0)

@@ -1,0 +1,49 @@
+"""A study runs what is missing, reports what is there, and goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from crh_tune.paper import report_lines, search_study
+from crh_tune.settings.base import SettingsError
+from crh_tune.settings.study import StudySettings
+from crh_tune.tuning.studies import study_runs
+
+STUDY = {
+    "name": "table2",
+    "title": "A small study",
+    "kind": "map",
+    "datasets": {},
+    "others": {"trial": {"epochs": 2, "evaluate_every": 2}, "bits": [16], "seeds": [0]},
+    "cells": [{"row": "CRH", "method": "crh"}, {"row": "CRH-U", "method": "crh_u"}],
+}
+
+
+def run(study: dict, storage: Path) -> list[str]:
+    said: list[str] = []
+    search_study(StudySettings.model_validate(study), "digits", storage, said.append)
+    return said
+
+
+def test_a_study_is_resumed_and_reported_from_mlflow(ray_session, tmp_path: Path):
+    with pytest.raises(SettingsError, match="no complete run of table2"):
+        report_lines(StudySettings.model_validate(STUDY), tmp_path)
+    half = {**STUDY, "cells": STUDY["cells"][:1]}
+    assert "1 runs, 0 there already, 1 to do" in run(half, tmp_path)[0]
+    report = "\n".join(report_lines(StudySettings.model_validate(STUDY), tmp_path))
+    assert "| CRH-U |  |" in report  # missing cells stay empty
+    assert "2 runs, 1 there already, 1 to do" in run(STUDY, tmp_path)[0]
+    assert "2 runs, 2 there already, 0 to do" in run(STUDY, tmp_path)[0]
+    runs = study_runs("table2", tmp_path)
+    assert sorted(runs["row"]) == ["CRH", "CRH-U"]
+    assert runs["map"].between(0.1, 1).all()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("table2").experiment_id
+    assert len(client.search_runs([experiment])) == 3  # two cells and their parent
+    lines = "\n".join(report_lines(StudySettings.model_validate(STUDY), tmp_path))
+    best = runs.set_index("row")["map"].idxmax()
+    assert f"| {best} | **{100 * runs['map'].max():.2f}" in lines
+    assert (tmp_path / "reports" / "table2" / "report.html").is_file()

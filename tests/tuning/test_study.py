@@ -192,7 +192,7 @@ def test_a_second_search_is_a_new_one(finished: Finished):
 
 def test_a_search_whose_trials_all_fail_says_why(ray_session, tmp_path: Path):
     with pytest.raises(SearchFailed, match=r"none of 2 trials .*loss is"):
-        run_search(
+        search(
             space(trial={**SPACE["trial"], "learning_rate": 1e30}, budget={"trials": 2}), tmp_path, lambda line: None
         )
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")

@@ -119,12 +119,9 @@ class TrainingRun:
             self.epoch += 1
             self.model.objective.epoch = self.epoch
             losses = self._train_epoch()
-            evaluating = self._evaluation_due()
-            if not (evaluating or self._update_due()):
-                continue
-            codes = self._encode(self.split.train)
-            scores = self._evaluate(codes) if evaluating and self._may_ask_queries() else {}
-            changed = self._reassign(codes) if self._update_due() else 0.0
+            evaluating, updating = self._evaluation_due(), self._update_due()
+            asking = evaluating and self._may_ask_queries()
+            scores, changed = self._score_and_reassign(asking, updating) if asking or updating else ({}, 0.0)
             if evaluating:
                 metrics = {"epoch": self.epoch, **losses, **scores}
                 if self.has_centers:
@@ -133,6 +130,11 @@ class TrainingRun:
                 metrics["final"] = float(self.epoch == self.trial.epochs)
                 report(metrics, self._save if self.workers.rank == 0 else None)
         return metrics
+
+    def _score_and_reassign(self, asking: bool, updating: bool) -> tuple[Metrics, float]:
+        """mAP with the present codes and then a round of reassignment with the same codes, each where it is due."""
+        codes = self._encode(self.split.train)
+        return self._evaluate(codes) if asking else {}, self._reassign(codes) if updating else 0.0
 
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint. Raises checkpoints.CheckpointError when it is broken or of other settings."""

@@ -100,9 +100,10 @@ def test_every_run_has_all_settings_and_all_metrics(finished: Finished):
 
 def test_metric_curves_and_artifacts_are_kept(finished: Finished):
     client = MlflowClient(finished.result.tracking_uri)
-    run_id = finished.runs["trial-0000"].info.run_id
+    name = "confirm-trial-0000-seed1"  # no scheduler stops it, as ASHA may stop a trial
+    run_id = finished.runs[name].info.run_id
     assert [point.step for point in client.get_metric_history(run_id, "val/map")] == [2, 4, 6]
-    assert {item.path for item in client.list_artifacts(run_id)} == {"centers.npy", "trial-0000.yaml"}
+    assert {item.path for item in client.list_artifacts(run_id)} == {"centers.npy", f"{name}.yaml"}
 
 
 def test_only_the_final_runs_have_seen_test_queries(finished: Finished):

@@ -6,26 +6,59 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from crh_tune.data import digits
+from crh_tune.data import cifar, coco, digits, features, folder, lists, nabirds, stanford_cars
+from crh_tune.data.cache import Say
+from crh_tune.data.images import feature_dataset, image_dataset
+from crh_tune.data.options import ImageOptions, Options
 from crh_tune.data.splits import Dataset
 
 
 @dataclass(frozen=True)
 class Source:
-    """A named dataset: the options it takes, and what opens it."""
+    """A named dataset: the options it takes, and what opens it, or finds its files first.
 
-    options: type[digits.Options]
-    open: Callable[[Any], Dataset]
+    ``find`` lists what lies on disk (``Listing``, ``ArrayListing`` or ``FeatureListing``); a dataset that is built, not
+    read, has ``build`` instead.
+    """
+
+    options: type[Options]
+    find: Callable[[Any], Any] | None = None
+    build: Callable[[Any], Dataset] | None = None
 
 
 DATASETS: dict[str, Source] = {
-    "digits": Source(digits.DigitsOptions, digits.digits),
-    "digit_pairs": Source(digits.DigitPairsOptions, digits.digit_pairs),
-    "digit_sets": Source(digits.DigitSetsOptions, digits.digit_sets),
+    "folder": Source(folder.FolderOptions, folder.list_folder),
+    "lists": Source(lists.ListsOptions, lists.list_lists),
+    "features": Source(features.FeaturesOptions, features.list_features),
+    "stanford_cars": Source(stanford_cars.StanfordCarsOptions, stanford_cars.list_stanford_cars),
+    "nabirds": Source(nabirds.NABirdsOptions, nabirds.list_nabirds),
+    "coco": Source(coco.CocoOptions, coco.list_coco),
+    "cifar10": Source(cifar.CifarOptions, cifar.list_cifar10),
+    "cifar100": Source(cifar.CifarOptions, cifar.list_cifar100),
+    "digits": Source(digits.DigitsOptions, build=digits.digits),
+    "digit_pairs": Source(digits.DigitPairsOptions, build=digits.digit_pairs),
+    "digit_sets": Source(digits.DigitSetsOptions, build=digits.digit_sets),
 }
 
 
-def open_dataset(name: str, options: Mapping[str, Any]) -> Dataset:
-    """Open a dataset. Raises KeyError for an unknown name, pydantic's ValidationError for bad options."""
+def _silent(line: str) -> None:
+    """Says nothing."""
+
+
+def open_dataset(name: str, options: Mapping[str, Any], say: Say = _silent) -> Dataset:
+    """Open a dataset; ``say`` hears what takes time.
+
+    Raises KeyError for an unknown name, pydantic's ValidationError for bad options, DataError for files that cannot be
+    used as they are.
+    """
     source = DATASETS[name]
-    return source.open(source.options(**options))
+    chosen = source.options(**options)
+    if source.build is not None:
+        return source.build(chosen)
+    assert source.find is not None
+    listing = source.find(chosen)
+    if isinstance(listing, features.FeatureListing):
+        assert isinstance(chosen, features.FeaturesOptions)
+        return feature_dataset(name, listing, chosen)
+    assert isinstance(chosen, ImageOptions)
+    return image_dataset(name, listing, chosen, say)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from sklearn.datasets import load_digits
 
+from crh_tune.data.options import Options
 from crh_tune.data.splits import Dataset, Samples
 
 FOLDS = 5
@@ -20,12 +21,6 @@ _POOL_SEED = 0
 
 Pools = list[npt.NDArray[np.int64]]
 """For each of the 10 digits, the rows of its images."""
-
-
-class Options(BaseModel):
-    """Base of the datasets' options: unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DigitsOptions(Options):

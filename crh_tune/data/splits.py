@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
 
-Array = npt.NDArray[Any]
+from crh_tune.data.stored import Array, Inputs, Rows, digest_of, pick
+
 Stage = Literal["search", "final"]
 
 
@@ -23,22 +24,18 @@ Stage = Literal["search", "final"]
 class Samples:
     """N inputs (uint8 images N x C x H x W, or float features N x D) and labels: N class indices or N x C multi-hot."""
 
-    inputs: Array
+    inputs: Inputs
     labels: Array
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: npt.NDArray[np.int64]) -> Samples:
-        return Samples(self.inputs[rows], self.labels[rows])
+    def __getitem__(self, rows: Rows) -> Samples:
+        return Samples(pick(self.inputs, rows), self.labels[rows])
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits over every input and label, in order."""
-        digest = hashlib.sha256()
-        for array in (self.inputs, self.labels):
-            digest.update(f"{array.dtype.str}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:16]
+        return hashlib.sha256(digest_of(self.inputs) + digest_of(self.labels)).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,8 @@ class Dataset:
         database: what test queries are ranked against; None: the training samples.
         reference: C x C similarity of the classes where the dataset knows one (None: that of the inputs' prototypes).
         groups: per training sample, a group that must not be torn apart by a hold-out (None: every sample alone).
+        train_in_database: the place of each training sample in ``database``, -1 where it is not in it.
+        skipped: what of the files was left out, one line each.
     """
 
     name: str
@@ -60,6 +59,8 @@ class Dataset:
     database: Samples | None = None
     reference: npt.NDArray[np.float64] | None = None
     groups: npt.NDArray[np.int64] | None = None
+    train_in_database: Rows | None = None
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ class Split:
 def search_split(dataset: Dataset, fraction: float, seed: int) -> Split:
     """Hold ``fraction`` of the training samples out as validation queries; groups stay whole.
 
-    Without groups the hold-out is stratified by class where the labels are single and every class has two samples.
+    What is held out is taken out of the database too. Without groups the hold-out is stratified by class where the
+    labels are single and every class has two samples.
     Raises ValueError for a fraction outside (0, 1), or one that leaves nothing on a side.
     """
     if not 0 < fraction < 1:
@@ -115,9 +117,10 @@ def search_split(dataset: Dataset, fraction: float, seed: int) -> Split:
         kept, held = next(splitter.split(np.zeros(count), train.labels, dataset.groups))
     except ValueError as error:
         raise ValueError(f"validation.fraction = {fraction} cannot be held out of {dataset.name}: {error}") from None
-    return Split(
-        "search", dataset.class_names, train[np.sort(kept)], train[np.sort(held)], dataset.database, dataset.reference
-    )
+    database = dataset.database
+    if database is not None and dataset.train_in_database is not None:
+        database = database[np.setdiff1d(np.arange(len(database)), dataset.train_in_database[held])]
+    return Split("search", dataset.class_names, train[np.sort(kept)], train[np.sort(held)], database, dataset.reference)
 
 
 def final_split(dataset: Dataset) -> Split:

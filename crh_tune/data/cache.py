@@ -1,0 +1,395 @@
+"""The decode-once cache: all images of a dataset as one memory-mapped uint8 array, one a node.
+
+A cache is named after the content of the image files, their order and the size, so a changed dataset has another one.
+It is built under a lock, in blocks, beside its place, and renamed when it is whole; whoever comes meanwhile waits, and
+whoever finds a part that a killed process has left goes on with it. Every block has a checksum: a cache whose files are
+not exactly as they were when they were last checked is checked again before it is read, and a bad one is built anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock, Timeout
+from numpy.lib.format import open_memmap
+from PIL import Image
+from tqdm import tqdm
+
+from crh_tune.data.decode import BadImage, open_image, stretched
+from crh_tune.data.listing import DataError
+from crh_tune.data.stored import CachedImages, Rows
+
+Bytes = npt.NDArray[np.uint8]
+Say = Callable[[str], None]
+THUMBNAIL = 32
+_FORMAT = 1
+_BLOCK = 64
+_VALUES = np.arange(256)
+_COMPLETE, _PROGRESS, _CHECKED = "cache.json", "progress.jsonl", "checked.json"
+_ARRAYS = ("images.npy", "thumbnails.npy", "moments.npy")
+
+
+class ImageSource(Protocol):
+    """Images that can be decoded, by row."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What to call each image."""
+
+    def signature(self) -> str:
+        """Changes whenever a file does; costs no reading."""
+
+    def read(self, row: int) -> bytes:
+        """The image's content as it is stored. Raises BadImage."""
+
+    def open(self, row: int, content: bytes, size: int) -> Image.Image:
+        """That content as an RGB image, to be used at size x size. Raises BadImage."""
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files below a folder."""
+
+    root: Path
+    names: Sequence[str]
+
+    def signature(self) -> str:
+        digest = hashlib.sha256(str(self.root).encode())
+        for name in self.names:
+            try:
+                found = os.stat(self.root / name)
+                state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+            except OSError as error:
+                raise DataError(f"{self.root / name}: {error.strerror}") from None
+            digest.update(f"{name}\0{state}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()[:32]
+
+    def read(self, row: int) -> bytes:
+        try:
+            with open(os.path.join(self.root, self.names[row]), "rb", buffering=0) as file:
+                return file.read()
+        except OSError as error:
+            raise BadImage(str(error.strerror)) from None
+
+    def open(self, row: int, content: bytes, size: int) -> Image.Image:
+        return open_image(content, size)
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images that came as an array N x S x S x 3 out of some files."""
+
+    names: Sequence[str]
+    files: Sequence[Path]
+    images: Bytes
+
+    def signature(self) -> str:
+        return FileImages(Path("/"), [str(path) for path in self.files]).signature()
+
+    def read(self, row: int) -> bytes:
+        return self.images[row].tobytes()
+
+    def open(self, row: int, content: bytes, size: int) -> Image.Image:
+        return Image.fromarray(self.images[row])
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """An open cache of M images; ``bad`` says of which rows there is no image, and why."""
+
+    folder: Path
+    images: Bytes
+    thumbnails: Bytes
+    moments: npt.NDArray[np.int64]
+    digests: Bytes
+    bad: dict[int, str]
+
+    def rows(self, rows: Rows) -> CachedImages:
+        """Some of the images, to train on."""
+        return CachedImages(self.images, rows, self.digests, self.moments, self.thumbnails)
+
+
+def cache_root() -> Path:
+    """The node's cache folder: ``CRH_TUNE_CACHE``, or ``~/.cache/crh_tune``."""
+    return Path(os.environ.get("CRH_TUNE_CACHE") or Path.home() / ".cache" / "crh_tune").absolute()
+
+
+def open_cache(source: ImageSource, size: int, say: Say) -> ImageCache:
+    """Open the cache of some images at size x size, building it where there is no whole one.
+
+    Raises DataError when a file is gone, the disk is too small, or a file changes while it is read.
+    """
+    root = cache_root()
+    with _disk_errors(root):
+        (root / "signatures").mkdir(parents=True, exist_ok=True)
+        digests = _digests(source, root)
+        key = hashlib.sha256(f"{_FORMAT} {size} {THUMBNAIL}".encode() + digests.tobytes()).hexdigest()[:24]
+        folder = root / key
+        found = _open_checked(folder, digests)
+        if found is None:
+            with _locked(root / f"{key}.lock", say):
+                found = _open_checked(folder, digests) or _check(folder, digests, say)
+                if found is None:
+                    _build(source, size, folder, digests, say)
+                    found = _check(folder, digests, say)
+    if found is None:
+        raise DataError(f"{folder}: the cache just built cannot be read again: is the disk all right?")
+    return found
+
+
+@contextmanager
+def _disk_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or root
+        raise DataError(f"{where}: {error.strerror}: CRH_TUNE_CACHE names another cache folder") from None
+
+
+@contextmanager
+def _locked(path: Path, say: Say) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say("waiting for another process that decodes the same images")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _digest_block(source: ImageSource, block: int) -> bytes:
+    """The digests of a block's images; of one that cannot be read, that of an empty file."""
+    digests = []
+    for row in _rows(block, len(source.names)).tolist():
+        try:
+            digests.append(_digest(source.read(row)))
+        except BadImage:
+            digests.append(_digest(b""))
+    return b"".join(digests)
+
+
+def _digests(source: ImageSource, root: Path) -> Bytes:
+    """The digest of every image, M x 16; read from the files only where one of them has changed since the last time."""
+    memo = root / "signatures" / f"{source.signature()}.npy"
+    try:
+        known = np.load(memo, allow_pickle=False)
+        if known.shape == (len(source.names), 16) and known.dtype == np.uint8:
+            return known
+    except (OSError, ValueError, EOFError):
+        pass
+    with ThreadPoolExecutor(_threads()) as pool:
+        blocks = pool.map(lambda block: _digest_block(source, block), range(_blocks(len(source.names))))
+        digests = np.frombuffer(b"".join(blocks), dtype=np.uint8).reshape(-1, 16)
+    aside = memo.with_suffix(f".{os.getpid()}.npy")
+    np.save(aside, digests, allow_pickle=False)
+    aside.replace(memo)
+    return digests
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _open_checked(folder: Path, digests: Bytes) -> ImageCache | None:
+    """The cache, if its files are exactly those that were checked last."""
+    checked, found = _read_json(folder / _CHECKED), _open(folder, digests)
+    return found if found is not None and checked == _states(folder) else None
+
+
+def _check(folder: Path, digests: Bytes, say: Say) -> ImageCache | None:
+    """The cache, if every block still has its checksum; a bad one is removed."""
+    found, complete = _open(folder, digests), _read_json(folder / _COMPLETE)
+    if found is not None and isinstance(complete, dict):
+        arrays = (found.images, found.thumbnails, found.moments)
+        if [_checksum(arrays, block) for block in range(_blocks(len(digests)))] == complete.get("blocks"):
+            _write_json(folder / _CHECKED, _states(folder))
+            return found
+    if folder.exists():
+        say(f"the image cache {folder} is damaged: building it anew")
+        shutil.rmtree(folder)
+    return None
+
+
+def _open(folder: Path, digests: Bytes) -> ImageCache | None:
+    complete = _read_json(folder / _COMPLETE)
+    if not isinstance(complete, dict) or "bad" not in complete:
+        return None
+    try:
+        arrays = [np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _ARRAYS]
+    except (OSError, ValueError, EOFError):
+        return None
+    if any(len(array) != len(digests) for array in arrays):
+        return None
+    bad = {int(row): str(reason) for row, reason in complete["bad"].items()}
+    return ImageCache(folder, arrays[0], arrays[1], arrays[2], digests, bad)
+
+
+def _states(folder: Path) -> list[Any]:
+    """What changes when a file of the cache is written to, or the machine was off before all was on its disk."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    found = [os.stat(folder / name) for name in _ARRAYS]
+    states = [[state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino] for state in found]
+    return [boot.read_text().strip() if boot.exists() else "", *states]
+
+
+def _build(source: ImageSource, size: int, folder: Path, digests: Bytes, say: Say) -> None:
+    """Decode what a part left by another process does not have yet; rename the part when it is whole."""
+    part, count = folder.with_suffix(".part"), len(digests)
+    part.mkdir(exist_ok=True)
+    arrays = _open_arrays(part, count, size)
+    done = _finished_blocks(part, arrays)
+    left = [block for block in range(_blocks(count)) if block not in done]
+    say(f"decoding {count} images to {size} x {size} pixels, once, into {folder}")
+    if done:
+        say(f"{count - _size(left, count)} of them are there already")
+    with (
+        ThreadPoolExecutor(_threads()) as pool,
+        (part / _PROGRESS).open("a", encoding="utf-8") as progress,
+        tqdm(total=count, initial=count - _size(left, count), unit=" images") as bar,
+    ):
+        for entry in pool.map(lambda block: _decode_block(source, size, digests, part, arrays, block), left):
+            progress.write(json.dumps(entry) + "\n")
+            progress.flush()
+            done[entry["block"]] = entry
+            bar.update(_size([entry["block"]], count))
+    bad = {row: reason for entry in done.values() for row, reason in entry["bad"].items()}
+    blocks = [done[block]["checksum"] for block in range(_blocks(count))]
+    _write_json(part / _COMPLETE, {"format": _FORMAT, "size": size, "blocks": blocks, "bad": bad})
+    (part / _PROGRESS).unlink()
+    part.rename(folder)
+
+
+def _open_arrays(part: Path, count: int, size: int) -> list[Any]:
+    """The part's arrays, memory-mapped: those that are there, or new ones whose place on the disk is reserved.
+
+    Raises OSError where the disk is too small.
+    """
+    small = min(size, THUMBNAIL)
+    kinds = [((count, size, size, 3), np.uint8), ((count, small, small, 3), np.uint8), ((count, 3, 2), np.int64)]
+    return [_open_array(part / name, shape, dtype) for name, (shape, dtype) in zip(_ARRAYS, kinds, strict=True)]
+
+
+def _open_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Any:
+    try:
+        array = open_memmap(path, mode="r+")
+        if array.shape == shape and array.dtype == dtype:
+            return array
+    except (OSError, ValueError, EOFError):
+        pass
+    path.unlink(missing_ok=True)
+    array = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def _finished_blocks(part: Path, arrays: Sequence[Any]) -> dict[int, dict[str, Any]]:
+    """The blocks that the part's progress file has, if their pixels still have the checksum."""
+    found: dict[int, dict[str, Any]] = {}
+    path = part / _PROGRESS
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the line that was being written
+            continue
+        if entry["block"] < _blocks(len(arrays[0])) and _checksum(arrays, entry["block"]) == entry["checksum"]:
+            found[entry["block"]] = entry
+    return found
+
+
+def _blocks(count: int) -> int:
+    return -(-count // _BLOCK)
+
+
+def _rows(block: int, count: int) -> Rows:
+    return np.arange(block * _BLOCK, min((block + 1) * _BLOCK, count))
+
+
+def _size(blocks: Sequence[int], count: int) -> int:
+    return sum(_rows(block, count).size for block in blocks)
+
+
+def _checksum(arrays: Sequence[Any], block: int) -> int:
+    """The checksum of a block of cache arrays."""
+    return _checksum_of([array[block * _BLOCK : (block + 1) * _BLOCK] for array in arrays])
+
+
+def _checksum_of(parts: Sequence[Any], checksum: int = 0) -> int:
+    for part in parts:
+        checksum = zlib.crc32(np.ascontiguousarray(part).data, checksum)
+    return checksum
+
+
+def _decode_block(
+    source: ImageSource, size: int, digests: Bytes, part: Path, arrays: Sequence[Any], block: int
+) -> dict[str, Any]:
+    """Decode a block into its place in the files; says its checksum, and what could not be decoded and why.
+
+    Raises DataError where a file has changed since its digest was taken.
+    """
+    rows = _rows(block, len(digests))
+    images, thumbnails, moments = arrays
+    small = np.zeros((len(rows), *thumbnails.shape[1:]), dtype=np.uint8)
+    summed = np.zeros((len(rows), *moments.shape[1:]), dtype=np.int64)
+    bad: dict[int, str] = {}
+    checksum = 0
+    with (part / _ARRAYS[0]).open("r+b", buffering=0) as file:
+        file.seek(images.offset + int(rows[0]) * size * size * 3)
+        for place, row in enumerate(rows.tolist()):
+            pixels = bytes(size * size * 3)
+            try:
+                content = source.read(row)
+                if _digest(content) != digests[row].tobytes():
+                    raise DataError(f"{source.names[row]}: changed while it was read: start again when all is copied")
+                image = stretched(source.open(row, content, size), size)
+                pixels = image.tobytes()
+                small[place] = image if size <= THUMBNAIL else _thumbnail(image)
+                summed[place] = _moments(image)
+            except BadImage as error:
+                bad[row] = str(error)
+            checksum = zlib.crc32(pixels, checksum)
+            file.write(pixels)
+    thumbnails[rows], moments[rows] = small, summed
+    return {"block": block, "checksum": _checksum_of([small, summed], checksum), "bad": bad}
+
+
+def _thumbnail(image: Image.Image) -> Image.Image:
+    return image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX, reducing_gap=1.0)
+
+
+def _moments(image: Image.Image) -> npt.NDArray[np.int64]:
+    """Sum and sum of squares of each channel, 3 x 2, from the counts of its 256 values."""
+    counts = np.array(image.histogram()).reshape(3, 256)
+    return np.stack([counts @ _VALUES, counts @ _VALUES**2], axis=1)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    aside = path.with_suffix(f".{os.getpid()}")
+    aside.write_text(json.dumps(content), encoding="utf-8")
+    aside.replace(path)

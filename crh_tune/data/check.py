@@ -1,0 +1,163 @@
+"""What lies in a data folder, and what is wrong with it, before anything is trained on it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from crh_tune.data.cifar import ArrayListing
+from crh_tune.data.datasets import DATASETS
+from crh_tune.data.decode import BadImage, open_image
+from crh_tune.data.features import FeatureListing
+from crh_tune.data.listing import Listing, Part
+from crh_tune.data.stored import Array
+
+_SIGNS = {
+    "features": ("*.npz", "features.npy", "train_features.npy"),
+    "stanford_cars": ("cars_annos.mat", "devkit/cars_*.mat"),
+    "nabirds": ("image_class_labels.txt",),
+    "coco": ("annotations/instances_*.json",),
+    "cifar10": ("data_batch_1", "cifar-10-batches-py"),
+    "cifar100": ("cifar-100-python", "train"),
+    "lists": ("train.txt",),
+}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found, as lines of a name and a text, and every problem, beginning with its path."""
+
+    lines: list[tuple[str, str]]
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class _Image:
+    digest: bytes
+    size: tuple[int, int]
+    error: str
+
+
+def dataset_in(path: Path) -> str:
+    """The name of the dataset whose files lie at a path; ``folder`` where no other one's do."""
+    if path.suffix == ".npz":
+        return "features"
+    for name, patterns in _SIGNS.items():
+        if any(found.is_file() or pattern != "train" for pattern in patterns for found in path.glob(pattern)):
+            return name
+    return "folder"
+
+
+def check_data(path: Path, dataset: str | None = None) -> Findings:
+    """Read everything at a path as a dataset (None: the one its files look like).
+
+    Raises KeyError for an unknown dataset, DataError where its files are not there.
+    """
+    name = dataset or dataset_in(path)
+    source = DATASETS[name]
+    if source.find is None:
+        raise KeyError(name)
+    listing = source.find(source.options.model_validate({"path": path}))
+    lines = [("dataset", f"{name}: {listing.layout}"), ("classes", _classes(listing.class_names))]
+    problems = list(listing.problems)
+    for part, labels in _labels(listing).items():
+        lines.append((part, _label_counts(labels, len(listing.class_names))))
+    if isinstance(listing, Listing):
+        _check_files(listing, lines, problems)
+    elif isinstance(listing, ArrayListing):
+        lines.append(("sizes", f"{listing.images.shape[2]} x {listing.images.shape[1]}, all of them"))
+    else:
+        lines.append(("features", _features(listing)))
+    known = getattr(listing, "reference", None) is not None
+    lines.append(("reference", "of the dataset's own" if known else "none: pixels, or dataset.reference"))
+    return Findings(lines, problems)
+
+
+def _labels(listing: Any) -> dict[str, Array]:
+    if isinstance(listing, ArrayListing):
+        rows = {"train": listing.train_rows, "queries": listing.query_rows, "database": listing.database_rows}
+        return {name: listing.labels[part] for name, part in rows.items() if part is not None}
+    parts = {"train": listing.train, "queries": listing.queries, "database": listing.database}
+    return {name: part.labels for name, part in parts.items() if part is not None}
+
+
+def _classes(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{len(names)} ({shown}{', ...' if len(names) > 5 else ''})"
+
+
+def _label_counts(labels: Array, classes: int) -> str:
+    """How many samples, how many of a class, and how uneven."""
+    if not len(labels):
+        return "none"
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
+    low, high = int(counts.min()), int(counts.max())
+    of_class = f"{low} a class" if low == high else f"{low} to {high} a class"
+    uneven = f", imbalance {high / low:.1f}" if low and high > low else ""
+    several = f", {labels.sum() / len(labels):.1f} labels a sample" if labels.ndim == 2 else ""
+    missing = f", {int((counts == 0).sum())} classes without a sample" if low == 0 else ""
+    return f"{len(labels)} samples, {of_class}{uneven}{several}{missing}"
+
+
+def _features(listing: FeatureListing) -> str:
+    array = listing.train.features
+    return f"vectors of {array.shape[-1]} ({array.dtype})"
+
+
+def _check_files(listing: Listing, lines: list[tuple[str, str]], problems: list[str]) -> None:
+    """Decode every image: sizes, unreadable ones, and the same image in more than one part."""
+    parts = {"train": listing.train, "queries": listing.queries, "database": listing.database}
+    given = {name: part for name, part in parts.items() if part is not None}
+    paths = sorted({path for part in given.values() for path in part.paths})
+    with ThreadPoolExecutor() as pool:
+        found = dict(
+            zip(paths, tqdm(pool.map(lambda path: _look(listing.root / path), paths), total=len(paths)), strict=True)
+        )
+    readable = [image.size for image in found.values() if not image.error]
+    lines.append(("sizes", _sizes(readable)))
+    listed = {problem.split(": ")[0] for problem in problems}
+    bad = [f"{listing.root / path}: {image.error}" for path, image in found.items() if image.error]
+    problems += [line for line in bad if line.split(": ")[0] not in listed]
+    twins = _twins(given, found)
+    if twins:
+        shown = "; ".join(f"{one} = {other}" for one, other in twins[:3])
+        more = "; ..." if len(twins) > 3 else ""
+        lines.append(("duplicates", f"{len(twins)} queries are also among the training images: {shown}{more}"))
+    else:
+        lines.append(("duplicates", "no query is also among the training images"))
+
+
+def _look(path: Path) -> _Image:
+    try:
+        content = path.read_bytes()
+        return _Image(hashlib.blake2b(content, digest_size=16).digest(), open_image(content).size, "")
+    except (BadImage, OSError) as error:
+        return _Image(b"", (0, 0), error.strerror or "" if isinstance(error, OSError) else str(error))
+
+
+def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    """The widths and heights there are."""
+    if not sizes:
+        return "no readable image"
+    counts = Counter(sizes)
+    if len(counts) == 1:
+        return f"{sizes[0][0]} x {sizes[0][1]}, all of them"
+    widths, heights = np.array(sizes).T
+    (width, height), often = counts.most_common(1)[0]
+    between = f"{widths.min()} to {widths.max()} wide, {heights.min()} to {heights.max()} high"
+    return f"{between}, most often {width} x {height} ({often} of {len(sizes)})"
+
+
+def _twins(parts: dict[str, Part], found: dict[str, _Image]) -> list[tuple[str, str]]:
+    """Queries with the same content as a training image."""
+    trained = {found[path].digest: path for path in parts["train"].paths if not found[path].error}
+    asked = [(path, found[path].digest) for path in parts["queries"].paths]
+    return [(path, trained[digest]) for path, digest in asked if digest in trained]

@@ -1,0 +1,273 @@
+"""Features with labels, as NumPy arrays in one ``.npz`` file or in the ``.npy`` files of a folder."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from crh_tune.data.folder import problem, read_text, stratified_draw, too_few_classes
+from crh_tune.data.listing import DataError
+from crh_tune.data.lists import single_labels, untrained_classes
+from crh_tune.data.options import FileOptions
+from crh_tune.data.stored import Array, Rows
+
+_PARTS = ("train_", "test_", "database_")
+_NAMES = ("class_names", *(f"{part}{kind}" for part in ("", *_PARTS) for kind in ("features", "labels")))
+_CHUNK = 2**22
+_UNREADABLE = (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
+class FeaturesOptions(FileOptions):
+    """``path`` is a ``.npz`` file or a folder of ``.npy`` files.
+
+    They hold train_features, train_labels, test_features, test_labels, and perhaps database_features and
+    database_labels; or features and labels, of which ``test_fraction`` is drawn as queries with ``seed``.
+    """
+
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+
+@dataclass(frozen=True)
+class FeaturePart:
+    """Some ``rows`` (None: all) of features M x D, and their labels: N class indices or N x C multi-hot."""
+
+    features: Array
+    rows: Rows | None
+    labels: Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class FeatureListing:
+    """A dataset of features as it was found; those of ``.npy`` files are memory maps.
+
+    Attributes:
+        layout: what was found, in a few words.
+        database: what queries are ranked against; None: the training samples.
+        problems: what is wrong with the arrays, one line each, beginning with the path. A listing with problems can
+            be described but not trained on.
+    """
+
+    layout: str
+    root: Path
+    class_names: tuple[str, ...]
+    train: FeaturePart
+    queries: FeaturePart
+    database: FeaturePart | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The arrays of a file or folder by name."""
+
+    path: Path
+    arrays: dict[str, Array]
+
+    def where(self, name: str) -> str:
+        return str(self.path / f"{name}.npy") if self.path.is_dir() else f"{self.path}: {name}"
+
+
+def list_features(options: FeaturesOptions) -> FeatureListing:
+    """Find features and labels and check them. Raises DataError where they are not there or cannot be read."""
+    if options.path is None:
+        raise DataError("dataset.path is not given: --data names an .npz file, or a folder of .npy files")
+    source = _read(options.path)
+    parts = _parts(source)
+    problems: list[str] = []
+    labels, names = _labels(source, parts, problems)
+    features = [source.arrays[f"{part}features"] for part in parts]
+    for part, array, each in zip(parts, features, labels, strict=True):
+        problems += _feature_problems(source.where(f"{part}features"), array, len(each), features[0].shape[1:])
+    for part, each in zip(parts[1:], labels[1:], strict=True):
+        problems += untrained_classes(source.where(f"{part}labels"), names, labels[0], each)
+    kind = ".npy files" if source.path.is_dir() else ".npz file"
+    if parts == ("",):
+        drawn = stratified_draw(labels[0], options.test_fraction, options.seed)
+        train, queries = (
+            FeaturePart(features[0], rows, labels[0][rows]) for rows in (np.flatnonzero(~drawn), np.flatnonzero(drawn))
+        )
+        if not len(queries):
+            problems.append(
+                problem(source.path, "no class has two samples: one to train on and one to ask for are needed")
+            )
+        return FeatureListing(f"{kind}, queries drawn", source.path, names, train, queries, problems=tuple(problems))
+    train, queries, *more = (FeaturePart(array, None, each) for array, each in zip(features, labels, strict=True))
+    layout = f"{kind} with train, test{' and database' if more else ''}"
+    return FeatureListing(layout, source.path, names, train, queries, more[0] if more else None, tuple(problems))
+
+
+def _read(path: Path) -> _Source:
+    """Raises DataError for an array that is unreadable, or holds objects."""
+    if not path.is_dir() and not (path.is_file() and path.suffix.lower() == ".npz"):
+        found = "is neither" if path.exists() else "does not exist"
+        raise DataError(problem(path, f"{found}: path must be a .npz file, or a folder of .npy files"))
+    where: str | Path = path
+    arrays: dict[str, Array] = {}
+    try:
+        if path.is_dir():
+            for name in _NAMES:
+                where = path / f"{name}.npy"
+                if where.is_file():
+                    arrays[name] = np.load(where, mmap_mode="r", allow_pickle=False)
+        else:
+            with np.load(path, allow_pickle=False) as archive:
+                for name in archive.files:
+                    where = f"{path}: {name}"
+                    if name in _NAMES:
+                        arrays[name] = archive[name]
+    except _UNREADABLE as error:
+        why = str(error).split("\n")[0] or type(error).__name__
+        raise DataError(problem(where, f"cannot be read as an array of numbers or strings: {why}")) from None
+    return _Source(path, arrays)
+
+
+def _parts(source: _Source) -> tuple[str, ...]:
+    """What the names of the arrays begin with. Raises DataError where some are missing."""
+    names = source.arrays.keys()
+    whole = [part for part in ("", *_PARTS) if {f"{part}features", f"{part}labels"} <= names]
+    half = [f"{part}labels" for part in _PARTS if part not in whole and f"{part}features" in names]
+    half += [f"{part}features" for part in _PARTS if part not in whole and f"{part}labels" in names]
+    if half:
+        raise DataError(
+            problem(source.path, f"has no array {' and no array '.join(half)}: features and labels go together")
+        )
+    if whole == [""]:
+        return ("",)
+    if not {"train_", "test_"} <= set(whole):
+        wanted = "train_features, train_labels, test_features and test_labels, or features and labels"
+        raise DataError(problem(source.path, f"want the arrays {wanted}; there: {', '.join(names) or 'none'}"))
+    return tuple(part for part in _PARTS if part in whole)
+
+
+def _feature_problems(where: str, array: Array, labels: int, row: tuple[int, ...]) -> Iterator[str]:
+    """What is wrong with features that should be as many as the labels, and of the shape ``row`` each."""
+    if array.ndim != 2 or not array.size:
+        yield problem(where, f"has the shape {array.shape}: want N x D, a row a sample")
+    elif len(row) == 1 and array.shape[1:] != row:
+        yield problem(where, f"has {array.shape[1]} values a row, the training features have {row[0]}: want the same")
+    if len(array.shape) and len(array) != labels:
+        yield problem(where, f"has {len(array)} rows for {labels} labels: want one label a row")
+    if array.dtype.kind not in "iuf" or array.dtype.itemsize > 8:
+        yield problem(where, f"is of dtype {array.dtype}: want floats of 16, 32 or 64 bits, or integers")
+    elif array.ndim == 2 and array.size and array.dtype.kind == "f":
+        step = max(1, _CHUNK // array.shape[1])
+        for start in range(0, len(array), step):
+            bad = ~np.isfinite(array[start : start + step]).all(axis=1)
+            if bad.any():
+                yield problem(where, f"row {start + int(bad.argmax())} holds NaN or infinity: want finite values")
+                return
+
+
+def _labels(source: _Source, parts: tuple[str, ...], problems: list[str]) -> tuple[list[Array], tuple[str, ...]]:
+    """Each part's labels, N int64 or N x C uint8, and the class names; labels that are none are class 0."""
+    names = _class_names(source, problems)
+    written = {source.where(f"{part}labels"): source.arrays[f"{part}labels"] for part in parts}
+    kind = next(filter(None, map(_kind, written.values())), None)
+    wanted = f"N {kind}, like the other labels" if kind else "N integers, N strings, or N x C values 0 or 1"
+    wrong = [
+        problem(where, f"is an array of shape {array.shape} and dtype {array.dtype}: want {wanted}")
+        for where, array in written.items()
+        if kind is None or _kind(array) != kind
+    ]
+    if wrong:
+        problems += wrong
+        return [np.zeros(len(array) if array.ndim else 0, dtype=np.int64) for array in written.values()], names or ()
+    if kind == "multi-hot rows":
+        labels, names = _multi_hot(written, names, problems)
+    else:
+        labels, names = _single(written, names, problems)
+    problems += too_few_classes(source.path, names)
+    return labels, names
+
+
+def _kind(labels: Array) -> str | None:
+    if labels.ndim == 1 and labels.dtype.kind in "iuSU":
+        return "integers" if labels.dtype.kind in "iu" else "strings"
+    hot = labels.ndim == 2 and labels.shape[1] >= 2 and labels.dtype.kind in "biuf"
+    return "multi-hot rows" if hot and ((labels == 0) | (labels == 1)).all() else None
+
+
+def _multi_hot(
+    written: dict[str, Array], names: tuple[str, ...] | None, problems: list[str]
+) -> tuple[list[Array], tuple[str, ...]]:
+    width = len(names) if names else next(iter(written.values())).shape[1]
+    labels = []
+    for where, array in written.items():
+        if array.shape[1] != width:
+            problems.append(problem(where, f"has {array.shape[1]} columns: want {width}, one a class"))
+        for row in np.flatnonzero(~array.any(axis=1)):
+            problems.append(
+                problem(where, f"row {row} has no 1: a sample without a label can be neither learnt nor found")
+            )
+        fitted = np.zeros((len(array), width), dtype=np.uint8)
+        fitted[:, : array.shape[1]] = array[:, :width]
+        labels.append(fitted)
+    return single_labels(labels), names or tuple(str(c) for c in range(width))
+
+
+def _single(
+    written: dict[str, Array], names: tuple[str, ...] | None, problems: list[str]
+) -> tuple[list[Array], tuple[str, ...]]:
+    texts = {where: array.astype(str) if array.dtype.kind in "iu" else _text(array) for where, array in written.items()}
+    first = next(iter(written))
+    if written[first].dtype.kind in "iu":
+        # A stray label must not make millions of classes: there are no more classes than samples.
+        highest = max(int(array.max(initial=0)) for array in written.values())
+        count = len(names) if names else min(highest + 1, sum(map(len, written.values())))
+        if names is None and all((array > 0).all() for array in written.values()):
+            problems.append(problem(first, "no sample has the label 0: want labels that count from 0"))
+        index = {str(c): c for c in range(count)}
+        wanted = f"want an integer from 0 to {count - 1}"
+        names = names or tuple(index)
+    else:
+        names = names or tuple(np.unique(np.concatenate(list(texts.values()))).tolist())
+        index = {name: c for c, name in enumerate(names)}
+        wanted = "want the name of a class"
+    for where, array in texts.items():
+        unknown = [(row, label) for row, label in enumerate(array.tolist()) if label not in index]
+        problems += [problem(where, f"row {row} has the label {label!r}: {wanted}") for row, label in unknown]
+    return [
+        np.array([index.get(label, 0) for label in array.tolist()], dtype=np.int64) for array in texts.values()
+    ], names
+
+
+def _class_names(source: _Source, problems: list[str]) -> tuple[str, ...] | None:
+    """The names of the array class_names, or of class_names.txt; None where there is neither."""
+    file = source.path / "class_names.txt"
+    where = source.where("class_names")
+    if "class_names" in source.arrays:
+        array = source.arrays["class_names"]
+        if array.ndim != 1 or array.dtype.kind not in "SU":
+            problems.append(
+                problem(where, f"is an array of shape {array.shape} and dtype {array.dtype}: want C strings")
+            )
+            return None
+        names = _text(array).tolist()
+    elif file.is_file():
+        where = str(file)
+        try:
+            names = [line.strip() for line in read_text(file).split("\n") if line.strip()]
+        except DataError as error:
+            problems.append(str(error))
+            return None
+    else:
+        return None
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    problems += [problem(where, f"names the class {name!r} twice: want each class once") for name in twice]
+    return tuple(names)
+
+
+def _text(array: Array) -> npt.NDArray[np.str_]:
+    return np.char.decode(array, "utf-8", "backslashreplace") if array.dtype.kind == "S" else np.asarray(array)

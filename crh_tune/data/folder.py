@@ -1,0 +1,248 @@
+"""Images in one folder a class, and what readers of image files share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from crh_tune.data.listing import IMAGE_SUFFIXES, DataError, Listing, Part
+from crh_tune.data.options import FileOptions, ImageOptions
+from crh_tune.data.stored import Array
+
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+_LEFT_BY_PROGRAMS = frozenset({"__MACOSX", "@eaDir"})
+
+
+class FolderOptions(ImageOptions):
+    """``train/<class>/`` and ``test/<class>/``, or ``<class>/`` alone, of which ``test_fraction`` is drawn as queries.
+
+    The draw is made class by class with ``seed``. ``val/``, ``valid/`` or ``validation/`` stand in for ``test/``.
+    """
+
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+
+def list_folder(options: FolderOptions) -> Listing:
+    """List class folders. Raises DataError where there are none."""
+    root = data_folder(options)
+    listing = list_train_and_test(root)
+    return listing if listing is not None else _list_and_draw(root, options.test_fraction, options.seed)
+
+
+def list_train_and_test(root: Path) -> Listing | None:
+    """List ``train/<class>/`` and ``test/<class>/`` (or what stands in for ``test/``); None where one is not there."""
+    test = next((name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+    if test is None or not (root / "train").is_dir():
+        return None
+    problems: list[str] = []
+    trained, asked = (_images_by_class(root, root / below, problems) for below in ("train", test))
+    problems += [
+        problem(root / test / name, f"has no counterpart in {root / 'train'}: add training images, or remove it")
+        for name in asked
+        if name not in trained
+    ]
+    names = tuple(sorted({*trained, *asked}))
+    problems += too_few_classes(root, names)
+    train, queries = _part(names, trained), _part(names, asked)
+    return Listing(f"class folders under train/ and {test}/", root, names, train, queries, problems=tuple(problems))
+
+
+def data_folder(options: FileOptions) -> Path:
+    """The folder that ``path`` names. Raises DataError where it is not set, not there, or a file."""
+    if options.path is None:
+        raise DataError("dataset.path is not given: --data DIR names the folder that holds the dataset")
+    if not options.path.is_dir():
+        found = "is a file" if options.path.exists() else "does not exist"
+        raise DataError(problem(options.path, f"{found}: path must be the folder that holds the dataset"))
+    return options.path
+
+
+def files_in(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of these names in a folder; a name may be an absolute path. Raises DataError where one is not there."""
+    files = [folder / Path(name).expanduser() for name in names]
+    missing = ", ".join(str(file) for file in files if not file.is_file())
+    if missing:
+        raise DataError(problem(folder, f"files were looked for and not found: {missing}"))
+    return files
+
+
+def read_text(file: Path) -> str:
+    """A file's text, UTF-8 with or without a byte order mark. Raises DataError with the line that is something else."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(problem(file, f"cannot be read: {error.strerror}")) from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(problem(f"{file}:{line}", "is not UTF-8 text: save the file as UTF-8")) from None
+
+
+def problem(where: str | Path, what: str) -> str:
+    """A problem as one line, even where a file name holds line breaks or bytes that are no UTF-8."""
+    line = f"{where}: {what}".encode(errors="backslashreplace").decode()
+    return line.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def too_few_classes(where: str | Path, class_names: tuple[str, ...]) -> list[str]:
+    """A problem where there are fewer than two classes."""
+    if len(class_names) >= 2:
+        return []
+    return [problem(where, f"{len(class_names)} class{'' if len(class_names) == 1 else 'es'}: at least 2 are needed")]
+
+
+def missing_files(root: Path, paths: Iterable[str]) -> set[str]:
+    """Those of the POSIX paths below ``root`` at which there is no file; each folder is read once."""
+    there: dict[str, set[str]] = {}
+    missing = set()
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if folder not in there:
+            there[folder] = _file_names(root / folder)
+        if name not in there[folder]:
+            missing.add(path)
+    return missing
+
+
+def stratified_draw(labels: Array, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Which samples become test queries: ``fraction`` of every class of two samples or more, at least one.
+
+    ``labels`` are N class indices; of N x C multi-hot labels, ``fraction`` of all samples.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = np.zeros(len(labels), dtype=bool)
+    classes = np.zeros(len(labels), dtype=np.int64) if labels.ndim == 2 else labels
+    for c in np.unique(classes):
+        rows = generator.permutation(np.flatnonzero(classes == c))
+        drawn[rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)]] = True
+    return drawn
+
+
+def _list_and_draw(root: Path, fraction: float, seed: int) -> Listing:
+    folders = [entry for entry in _scan(root) if _is_folder(entry)]
+    train_alone = any(entry.name == "train" and any(_is_folder(inner) for inner in _scan(entry)) for entry in folders)
+    if train_alone or not folders:
+        wanted = ", ".join(f"{name}/" for name in TEST_FOLDERS)
+        raise DataError(
+            problem(root, f"neither train/ with one of {wanted} nor one folder a class is there")
+            + (f" (train/ is; to draw test queries from it, set path to {root / 'train'})" if train_alone else "")
+        )
+    problems: list[str] = []
+    found = _images_by_class(root, root, problems)
+    if not any(found.values()):
+        raise DataError(problem(root, f"no images in the folders below; images end in {_suffixes()}"))
+    names = tuple(sorted(found))
+    whole = _part(names, found)
+    drawn = stratified_draw(whole.labels, fraction, seed)
+    train, queries = _rows(whole, ~drawn), _rows(whole, drawn)
+    problems += too_few_classes(root, names)
+    if not len(queries):
+        problems.append(problem(root, "no class has two images: one to train on and one to ask for are needed"))
+    return Listing("class folders, test queries drawn", root, names, train, queries, problems=tuple(problems))
+
+
+def _images_by_class(root: Path, folder: Path, problems: list[str]) -> dict[str, list[str]]:
+    """The images of every class folder in ``folder``, as sorted paths relative to ``root``."""
+    entries = _scan(folder)
+    loose = [entry.name for entry in entries if _is_image(entry.name) and not _is_folder(entry)]
+    if loose:
+        count = f"{len(loose)} image{'' if len(loose) == 1 else 's'} outside of any class folder"
+        problems.append(problem(folder, f"{count}, such as {loose[0]}: move them into the folder of their class"))
+    return {entry.name: _images(root, Path(entry.path), problems) for entry in entries if _is_folder(entry)}
+
+
+def _images(root: Path, folder: Path, problems: list[str]) -> list[str]:
+    """The images of one class folder, as sorted paths relative to ``root``."""
+    try:
+        files = list(_files(folder))
+    except DataError as error:
+        problems.append(str(error))
+        return []
+    images = [entry for entry in files if _is_image(entry.name)]
+    if not files:
+        problems.append(problem(folder, "is empty: put the images of the class into it, or remove it"))
+    elif not images:
+        count = f"holds {len(files)} file{'' if len(files) == 1 else 's'} but no image"
+        problems.append(problem(folder, f"{count}; images end in {_suffixes()}"))
+    for entry in images:
+        if not _is_file(entry):
+            problems.append(problem(entry.path, "is a link to a file that does not exist: restore it, or remove it"))
+        elif not _is_utf8(entry.path):
+            problems.append(problem(entry.path, "has a name that is not UTF-8: rename it"))
+    return sorted(Path(entry.path).relative_to(root).as_posix() for entry in images)
+
+
+def _part(names: tuple[str, ...], found: Mapping[str, list[str]]) -> Part:
+    paths = [found.get(name, []) for name in names]
+    labels = np.repeat(np.arange(len(names)), [len(images) for images in paths])
+    return Part(tuple(path for images in paths for path in images), labels)
+
+
+def _rows(part: Part, chosen: npt.NDArray[np.bool_]) -> Part:
+    return Part(tuple(part.paths[row] for row in np.flatnonzero(chosen)), part.labels[chosen])
+
+
+def _files(folder: str | Path, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
+    """All that is below a folder and not a folder; links are followed."""
+    real = os.path.realpath(folder)
+    if real in above:  # a link back up: it would never end
+        return
+    for entry in _scan(folder):
+        if _is_folder(entry):
+            yield from _files(entry.path, (*above, real))
+        else:
+            yield entry
+
+
+def _scan(folder: str | Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name, without what is hidden or left by programs."""
+    try:
+        with os.scandir(folder) as entries:
+            seen = [
+                entry for entry in entries if not entry.name.startswith(".") and entry.name not in _LEFT_BY_PROGRAMS
+            ]
+    except OSError as error:
+        raise DataError(problem(os.fspath(folder), f"cannot be read: {error.strerror}")) from None
+    return sorted(seen, key=lambda entry: entry.name)
+
+
+def _file_names(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if _is_file(entry)}
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a path with a null character
+        return set()
+    except OSError as error:
+        raise DataError(problem(folder, f"cannot be read: {error.strerror}")) from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """DirEntry knows without asking the disk, but raises for a link to itself."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _suffixes() -> str:
+    return ", ".join(sorted(IMAGE_SUFFIXES))

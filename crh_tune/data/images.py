@@ -1,0 +1,108 @@
+"""From what a reader has found to a dataset: images decoded once and read from the cache, features from their files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from crh_tune.data.cache import ArrayImages, FileImages, ImageCache, Say, open_cache
+from crh_tune.data.cifar import ArrayListing
+from crh_tune.data.features import FeatureListing, FeaturePart
+from crh_tune.data.listing import DataError, Listing
+from crh_tune.data.options import FileOptions, ImageOptions
+from crh_tune.data.reference import read_reference
+from crh_tune.data.splits import Dataset, Samples
+from crh_tune.data.stored import Array, Rows, StoredRows
+
+
+def image_dataset(name: str, listing: Listing | ArrayListing, options: ImageOptions, say: Say) -> Dataset:
+    """Decode a listing's images, or find them decoded, and make the dataset of them.
+
+    Raises DataError for a listing with problems, and for an unreadable image unless ``on_bad_image`` is ``skip``.
+    """
+    no_problems(listing.root, listing.problems)
+    if isinstance(listing, Listing):
+        parts = [part for part in (listing.train, listing.queries, listing.database) if part is not None]
+        names = sorted({path for part in parts for path in part.paths})
+        row_of = {path: row for row, path in enumerate(names)}
+        rows = [np.array([row_of[path] for path in part.paths], dtype=np.int64) for part in parts]
+        labels = [part.labels for part in parts]
+        cache = open_cache(FileImages(listing.root, names), options.size, say)
+    else:
+        names = [f"image {row} of {listing.layout}" for row in range(len(listing.images))]
+        rows = [part for part in (listing.train_rows, listing.query_rows, listing.database_rows) if part is not None]
+        labels = [listing.labels[part] for part in rows]
+        cache = open_cache(ArrayImages(names, listing.files, listing.images), options.size, say)
+    reference = own_reference(options, listing.class_names, labels[0], listing.reference)
+    skipped = bad_images(listing.root, names, cache, options)
+    return cached_dataset(name, listing.class_names, cache, rows, labels, reference, skipped)
+
+
+def feature_dataset(name: str, listing: FeatureListing, options: FileOptions) -> Dataset:
+    """A dataset of features, which stay in their files. Raises DataError for a listing with problems."""
+    no_problems(listing.root, listing.problems)
+    reference = own_reference(options, listing.class_names, listing.train.labels, None)
+    train, queries = _features(listing.train), _features(listing.queries)
+    database = None if listing.database is None else _features(listing.database)
+    return Dataset(name, listing.class_names, train, queries, database, reference)
+
+
+def _features(part: FeaturePart) -> Samples:
+    rows = np.arange(len(part)) if part.rows is None else part.rows
+    return Samples(StoredRows(part.features, rows), part.labels)
+
+
+def no_problems(root: Path, problems: Sequence[str]) -> None:
+    """Raises DataError with the first problem, and how many there are."""
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0]}{more}: crh-tune data check {root} lists them all")
+
+
+def own_reference(
+    options: FileOptions, class_names: Sequence[str], train_labels: Array, found: npt.NDArray[np.float64] | None
+) -> npt.NDArray[np.float64] | None:
+    """The reference similarity from the user's file, or the one that came with the dataset. Raises DataError."""
+    return found if options.reference is None else read_reference(options.reference, class_names, train_labels)
+
+
+def bad_images(root: Path, names: Sequence[str], cache: ImageCache, options: ImageOptions) -> tuple[str, ...]:
+    """One line for every image that is skipped. Raises DataError where ``on_bad_image`` says to stop."""
+    lines = [f"{root / names[row]}: {reason}" for row, reason in sorted(cache.bad.items())]
+    if lines and options.on_bad_image == "stop":
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        raise DataError(f"{lines[0]}{more}: unreadable image; mend it, or set dataset.on_bad_image: skip")
+    return tuple(lines)
+
+
+def cached_dataset(
+    name: str,
+    class_names: tuple[str, ...],
+    cache: ImageCache,
+    rows: Sequence[Rows],
+    labels: Sequence[Array],
+    reference: npt.NDArray[np.float64] | None,
+    skipped: tuple[str, ...],
+) -> Dataset:
+    """A dataset out of the readable ones of a cache's rows: train, queries and, where it is given, database."""
+    readable = np.ones(len(cache.digests), dtype=bool)
+    readable[list(cache.bad)] = False
+    kept = [each[readable[each]] for each in rows]
+    samples = [
+        Samples(cache.rows(mine), own[readable[each]]) for mine, own, each in zip(kept, labels, rows, strict=True)
+    ]
+    dataset = Dataset(name, class_names, samples[0], samples[1], reference=reference, skipped=skipped)
+    if len(samples) == 2:
+        return dataset
+    return replace(dataset, database=samples[2], train_in_database=positions(kept[0], kept[2]))
+
+
+def positions(rows: Rows, among: Rows) -> Rows:
+    """For each row its place among others, -1 where it is not there."""
+    order = np.argsort(among, kind="stable")
+    place = np.searchsorted(among, rows, sorter=order).clip(max=len(among) - 1)
+    return np.where(among[order[place]] == rows, order[place], -1)

@@ -1,0 +1,59 @@
+"""What a reader finds on disk, before any image is decoded: which images, with which labels, in which part."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from crh_tune.data.stored import Array
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+class DataError(ValueError):
+    """Data that cannot be used as it is: one line that says what is wrong, where, and what would be right."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """N image files by their paths, relative to the listing's root, and labels: N class indices or N x C multi-hot."""
+
+    paths: tuple[str, ...]
+    labels: Array
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A dataset of image files as a reader found it.
+
+    Attributes:
+        layout: what was found, in a few words, such as ``class folders under train/ and test/``.
+        database: what queries are ranked against; None: the training images.
+        reference: C x C similarity of the classes where the files tell it.
+        problems: what is wrong with the files, one line each, beginning with the path. A listing with problems can be
+            described but not trained on.
+    """
+
+    layout: str
+    root: Path
+    class_names: tuple[str, ...]
+    train: Part
+    queries: Part
+    database: Part | None = None
+    reference: npt.NDArray[np.float64] | None = field(default=None, compare=False)
+    problems: tuple[str, ...] = ()
+
+
+def inside(root: Path, row: str) -> str:
+    """A path of a list as the POSIX path of a file below ``root``. Raises DataError when it leads out of it."""
+    path = PurePosixPath(os.path.normpath(row.replace("\\", "/")))
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise DataError(f"{row!r} leads out of the data folder {root}")
+    return str(path)

@@ -1,0 +1,244 @@
+"""List files: an image's path and its label, or a 0 or 1 for every class, a row."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from crh_tune.data.folder import data_folder, files_in, missing_files, problem, read_text, too_few_classes
+from crh_tune.data.listing import IMAGE_SUFFIXES, DataError, Listing, Part, inside
+from crh_tune.data.options import ImageOptions
+from crh_tune.data.stored import Array, Rows
+
+_SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
+_ROW = re.compile(rf"(.*(?:{_SUFFIX}))[\s,]+(.+)", re.IGNORECASE)
+_BITS = re.compile(r"[01](?:[\s,]+[01])+")
+_INTEGER = re.compile(r"-?[0-9]{1,9}")
+
+
+class ListsOptions(ImageOptions):
+    """List files, in the data folder or by absolute path; the paths in them are relative to the data folder.
+
+    ``database`` and ``classes`` (a class name a line) default to ``database.txt`` and ``classes.txt`` if these exist.
+    """
+
+    train: str = "train.txt"
+    test: str = "test.txt"
+    database: str | None = None
+    classes: str | None = None
+
+
+class Row(NamedTuple):
+    """A row of a list file: ``file:line``, and the path and the label as they are written."""
+
+    where: str
+    path: str
+    label: str
+
+
+def list_lists(options: ListsOptions) -> Listing:
+    """List the images of list files. Raises DataError where a list file is not there.
+
+    Integer labels count from 0; other labels are class names. Rows of 0 and 1 become multi-hot labels, unless each has
+    exactly one 1.
+    """
+    root = data_folder(options)
+    database = _optional(root, options.database, "database.txt")
+    files = files_in(root, [options.train, options.test, *database])
+    named = files_in(root, _optional(root, options.classes, "classes.txt"))
+    problems: list[str] = []
+    names = _class_names(named[0], problems) if named else None
+    lists = [_placed(root, read_rows(file, problems), problems) for file in files]
+    problems += row_conflicts(lists)
+    kinds = Counter(_kind(row.label) for rows in lists for row in rows)
+    kind = max(kinds, key=kinds.__getitem__, default="name")
+    if kind == "bits":
+        lists, labels, names = multi_hot_labels(lists, names, problems)
+        labels = single_labels(labels)
+    else:
+        lists, labels, names = _single_labels(lists, names, kind == "integer", problems)
+    problems += too_few_classes(files[0], names)
+    for file, each in zip(files[1:], labels[1:], strict=True):
+        problems += untrained_classes(file, names, labels[0], each)
+    problems += missing_images(root, lists)
+    train, queries, *more = (
+        Part(tuple(row.path for row in rows), each) for rows, each in zip(lists, labels, strict=True)
+    )
+    layout = "list files with a database" if more else "list files"
+    return Listing(layout, root, names, train, queries, more[0] if more else None, problems=tuple(problems))
+
+
+def read_rows(file: Path, problems: list[str]) -> list[Row]:
+    """The rows of a list file: the path up to the last image suffix, then a blank, a tab or a comma, then the label."""
+    try:
+        lines = read_text(file).split("\n")
+    except DataError as error:
+        problems.append(str(error))
+        return []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        match = _ROW.fullmatch(line.strip())
+        if match is not None:
+            rows.append(Row(f"{file}:{number}", match[1], match[2]))
+        elif line.strip():
+            wanted = "want the path of an image, a blank, tab or comma, and its label (or 0 or 1 for every class)"
+            problems.append(problem(f"{file}:{number}", f"{line.strip()[:80]!r} is no row of a list: {wanted}"))
+    if not rows:
+        problems.append(problem(file, "has no rows: want the path of an image and its label a line"))
+    return rows
+
+
+def multi_hot_labels(
+    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problems: list[str]
+) -> tuple[list[list[Row]], list[Array], tuple[str, ...]]:
+    """The rows that hold a 0 or 1 for every class, their labels (a list's N x C uint8), and the class names."""
+    widths = Counter(len(_bits(row.label)) for rows in lists for row in rows if _kind(row.label) == "bits")
+    width = len(names) if names else max(widths, key=widths.__getitem__, default=0)
+    kept: list[list[Row]] = [[] for _ in lists]
+    for rows, good in zip(lists, kept, strict=True):
+        for row in rows:
+            bits = _bits(row.label)
+            if _kind(row.label) != "bits":
+                problems.append(problem(row.where, f"label {row.label!r}: want {width} values, each 0 or 1"))
+            elif len(bits) != width:
+                problems.append(problem(row.where, f"has {len(bits)} values 0 or 1: want {width}, one a class"))
+            elif "1" not in bits:
+                problems.append(
+                    problem(row.where, "has no 1: an image without a label can be neither learnt nor found")
+                )
+            else:
+                good.append(row)
+    text = ["".join("".join(_bits(row.label)) for row in rows) for rows in kept]
+    labels = [np.frombuffer(bits.encode(), dtype=np.uint8).reshape(-1, max(width, 1)) - ord("0") for bits in text]
+    return kept, labels, names or tuple(str(c) for c in range(width))
+
+
+def single_labels(labels: Sequence[Array]) -> list[Array]:
+    """Class indices where each row of all these multi-hot labels has exactly one 1, the labels themselves otherwise."""
+    if any((each.sum(axis=1) != 1).any() for each in labels):
+        return list(labels)
+    return [each.argmax(axis=1).astype(np.int64) for each in labels]
+
+
+def untrained_classes(where: str | Path, names: Sequence[str], train: Array, others: Array) -> list[str]:
+    """A problem for every class that occurs in ``others`` and not in the training labels, if there are any of these."""
+    if not len(train):
+        return []
+    classes = np.setdiff1d(_occurring(others), _occurring(train))
+    return [problem(where, f"class {names[c]!r} has no training sample: add some, or leave it out") for c in classes]
+
+
+def missing_images(root: Path, lists: Iterable[Sequence[Row]]) -> list[str]:
+    """A problem for every image that is listed and not there, with the first row that lists it."""
+    first: dict[str, str] = {}
+    for rows in lists:
+        for row in rows:
+            first.setdefault(row.path, row.where)
+    missing = missing_files(root, first)
+    return [
+        problem(root / path, f"does not exist, but {where} lists it")
+        for path, where in first.items()
+        if path in missing
+    ]
+
+
+def row_conflicts(lists: Sequence[Sequence[Row]]) -> list[str]:
+    """A problem for every image with two labels, and every query that is trained on; the lists begin train, test."""
+    first: dict[str, Row] = {}
+    found = []
+    for number, rows in enumerate(lists):
+        trained = dict(first) if number == 1 else {}
+        for row in rows:
+            known = first.setdefault(row.path, row)
+            if known.label.split() != row.label.split():
+                found.append(problem(row.where, f"{row.path} has another label at {known.where}: want one"))
+            if row.path in trained:
+                found.append(problem(row.where, f"{row.path} is a training image ({known.where}): want other queries"))
+    return found
+
+
+def _single_labels(
+    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, integers: bool, problems: list[str]
+) -> tuple[list[list[Row]], list[Array], tuple[str, ...]]:
+    """The rows whose label is a class, their labels (a list's N int64), and the class names."""
+    written = [row for rows in lists for row in rows if _kind(row.label) != "bits"]
+    if integers and not (names and {row.label for row in written} <= set(names)):
+        numbers = [int(row.label) for row in written if _kind(row.label) == "integer"]
+        # A stray label such as a date must not make millions of classes: there are no more classes than rows.
+        count = len(names) if names else max(min(max(numbers) + 1, len(written)), 1)
+        index = {str(c): c for c in range(count)}
+        wanted = f"want an integer from 0 to {count - 1}"
+        if names is None and min(numbers) > 0:
+            problems.append(problem(written[0].where, "no row has the label 0: want labels that count from 0"))
+        names = names or tuple(index)
+    else:
+        integers = False
+        names = names or tuple(sorted({row.label for row in written}))
+        index = {name: c for c, name in enumerate(names)}
+        wanted = "want the name of a class"
+    kept: list[list[Row]] = [[] for _ in lists]
+    labels: list[Rows] = []
+    for rows, good in zip(lists, kept, strict=True):
+        codes = []
+        for row in rows:
+            whole = str(int(row.label)) if integers and _kind(row.label) == "integer" else row.label
+            if whole in index:
+                good.append(row)
+                codes.append(index[whole])
+            else:
+                problems.append(problem(row.where, f"label {row.label[:80]!r}: {wanted}"))
+        labels.append(np.array(codes, dtype=np.int64))
+    return kept, labels, names
+
+
+def _optional(root: Path, name: str | None, default: str) -> list[str]:
+    """The name if there is one, or the default if there is such a file."""
+    if name is not None:
+        return [name]
+    return [default] if (root / default).is_file() else []
+
+
+def _placed(root: Path, rows: Iterable[Row], problems: list[str]) -> list[Row]:
+    """The rows with their paths brought into one form; a path that leads out of the data folder is a problem."""
+    placed = []
+    for row in rows:
+        try:
+            placed.append(row._replace(path=inside(root, row.path)))
+        except DataError as error:
+            problems.append(problem(row.where, str(error)))
+    return placed
+
+
+def _class_names(file: Path, problems: list[str]) -> tuple[str, ...] | None:
+    try:
+        lines = read_text(file).split("\n")
+    except DataError as error:
+        problems.append(str(error))
+        return None
+    first: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if name in first:
+            problems.append(problem(f"{file}:{number}", f"class {name!r} is in line {first[name]} already"))
+        elif name:
+            first[name] = number
+    return tuple(first) or None
+
+
+def _kind(label: str) -> str:
+    if _BITS.fullmatch(label):
+        return "bits"
+    return "integer" if _INTEGER.fullmatch(label) else "name"
+
+
+def _bits(label: str) -> list[str]:
+    return label.replace(",", " ").split()
+
+
+def _occurring(labels: Array) -> Rows:
+    return np.flatnonzero(labels.any(axis=0)) if labels.ndim == 2 else np.unique(labels)

@@ -1,0 +1,40 @@
+"""What the options of datasets share: a strict base, and what every dataset of image files takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+class Options(BaseModel):
+    """Base of the datasets' options: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+DataPath = Annotated[Path, AfterValidator(_absolute)]
+"""A path, made absolute where it is read: trials run in other working folders."""
+
+
+class FileOptions(Options):
+    """``path`` is the dataset's folder or file; ``--data`` sets it.
+
+    ``reference`` says how alike classes are where the dataset does not know: a CSV file ``class,superclass``, or a
+    ``.npy`` array of features with one row a class, or one row a training sample.
+    """
+
+    path: DataPath | None = None
+    reference: DataPath | None = None
+
+
+class ImageOptions(FileOptions):
+    """Images are decoded once to ``size`` x ``size`` pixels; ``on_bad_image`` says what an unreadable one does."""
+
+    size: int = Field(256, ge=4, le=2048)
+    on_bad_image: Literal["stop", "skip"] = "stop"

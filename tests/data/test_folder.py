@@ -1,0 +1,196 @@
+"""Class folders as people have them, listed path by path, and what is said about broken ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from crh_tune.data.folder import FolderOptions, list_folder, missing_files, stratified_draw
+from crh_tune.data.listing import DataError
+
+SUFFIXES = ".bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp"
+
+
+def touch(root: Path, *paths: str) -> Path:
+    """Files of one byte; readers never look into an image."""
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x")
+    return root
+
+
+def listed(root: Path, **options):
+    return list_folder(FolderOptions(path=root, **options))
+
+
+def test_train_and_test_are_listed_by_class_and_then_by_name(tmp_path):
+    touch(tmp_path, "train/cat/b.JPG", "train/cat/a.png", "train/cat/2/z.jpeg", "train/ant/x.webp")
+    touch(tmp_path, "test/cat/q.jpg", "test/ant/b.tiff", "test/ant/a.gif")
+    found = listed(tmp_path)
+    assert found.layout == "class folders under train/ and test/"
+    assert found.root == tmp_path
+    assert found.class_names == ("ant", "cat")
+    assert found.train.paths == ("train/ant/x.webp", "train/cat/2/z.jpeg", "train/cat/a.png", "train/cat/b.JPG")
+    assert found.train.labels.tolist() == [0, 1, 1, 1]
+    assert found.train.labels.dtype == np.int64
+    assert found.queries.paths == ("test/ant/a.gif", "test/ant/b.tiff", "test/cat/q.jpg")
+    assert found.queries.labels.tolist() == [0, 0, 1]
+    assert (found.database, found.reference, found.problems) == (None, None, ())
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_other_names_stand_in_for_test(tmp_path, name):
+    touch(tmp_path, "train/a/1.jpg", "train/b/2.jpg", f"{name}/a/3.jpg")
+    found = listed(tmp_path)
+    assert found.layout == f"class folders under train/ and {name}/"
+    assert found.queries.paths == (f"{name}/a/3.jpg",)
+    touch(tmp_path, "test/b/4.jpg")
+    assert listed(tmp_path).queries.paths == ("test/b/4.jpg",)
+
+
+def test_names_with_spaces_quotes_and_emoji_stay_as_they_are(tmp_path):
+    names = ['"quoted" it\'s', "a, b", "ünïcode", "😀 smile"]
+    touch(tmp_path, *(f"{side}/{name}/my photo 😀.jpg" for side in ("train", "test") for name in names))
+    found = listed(tmp_path)
+    assert found.class_names == tuple(names)
+    assert found.train.paths == tuple(f"train/{name}/my photo 😀.jpg" for name in names)
+    assert found.problems == ()
+
+
+def test_what_programs_leave_behind_and_other_files_are_not_listed(tmp_path):
+    images = ["train/a/1.jpg", "train/b/2.jpg", "test/a/3.jpg"]
+    touch(tmp_path, *images, "train/a/Thumbs.db", "train/a/._1.jpg", "train/b/.hidden/h.jpg", "train/b/notes.txt")
+    touch(tmp_path, "train/.ipynb_checkpoints/1.jpg", "__MACOSX/train/a/1.jpg", "test/__MACOSX/3.jpg", "README.md")
+    found = listed(tmp_path)
+    assert [*found.train.paths, *found.queries.paths] == images
+    assert found.class_names == ("a", "b")
+    assert found.problems == ()
+
+
+def test_one_folder_is_drawn_class_by_class(tmp_path):
+    sizes = {"a": 10, "b": 5, "pair": 2, "single": 1}
+    touch(tmp_path, *(f"{name}/{i:02d}.jpg" for name, size in sizes.items() for i in range(size)))
+    found = listed(tmp_path)
+    assert found.layout == "class folders, test queries drawn"
+    assert found.class_names == tuple(sizes)
+    assert np.bincount(found.queries.labels, minlength=4).tolist() == [2, 1, 1, 0]
+    assert np.bincount(found.train.labels, minlength=4).tolist() == [8, 4, 1, 1]
+    for part in (found.train, found.queries):
+        assert part.paths == tuple(sorted(part.paths))
+        assert [path.split("/")[0] for path in part.paths] == [found.class_names[c] for c in part.labels]
+    assert len({*found.train.paths, *found.queries.paths}) == 18
+    assert found.problems == ()
+
+
+def test_seed_and_fraction_decide_the_draw(tmp_path):
+    touch(tmp_path, *(f"{name}/{i}.jpg" for name in "ab" for i in range(40)))
+    drawn = [listed(tmp_path, seed=seed).queries.paths for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert np.bincount(listed(tmp_path, test_fraction=0.5).queries.labels).tolist() == [20, 20]
+    assert np.bincount(listed(tmp_path, test_fraction=0.99).train.labels).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("options", [{"test_fraction": 0}, {"test_fraction": 1.0}, {"seed": -1}, {"fraction": 0.2}])
+def test_other_options_are_refused(options):
+    with pytest.raises(ValidationError, match=next(iter(options))):
+        FolderOptions(**options)
+
+
+def test_every_problem_is_named(tmp_path):
+    touch(tmp_path, "train/a/1.jpg", "train/text/a.txt", "train/text/b.csv", "test/a/2.jpg", "test/new/3.jpg")
+    touch(tmp_path, "train/loose 1.jpg", "train/loose 2.jpg")
+    (tmp_path / "train/empty").mkdir()
+    (tmp_path / "train/a/dead.jpg").symlink_to(tmp_path / "gone.jpg")
+    train = tmp_path / "train"
+    found = listed(tmp_path)
+    assert found.problems == (
+        f"{train}: 2 images outside of any class folder, such as loose 1.jpg: move them into the folder of their class",
+        f"{train}/a/dead.jpg: is a link to a file that does not exist: restore it, or remove it",
+        f"{train}/empty: is empty: put the images of the class into it, or remove it",
+        f"{train}/text: holds 2 files but no image; images end in {SUFFIXES}",
+        f"{tmp_path}/test/new: has no counterpart in {train}: add training images, or remove it",
+    )
+    assert found.class_names == ("a", "empty", "new", "text")
+
+
+def test_one_class_is_a_problem(tmp_path):
+    touch(tmp_path, "train/a/1.jpg", "test/a/2.jpg")
+    assert listed(tmp_path).problems == (f"{tmp_path}: 1 class: at least 2 are needed",)
+    assert listed(tmp_path / "train").problems == (
+        f"{tmp_path}/train: 1 class: at least 2 are needed",
+        f"{tmp_path}/train: no class has two images: one to train on and one to ask for are needed",
+    )
+
+
+def test_names_that_are_no_utf8_or_break_the_line_make_one_line_each(tmp_path):
+    touch(tmp_path, "a/1.jpg", "a/2.jpg", "b/1.jpg")
+    (tmp_path / "line\nbreak").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/b/\xff.jpg")).write_bytes(b"x")
+    assert listed(tmp_path).problems == (
+        f"{tmp_path}/b/\\udcff.jpg: has a name that is not UTF-8: rename it",
+        f"{tmp_path}/line\\nbreak: is empty: put the images of the class into it, or remove it",
+    )
+
+
+def test_links_are_followed_and_loops_end(tmp_path):
+    touch(tmp_path / "disk", "1.jpg", "more/2.jpg")
+    (tmp_path / "disk/more/back").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk/itself").symlink_to("itself")
+    touch(tmp_path / "data", "train/b/1.jpg", "test/a/1.jpg")
+    (tmp_path / "data/train/a").symlink_to(tmp_path / "disk")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    found = listed(tmp_path / "link")
+    assert found.train.paths == ("train/a/1.jpg", "train/a/more/2.jpg", "train/b/1.jpg")
+    assert found.problems == ()
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    touch(tmp_path, *(f"{name}/{i}.jpg" for name in ("bus", "train") for i in range(2)))
+    assert listed(tmp_path).class_names == ("bus", "train")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "neither train/ with one of test/, val/, valid/, validation/ nor one folder a class is there"),
+        (["1.jpg"], "neither train/ with one of test/, val/, valid/, validation/ nor one folder a class is there"),
+        (["a/notes.txt", "b/notes.txt"], f"no images in the folders below; images end in {SUFFIXES}"),
+        (
+            ["train/a/1.jpg", "train/b/1.jpg"],
+            "neither train/ with one of test/, val/, valid/, validation/ nor one folder a class is there"
+            " (train/ is; to draw test queries from it, set path to {root}/train)",
+        ),
+    ],
+)
+def test_a_folder_without_class_folders_is_refused(tmp_path, files, message):
+    touch(tmp_path, *files)
+    with pytest.raises(DataError) as caught:
+        listed(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: {message.format(root=tmp_path)}"
+
+
+def test_a_path_that_is_no_folder_is_refused(tmp_path):
+    touch(tmp_path, "file")
+    for path, found in ((tmp_path / "file", "is a file"), (tmp_path / "none", "does not exist")):
+        with pytest.raises(DataError) as caught:
+            listed(path)
+        assert str(caught.value) == f"{path}: {found}: path must be the folder that holds the dataset"
+    with pytest.raises(DataError, match="no data folder is given: set path"):
+        list_folder(FolderOptions())
+
+
+def test_missing_files_are_those_at_whose_path_there_is_no_file(tmp_path):
+    touch(tmp_path, "a/1.jpg", "2.jpg")
+    (tmp_path / "a/dead.jpg").symlink_to(tmp_path / "gone")
+    (tmp_path / "a/itself").symlink_to("itself")
+    paths = ["a/1.jpg", "2.jpg", "a", "a/2.jpg", "b/1.jpg", "2.jpg/x", "a/dead.jpg", "a\0/1.jpg"]
+    assert missing_files(tmp_path, paths) == {"a", "a/2.jpg", "b/1.jpg", "2.jpg/x", "a/dead.jpg", "a\0/1.jpg"}
+
+
+def test_of_several_labels_a_fraction_of_all_samples_is_drawn():
+    drawn = stratified_draw(np.ones((50, 3), dtype=np.uint8), 0.3, 0)
+    assert drawn.sum() == 15

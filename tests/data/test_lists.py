@@ -1,0 +1,210 @@
+"""List files as people write them: every format, and every way in which a row can be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crh_tune.data.listing import DataError
+from crh_tune.data.lists import ListsOptions, list_lists
+from tests.data.test_folder import touch
+
+IMAGES = [f"img/{name}.jpg" for name in "abcdef"]
+
+
+def listed(root: Path, train: str, test: str, database: str | None = None, **options):
+    """Write the lists and the images a to f, then list them."""
+    touch(root, *IMAGES)
+    for name, text in (("train.txt", train), ("test.txt", test), ("database.txt", database)):
+        if text is not None:
+            (root / name).write_bytes(text.encode())
+    return list_lists(ListsOptions(path=root, **options))
+
+
+def rows(*labels: str, separator: str = " ", start: int = 0) -> str:
+    """Rows of the images from number ``start`` on."""
+    return "".join(f"{IMAGES[start + i]}{separator}{label}\n" for i, label in enumerate(labels))
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", ",", ", ", "  "])
+def test_integers_are_classes(tmp_path, separator):
+    train, test = rows("1", "0", "2", separator=separator), rows("2", "0", separator=separator, start=3)
+    found = listed(tmp_path, train, test)
+    assert found.problems == ()
+    assert found.layout == "list files"
+    assert found.root == tmp_path
+    assert found.class_names == ("0", "1", "2")
+    assert found.train.paths == tuple(IMAGES[:3])
+    assert found.train.labels.tolist() == [1, 0, 2]
+    assert found.train.labels.dtype == np.int64
+    assert found.queries.paths == tuple(IMAGES[3:5])
+    assert found.queries.labels.tolist() == [2, 0]
+    assert found.database is None
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", ","])
+def test_names_are_classes_in_sorted_order(tmp_path, separator):
+    names = ["golden retriever 😀", "747", "ant"]
+    found = listed(tmp_path, rows(*names, separator=separator), rows("ant", separator=separator, start=3))
+    assert found.problems == ()
+    assert found.class_names == ("747", "ant", "golden retriever 😀")
+    assert found.train.labels.tolist() == [2, 0, 1]
+    assert found.queries.labels.tolist() == [1]
+
+
+def test_paths_may_hold_blanks_commas_and_emoji(tmp_path):
+    names = ["my photo 1.JPG", "a,b 0 1.jpeg", "😀.png", "old.jpg copy.jpg"]
+    touch(tmp_path, *names)
+    text = "".join(f"{name} 0 1 1\n" for name in names)
+    found = listed(tmp_path, text, rows("0 1 0"))
+    assert found.problems == ()
+    assert found.train.paths == tuple(names)
+
+
+def test_several_ones_in_a_row_make_multi_hot_labels(tmp_path):
+    found = listed(tmp_path, rows("0 1 1", "1 0 0"), rows("0 0 1", start=2), rows("1 1 1", "0\t1,0", start=3))
+    assert found.problems == ()
+    assert found.layout == "list files with a database"
+    assert found.class_names == ("0", "1", "2")
+    assert found.train.labels.dtype == np.uint8
+    assert found.train.labels.tolist() == [[0, 1, 1], [1, 0, 0]]
+    assert found.queries.labels.tolist() == [[0, 0, 1]]
+    assert found.database.labels.tolist() == [[1, 1, 1], [0, 1, 0]]
+    assert found.database.paths == tuple(IMAGES[3:5])
+
+
+def test_exactly_one_1_everywhere_makes_class_indices(tmp_path):
+    found = listed(tmp_path, rows("0 1", "1 0"), rows("0 1", start=2), rows("1 0", start=3))
+    assert found.problems == ()
+    assert [part.labels.tolist() for part in (found.train, found.queries, found.database)] == [[1, 0], [1], [0]]
+    assert found.train.labels.dtype == np.int64
+
+
+def test_classes_are_named_by_a_file(tmp_path):
+    (tmp_path / "classes.txt").write_text("zebra\nant\n\n")
+    assert listed(tmp_path, rows("0", "1"), rows("1", start=2)).class_names == ("zebra", "ant")
+    named = listed(tmp_path, rows("ant", "zebra"), rows("ant", start=2))
+    assert (named.class_names, named.train.labels.tolist()) == (("zebra", "ant"), [1, 0])
+    (tmp_path / "numbers.txt").write_text("1\n2\n")
+    numbered = listed(tmp_path, rows("1", "2"), rows("2", start=2), classes="numbers.txt")
+    assert (numbered.class_names, numbered.train.labels.tolist(), numbered.problems) == (("1", "2"), [0, 1], ())
+
+
+def test_lists_lie_where_the_options_say(tmp_path):
+    data, lists = tmp_path / "data", tmp_path / "lists"
+    touch(data, *IMAGES)
+    lists.mkdir()
+    (lists / "a.csv").write_text(rows("x", "y", separator=","))
+    (data / "b.txt").write_text(rows("x", start=2))
+    found = list_lists(ListsOptions(path=data, train=str(lists / "a.csv"), test="b.txt", database="b.txt"))
+    assert found.train.paths == tuple(IMAGES[:2])
+    assert found.database == found.queries
+    with pytest.raises(DataError) as caught:
+        list_lists(ListsOptions(path=data, test="b.txt", database="none.txt"))
+    message = f"{data}: files were looked for and not found: {data}/train.txt, {data}/none.txt"
+    assert str(caught.value) == message
+
+
+def test_bom_carriage_returns_backslashes_and_blank_lines_are_no_obstacle(tmp_path):
+    found = listed(tmp_path, "\ufeffimg\\a.jpg 0\r\n\r\n.\\img\\b.jpg 1\r\n", "./img//c.jpg 1")
+    assert found.problems == ()
+    assert found.train.paths == ("img/a.jpg", "img/b.jpg")
+    assert found.train.labels.tolist() == [0, 1]
+    assert found.queries.paths == ("img/c.jpg",)
+
+
+def test_wrong_rows_of_bits_are_named(tmp_path):
+    text = rows("0 1 1", "1 0 0", "1 0", "0 0 0", "2 0 1", "cat")
+    touch(tmp_path, "img/x.jpg", "img/y.jpg")
+    train = tmp_path / "train.txt"
+    found = listed(tmp_path, text, "img/x.jpg 0 1 1 0\nimg/y.jpg 1 0 0\n")
+    assert found.problems == (
+        f"{train}:3: has 2 values 0 or 1: want 3, one a class",
+        f"{train}:4: has no 1: an image without a label can be neither learnt nor found",
+        f"{train}:5: label '2 0 1': want 3 values, each 0 or 1",
+        f"{train}:6: label 'cat': want 3 values, each 0 or 1",
+        f"{tmp_path}/test.txt:1: has 4 values 0 or 1: want 3, one a class",
+    )
+    assert found.train.paths == tuple(IMAGES[:2])
+    assert found.train.labels.tolist() == [[0, 1, 1], [1, 0, 0]]
+
+
+def test_wrong_labels_are_named(tmp_path):
+    (tmp_path / "classes.txt").write_text("x\ny\n")
+    found = listed(tmp_path, rows("0", "1", "2", "-1", "x"), rows("1", start=5))
+    assert found.problems == (
+        f"{tmp_path}/train.txt:3: label '2': want an integer from 0 to 1",
+        f"{tmp_path}/train.txt:4: label '-1': want an integer from 0 to 1",
+        f"{tmp_path}/train.txt:5: label 'x': want an integer from 0 to 1",
+    )
+    assert found.train.labels.tolist() == [0, 1]
+    unknown = listed(tmp_path, rows("x", "y", "z"), rows("y", start=3))
+    assert unknown.problems == (f"{tmp_path}/train.txt:3: label 'z': want the name of a class",)
+
+
+def test_a_stray_number_makes_no_million_classes(tmp_path):
+    found = listed(tmp_path, rows("0", "1", "20240131"), rows("1", start=3))
+    assert found.class_names == ("0", "1", "2", "3")
+    assert found.problems == (f"{tmp_path}/train.txt:3: label '20240131': want an integer from 0 to 3",)
+
+
+def test_labels_from_1_and_classes_without_training_images_are_problems(tmp_path):
+    found = listed(tmp_path, rows("1", "2", "1"), rows("3", start=3))
+    assert found.problems == (
+        f"{tmp_path}/train.txt:1: no row has the label 0: want labels that count from 0",
+        f"{tmp_path}/test.txt: class '3' has no training sample: add some, or leave it out",
+    )
+
+
+def test_rows_that_are_none_and_paths_that_lead_out_are_named(tmp_path):
+    touch(tmp_path.parent, "outside.jpg")
+    train = f"path,label\n{rows('0', '1')}img/c.jpg\n../outside.jpg 1\n/etc/x.jpg 0\nimg/../../outside.jpg 1\n"
+    found = listed(tmp_path, train, rows("0", start=3))
+    wanted = "want the path of an image, a blank, tab or comma, and its label (or 0 or 1 for every class)"
+    where = f"{tmp_path}/train.txt"
+    assert found.problems == (
+        f"{where}:1: 'path,label' is no row of a list: {wanted}",
+        f"{where}:4: 'img/c.jpg' is no row of a list: {wanted}",
+        f"{where}:5: '../outside.jpg' leads out of the data folder {tmp_path}",
+        f"{where}:6: '/etc/x.jpg' leads out of the data folder {tmp_path}",
+        f"{where}:7: 'img/../../outside.jpg' leads out of the data folder {tmp_path}",
+    )
+    assert found.train.paths == tuple(IMAGES[:2])
+
+
+def test_images_that_are_not_there_are_named_once(tmp_path):
+    gone = "img/gone.jpg 0\n"
+    found = listed(tmp_path, rows("0", "1") + gone, rows("0", start=2), gone)
+    assert found.problems == (f"{tmp_path}/img/gone.jpg: does not exist, but {tmp_path}/train.txt:3 lists it",)
+
+
+def test_an_image_has_one_label_and_no_query_is_trained_on(tmp_path):
+    found = listed(tmp_path, rows("0", "1") + rows("1"), rows("1", "0", start=1), rows("0", start=2))
+    train = tmp_path / "train.txt"
+    assert found.problems == (
+        f"{train}:3: img/a.jpg has another label at {train}:1: want one",
+        f"{tmp_path}/test.txt:1: img/b.jpg is a training image ({train}:2): want other queries",
+    )
+
+
+def test_text_that_is_no_utf8_is_named_with_its_line(tmp_path):
+    touch(tmp_path, *IMAGES)
+    (tmp_path / "train.txt").write_bytes(b"img/a.jpg 0\nimg/\xff.jpg 1\n")
+    (tmp_path / "test.txt").write_bytes("img/c.jpg 0\n".encode("utf-16"))
+    (tmp_path / "classes.txt").write_bytes(b"caf\xe9\n")
+    assert list_lists(ListsOptions(path=tmp_path)).problems == (
+        f"{tmp_path}/classes.txt:1: is not UTF-8 text: save the file as UTF-8",
+        f"{tmp_path}/train.txt:2: is not UTF-8 text: save the file as UTF-8",
+        f"{tmp_path}/test.txt:1: is not UTF-8 text: save the file as UTF-8",
+        f"{tmp_path}/train.txt: 0 classes: at least 2 are needed",
+    )
+
+
+def test_empty_lists_and_repeated_class_names_are_problems(tmp_path):
+    (tmp_path / "classes.txt").write_text("x\ny\nx\n")
+    assert listed(tmp_path, rows("0", "1"), "\n").problems == (
+        f"{tmp_path}/classes.txt:3: class 'x' is in line 1 already",
+        f"{tmp_path}/test.txt: has no rows: want the path of an image and its label a line",
+    )

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crh_tune import search as searching
+from crh_tune.data.check import check_data
+from crh_tune.data.datasets import DATASETS
 from crh_tune.export.bundle import model_card, write_bundle
 from crh_tune.export.of_search import export_search
 from crh_tune.paper import report_lines
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_search.set_defaults(run=searching.search)
     of_train = commands.add_parser("train", help="train one setting on all training samples, test and export it")
     of_train.add_argument("settings", type=Path, help="YAML file of one trial, such as an export's settings.yaml")
+    of_train.add_argument("--data", type=Path, metavar="DIR", help="where the data lies, if not where it was")
     of_train.add_argument("--to", type=Path, default=Path("crh_model"), help="folder of the export")
     of_train.set_defaults(run=train)
     of_export = commands.add_parser("export", help="write the best settings and encoder of a search")
@@ -43,13 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_report.add_argument("study", help="a study of search_spaces/paper/, such as table2, or a YAML file")
     of_report.add_argument("--storage", type=Path, default=Path(searching.DEFAULT_STORAGE), help="where runs are kept")
     of_report.set_defaults(run=report)
+    of_data = commands.add_parser("data", help="look at a data folder before anything is trained on it")
+    data_commands = of_data.add_subparsers(dest="data_command", required=True)
+    of_check = data_commands.add_parser("check", help="say what is there, and everything that is wrong with it")
+    of_check.add_argument("path", type=Path, help="the dataset's folder, or an .npz file of features")
+    of_check.add_argument("--dataset", help="read it as this dataset (default: the one its files look like)")
+    of_check.set_defaults(run=check)
     arguments = parser.parse_args(argv)
     return searching.run_command(lambda: arguments.run(arguments), f"crh-tune {arguments.command}")
 
 
 def train(arguments: argparse.Namespace) -> None:
     """Train one setting on the final split, print its metrics, and export it. Raises SettingsError."""
-    settings = read_trial(arguments.settings)
+    settings = read_trial(arguments.settings, arguments.data)
     split = open_split(settings, "final")
     settings = settings.resolve(split.classes, split.multi_label)
     workers = Workers(device=device_of(settings))
@@ -62,6 +71,21 @@ def train(arguments: argparse.Namespace) -> None:
     write_bundle(arguments.to, run, model_card(settings, split, metrics, []))
     print(f"test mAP     {metrics['test/map']:.6f}")
     print(f"exported to  {arguments.to}")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Say what lies in a data folder, and every problem. Raises SettingsError, DataError."""
+    if arguments.dataset is not None and getattr(DATASETS.get(arguments.dataset), "find", None) is None:
+        names = ", ".join(name for name, source in DATASETS.items() if source.find)
+        raise SettingsError(f"--dataset: unknown dataset of files {arguments.dataset!r}: one of {names}")
+    findings = check_data(arguments.path.expanduser().absolute(), arguments.dataset)
+    for name, text in findings.lines:
+        print(f"{name:<12}{text}")
+    print(f"{'problems':<12}{len(findings.problems) or 'none'}")
+    for problem in findings.problems:
+        print(f"  {problem}")
+    if findings.problems:
+        raise SettingsError(f"{arguments.path}: {len(findings.problems)} problems: mend the files that are named above")
 
 
 def export(arguments: argparse.Namespace) -> None:

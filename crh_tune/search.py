@@ -21,6 +21,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 import ray
 
+from crh_tune.data.listing import DataError
 from crh_tune.export.of_search import export_search
 from crh_tune.paper import search_study
 from crh_tune.settings.base import SettingsError
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("space", nargs="?", help=f"search space: a name or a YAML file (default {DEFAULT_SPACE})")
     parser.add_argument("--space", dest="space_option", metavar="SPACE", help="the same, as an option")
     parser.add_argument("--dataset", help="another dataset in place of the search space's own")
+    parser.add_argument("--data", type=_folder, metavar="DIR", help="where the dataset's files lie")
     parser.add_argument("--trials", type=int, help="how many trials (default: the search space's budget)")
     parser.add_argument("--storage", type=_folder, default=Path(DEFAULT_STORAGE), help="where searches are kept")
 
@@ -68,7 +70,7 @@ def run_command(command: Callable[[], None], name: str) -> int:
     """Call a command; its exit code, with one line on standard error where it did not end well."""
     try:
         command()
-    except SettingsError as error:
+    except (SettingsError, DataError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except SearchFailed as error:
@@ -82,6 +84,10 @@ def _study(path: Path, arguments: argparse.Namespace) -> None:
     if arguments.trials is not None:
         raise SettingsError("--trials: a study runs all its cells, it has no number of trials")
     study = read_study(path)
+    if arguments.data is not None:
+        if arguments.dataset is None:
+            raise SettingsError("--data: say which of the study's datasets lies there with --dataset")
+        study = study.with_data(arguments.dataset, arguments.data)
     _connect_ray()
     search_study(study, arguments.dataset, arguments.storage, _say)
 
@@ -108,14 +114,14 @@ def _space_file(arguments: argparse.Namespace) -> Path:
 
 def _prepare(path: Path, arguments: argparse.Namespace) -> tuple[SearchSettings, Prepared]:
     """The search as the arguments say, checked against its dataset before anything starts. Raises SettingsError."""
-    settings = read_search(path, arguments.dataset)
+    settings = read_search(path, arguments.dataset, arguments.data)
     if arguments.trials is not None:
         if arguments.trials < 1:
             raise SettingsError(f"--trials: expected at least 1, got {arguments.trials}")
         budget = settings.budget.model_copy(update={"trials": arguments.trials})
         settings = settings.model_copy(update={"budget": budget})
     try:
-        return settings, prepare(settings)
+        return settings, prepare(settings, _say)
     except ValueError as error:  # SettingsError, and what a dataset says of its options
         raise SettingsError(f"{path}: {error}") from None
 

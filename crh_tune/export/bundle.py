@@ -10,6 +10,7 @@ model_card.md   what was measured, and how
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from crh_tune.data.splits import Split
+from crh_tune.data.decode import BadImage, decode
+from crh_tune.data.splits import Samples, Split
+from crh_tune.data.stored import CachedImages, Inputs
 from crh_tune.hashing.network import HashNetwork
 from crh_tune.retrieval.packing import Packed, hamming_distances, pack_codes
 from crh_tune.settings.base import SettingsError
@@ -29,26 +32,46 @@ from crh_tune.training.workers import Workers
 
 SETTINGS_FILE, ENCODER_FILE, CENTERS_FILE = "settings.yaml", "encoder.pt", "centers.npy"
 INDEX_FILE, CARD_FILE = "index.npz", "model_card.md"
+_FILES = 256
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A trained hash network that turns inputs into packed codes."""
+    """A trained hash network that turns inputs into packed codes. ``shape`` is that of one input."""
 
     network: HashNetwork
     shape: tuple[int, ...]
     bits: int
     class_names: tuple[str, ...]
 
-    def encode(self, inputs: npt.NDArray[Any]) -> Packed:
+    def encode(self, inputs: Inputs) -> Packed:
         """Packed codes (N x W machine words) of N inputs: uint8 images N x C x H x W, or features N x D.
 
         Raises ValueError when the inputs are not of the encoder's shape.
         """
         if inputs.shape[1:] != self.shape:
             raise ValueError(f"inputs of shape N x {' x '.join(map(str, self.shape))} expected, got {inputs.shape}")
-        batches = [self.network.encode(torch.from_numpy(inputs[i : i + 512])) for i in range(0, len(inputs), 512)]
-        return pack_codes(torch.cat(batches).numpy())
+        samples = Samples(inputs, np.zeros(len(inputs), dtype=np.int64))
+        return pack_codes(encode_share(self.network, samples, Workers()).numpy())
+
+    def encode_files(self, paths: Sequence[str | Path]) -> Packed:
+        """Packed codes (N x W machine words) of N image files, resized as the training images were.
+
+        Raises ValueError for an encoder of something else than square RGB images, or a file that is no image.
+        """
+        if len(self.shape) != 3 or self.shape[0] != 3 or self.shape[1] != self.shape[2]:
+            raise ValueError(f"image files are for encoders of square RGB images, this one takes {self.shape}")
+        codes = [self.encode(self._decoded(paths[i : i + _FILES])) for i in range(0, len(paths), _FILES)]
+        return np.concatenate(codes)
+
+    def _decoded(self, paths: Sequence[str | Path]) -> npt.NDArray[np.uint8]:
+        images = []
+        for path in paths:
+            try:
+                images.append(decode(Path(path).read_bytes(), self.shape[1]))
+            except (BadImage, OSError) as error:
+                raise ValueError(f"{path}: {error}") from None
+        return np.stack(images).transpose(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -75,7 +98,8 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
     write_trial(run.settings, folder / SETTINGS_FILE)
     content = {
         "backbone": run.trial.backbone,
-        "shape": list(split.train.inputs.shape[1:]),
+        "shape": list(network.shape),
+        "inputs": list(split.train.inputs.shape[1:]),
         "bits": run.trial.bits,
         "hash_layer": run.trial.hash_layer,
         "class_names": list(split.class_names),
@@ -85,7 +109,7 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
     if run.has_centers:
         np.save(folder / CENTERS_FILE, run.centers, allow_pickle=False)
     database = split.database or split.train
-    words = pack_codes(encode_share(network, database, Workers()).numpy())
+    words = load_encoder(folder).encode(database.inputs)  # as whoever loads it will encode queries
     np.savez_compressed(folder / INDEX_FILE, words=words, labels=database.labels)
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
@@ -95,13 +119,13 @@ def load_encoder(folder: Path) -> Encoder:
     path = folder / ENCODER_FILE
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        shape = tuple(content["shape"])
+        shape, inputs = tuple(content["shape"]), tuple(content["inputs"])
         blank = torch.zeros(shape[0])
         network = HashNetwork(content["backbone"], shape, content["bits"], blank, blank, content["hash_layer"])
         network.load_state_dict(content["weights"])
     except Exception as error:
         raise SettingsError(f"{path}: not a readable encoder: {str(error).splitlines()[0]}") from None
-    return Encoder(network.eval(), shape, content["bits"], tuple(content["class_names"]))
+    return Encoder(network.eval(), inputs, content["bits"], tuple(content["class_names"]))
 
 
 def load_index(folder: Path) -> Index:
@@ -112,6 +136,18 @@ def load_index(folder: Path) -> Index:
             return Index(arrays["words"], arrays["labels"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise SettingsError(f"{path}: not a readable index: {str(error).splitlines()[0]}") from None
+
+
+def _usage(inputs: Inputs) -> list[str]:
+    """How to ask, for a person with files where the inputs came from files."""
+    kind = "images: uint8" if inputs.ndim == 4 else "features: float"
+    lines = [
+        f"rows, distances = index.search(encoder.encode(inputs), 10)   # {kind}, N x "
+        f"{' x '.join(map(str, inputs.shape[1:]))}"
+    ]
+    if isinstance(inputs, CachedImages):
+        lines.append('rows, distances = index.search(encoder.encode_files(["photo.jpg"]), 10)')
+    return lines
 
 
 def model_card(settings: TrialSettings, split: Split, metrics: dict[str, float], lines: list[str]) -> str:
@@ -147,8 +183,7 @@ def model_card(settings: TrialSettings, split: Split, metrics: dict[str, float],
             "from crh_tune.export import load_encoder, load_index",
             "",
             'encoder, index = load_encoder(Path(".")), load_index(Path("."))',
-            "rows, distances = index.search(encoder.encode(images), 10)   # images: "
-            f"uint8, N x {' x '.join(map(str, split.train.inputs.shape[1:]))}",
+            *_usage(split.train.inputs),
             "```",
             "",
             f"Run it again: `crh-tune train {SETTINGS_FILE}`",

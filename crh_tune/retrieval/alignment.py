@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,22 +19,27 @@ def cosine_similarity(vectors: npt.NDArray[Any]) -> Floats:
     return rows @ rows.T
 
 
-def class_prototypes(features: npt.NDArray[Any], labels: npt.NDArray[Any], classes: int) -> Floats:
+def class_prototypes(
+    features: npt.NDArray[Any] | Iterable[npt.NDArray[Any]], labels: npt.NDArray[Any], classes: int
+) -> Floats:
     """The paper's p_c: mean of the features of class c, each weighted 1 / ||y||_1.
 
     Args:
-        features: N x D.
+        features: N x D, or its rows in order as several arrays.
         labels: N class indices or N x C multi-hot.
 
     Returns:
         C x D; a class without samples has a zero row.
     """
-    weights = np.eye(classes)[labels] if labels.ndim == 1 else labels.astype(np.float64)
-    weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1)
-    total = weights.sum(axis=0)[:, None]
-    return np.divide(
-        weights.T @ features.astype(np.float64), total, out=np.zeros((classes, features.shape[1])), where=total > 0
-    )
+    sums, totals, start = np.zeros((classes, 1)), np.zeros((classes, 1)), 0
+    for part in [features] if isinstance(features, np.ndarray) else features:
+        own = labels[start : start + len(part)]
+        weights = np.eye(classes)[own] if own.ndim == 1 else own.astype(np.float64)
+        weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1)
+        sums = sums + weights.T @ part.astype(np.float64)
+        totals += weights.sum(axis=0)[:, None]
+        start += len(part)
+    return np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0)
 
 
 def semantic_alignment(centers: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:

@@ -24,6 +24,7 @@ from crh_tune.settings.trial import (
     ValidationSettings,
     codebook_size,
     head_dim,
+    with_data,
 )
 
 Kind = Literal["choice", "grid", "uniform", "log_uniform", "int", "feasible"]
@@ -333,9 +334,9 @@ def _drawn_codebook(settings: SearchSettings) -> list[dict[str, Any]]:
     return [{}]
 
 
-def read_search(path: Path, dataset: str | None = None) -> SearchSettings:
-    """A search-space file, with another dataset in place of its own where one is named. Raises SettingsError."""
+def read_search(path: Path, dataset: str | None = None, data: Path | None = None) -> SearchSettings:
+    """A search-space file, with another dataset, or data at another place, than its own. Raises SettingsError."""
     content = read_yaml(path)
     if dataset is not None:
         content["dataset"] = {"name": dataset}
-    return validated(SearchSettings, content, str(path))
+    return validated(SearchSettings, with_data(content, data), str(path))

@@ -70,6 +70,12 @@ class StudySettings(Settings):
         """What the study sets on this dataset."""
         return self.datasets.get(dataset, self.others)
 
+    def with_data(self, dataset: str, path: Path) -> StudySettings:
+        """The same study, with a dataset's files at a path."""
+        there = self.on(dataset)
+        there = there.model_copy(update={"options": {**there.options, "path": str(path.absolute())}})
+        return self.model_copy(update={"datasets": {**self.datasets, dataset: there}})
+
     def trials(self, dataset: str) -> list[tuple[str, TrialSettings]]:
         """Every trial of the study on a dataset with the row it belongs to. Raises SettingsError."""
         there = self.on(dataset)

@@ -6,12 +6,16 @@ dataset (M, d, s, lambda) is filled in by :meth:`TrialSettings.resolve`.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import torchvision
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from crh_tune.data.augment import Augmentation
 from crh_tune.data.datasets import DATASETS
 from crh_tune.hashing.codebook import WHOLE_SPACE_MAX_BITS, feasible_head_dims, paper_head_dim
 from crh_tune.hashing.methods import (
@@ -24,7 +28,7 @@ from crh_tune.hashing.methods import (
     Reassignment,
     Schedule,
 )
-from crh_tune.hashing.network import BACKBONES, FROM_SCRATCH
+from crh_tune.hashing.network import BACKBONES, OWN_BACKBONES, Precision
 from crh_tune.hashing.objectives import OBJECTIVES
 from crh_tune.retrieval.average_precision import Denominator, NoRelevant, RankingProtocol, Ties
 from crh_tune.settings.base import Settings, SettingsError, known, one_line, read_yaml, validated
@@ -43,14 +47,19 @@ class DatasetSettings(Settings):
 
     name: str
 
-    @model_validator(mode="after")
-    def _options_fit(self) -> Self:
-        source = DATASETS[known(self.name, DATASETS, "dataset")]
+    @model_validator(mode="before")
+    @classmethod
+    def _options_fit(cls, content: Any) -> Any:
+        """The options as the dataset reads them; paths become absolute."""
+        if not isinstance(content, Mapping) or not isinstance(content.get("name"), str):
+            return content
+        source = DATASETS[known(content["name"], DATASETS, "dataset")]
+        given = {name: value for name, value in content.items() if name != "name"}
         try:
-            source.options(**self.options)
+            options = source.options(**given)
         except ValidationError as error:
             raise ValueError(one_line(error)) from None
-        return self
+        return {"name": content["name"], **options.model_dump(mode="json", exclude_unset=True)}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -64,13 +73,30 @@ class TrainingSettings(Settings):
     ``learning_rate`` is the head's, ``backbone_ratio`` times it the backbone's; ``gradient_clip`` 0 clips nothing.
     Centres are reassigned after each of the first ``early_epochs`` epochs, then after every ``update_interval``-th.
     ``center_seed`` draws codebook and first centres (None: ``seed`` does).
-    ``batch_size`` is global: the workers share it. ``evaluate_every`` counts epochs; the last is always evaluated.
+    ``reassignment_codes`` says which codes a round stands on: those of a pass over the training samples with the
+    epoch's final network (``pass``, the paper's), or those that training itself saw during the epoch (``epoch``).
+    ``batch_size`` is the batch of a step, which the workers share (``batch_size_of: global``), or each worker's share
+    of it (``worker``); it goes through the network in ``accumulate`` parts. ``evaluate_every`` counts epochs; the last
+    is always evaluated.
+
+    ``weights`` are pretrained ones by torchvision's name (``DEFAULT``, ``IMAGENET1K_V1``) or a file; without, the
+    backbone starts from nothing. Training images are padded by ``padding`` black pixels, cropped at random to ``crop``
+    x ``crop`` (others at their centre), and flipped at random with ``flip``.
     """
 
     bits: int = Field(32, ge=2, le=4096)
     epochs: int = Field(300, ge=1, le=1_000_000)
     batch_size: int = Field(128, ge=1)
+    batch_size_of: Literal["global", "worker"] = "global"
+    accumulate: int = Field(1, ge=1)
     backbone: str = "small_cnn"
+    weights: str | None = Field(None, min_length=1)
+    crop: int | None = Field(None, ge=4)
+    padding: int = Field(0, ge=0, le=1024)
+    flip: bool = False
+    precision: Precision = "fp32"
+    channels_last: bool = False
+    compile: bool = False
     optimizer: OptimizerName | None = None
     learning_rate: Positive | None = None
     backbone_ratio: Positive | None = None
@@ -89,6 +115,7 @@ class TrainingSettings(Settings):
     scale: Positive | None = None
     update_interval: int = Field(5, ge=1)
     early_epochs: int = Field(20, ge=0)
+    reassignment_codes: Literal["pass", "epoch"] = "pass"
     evaluate_every: int = Field(1, ge=1)
     seed: Seed = 0
     center_seed: Seed | None = None
@@ -96,7 +123,29 @@ class TrainingSettings(Settings):
     @field_validator("backbone")
     @classmethod
     def _known_backbone(cls, value: str) -> str:
-        return known(value, BACKBONES, "backbone")
+        if value not in BACKBONES:
+            near = difflib.get_close_matches(value, BACKBONES, 3)
+            others = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(
+                f"unknown backbone {value!r}: {', '.join(OWN_BACKBONES)}, or one of torchvision's classifiers{others}"
+            )
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _known_weights(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """A name stays as it is, a file's path becomes absolute: trials run in other working folders."""
+        backbone = info.data.get("backbone")
+        if value is None or backbone is None:
+            return value
+        if backbone in OWN_BACKBONES:
+            raise ValueError(f"backbone {backbone} has no pretrained weights: leave them out")
+        if weights_named(backbone, value):
+            return value
+        if Path(value).suffix:
+            return str(Path(value).expanduser().absolute())
+        names = ", ".join(torchvision.models.get_model_weights(backbone).__members__)
+        raise ValueError(f"unknown weights {value!r} of {backbone}: {names}, or a file such as weights.pth")
 
     @field_validator("objective")
     @classmethod
@@ -111,7 +160,13 @@ class TrainingSettings(Settings):
             raise ValueError(f"head_dim d = {self.head_dim} does not divide bits K = {self.bits}")
         if isinstance(self.codebook_size, int) and self.codebook_size > 2**self.bits:
             raise ValueError(f"codebook_size M = {self.codebook_size} is larger than 2^K = {2**self.bits}")
+        if self.padding and self.crop is None:
+            raise ValueError(f"padding {self.padding} is for crops: give crop, the side of the network's images")
         return self
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(self.crop, self.padding, self.flip)
 
 
 class EvaluationSettings(Settings):
@@ -163,6 +218,11 @@ class TrialSettings(Settings):
     def _known_method(cls, value: str) -> str:
         return known(value, METHODS, "method")
 
+    @property
+    def global_batch(self) -> int:
+        """How many samples one step sees, over all workers."""
+        return self.trial.batch_size * (self.scaling.workers_per_trial if self.trial.batch_size_of == "worker" else 1)
+
     def resolve(self, classes: int, multi_label: bool) -> TrialSettings:
         """Fill in what follows from the method, the backbone and C: its parts, the optimizer, M, d, lambda, s.
 
@@ -178,8 +238,13 @@ class TrialSettings(Settings):
                 for name in ("objective", "centers", "reassignment", "hash_layer")
             }
             objective = OBJECTIVES[filled["objective"]]
+            if objective.within_batch and given.accumulate > 1:
+                raise ValueError(
+                    f"accumulate {given.accumulate}: objective {filled['objective']} compares the samples of a whole "
+                    "batch, which cannot come in parts"
+                )
             defaults = {
-                **optimizer_defaults(method.optimizer, given.backbone),
+                **optimizer_defaults(method.optimizer, given.weights is not None),
                 "scale": objective.default_scale(classes) if given.scale is None else given.scale,
                 "quantization_weight": objective.default_quantization_weight(multi_label),
             }
@@ -193,13 +258,18 @@ class TrialSettings(Settings):
         return self.model_copy(update={"trial": trial})
 
 
-def optimizer_defaults(optimizer: Optimizer, backbone: str) -> dict[str, Any]:
+def weights_named(backbone: str, name: str) -> Any:
+    """torchvision's weights of this name for a backbone of its registry, or None."""
+    weights = torchvision.models.get_model_weights(backbone)
+    return weights.DEFAULT if name == "DEFAULT" else weights.__members__.get(name)
+
+
+def optimizer_defaults(optimizer: Optimizer, pretrained: bool) -> dict[str, Any]:
     """The method's optimizer; a backbone that starts from nothing trains with Adam at one, larger rate throughout."""
-    scratch = backbone in FROM_SCRATCH
     return {
-        "optimizer": "adam" if scratch else optimizer.name,
-        "learning_rate": SCRATCH_LEARNING_RATE if scratch else optimizer.learning_rate,
-        "backbone_ratio": 1.0 if scratch else optimizer.backbone_ratio,
+        "optimizer": optimizer.name if pretrained else "adam",
+        "learning_rate": optimizer.learning_rate if pretrained else SCRATCH_LEARNING_RATE,
+        "backbone_ratio": optimizer.backbone_ratio if pretrained else 1.0,
         "weight_decay": optimizer.weight_decay,
         "schedule": optimizer.schedule,
         "gradient_clip": optimizer.gradient_clip or 0.0,
@@ -275,9 +345,16 @@ def head_dim(trial: TrainingSettings, size: int | Full, single: bool) -> int:
     return trial.head_dim
 
 
-def read_trial(path: Path) -> TrialSettings:
-    """The settings of one training run from a YAML file. Raises SettingsError."""
-    return validated(TrialSettings, read_yaml(path), str(path))
+def read_trial(path: Path, data: Path | None = None) -> TrialSettings:
+    """The settings of one training run from a YAML file, perhaps with data at another place. Raises SettingsError."""
+    return validated(TrialSettings, with_data(read_yaml(path), data), str(path))
+
+
+def with_data(content: dict[str, Any], data: Path | None) -> dict[str, Any]:
+    """Settings as plain values with the dataset's files at another place."""
+    if data is None or not isinstance(content.get("dataset"), dict):
+        return content
+    return {**content, "dataset": {**content["dataset"], "path": str(data)}}
 
 
 def write_trial(settings: TrialSettings, path: Path) -> None:

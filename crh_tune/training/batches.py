@@ -1,8 +1,11 @@
-"""From samples to batches on the device, and the statistics they are standardised by."""
+"""From samples to batches on the device."""
 
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,9 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from crh_tune.data.augment import NO_AUGMENTATION, Augmentation
 from crh_tune.data.splits import Samples
+from crh_tune.data.stored import Rows
 
-Rows = npt.NDArray[np.int64]
+_AHEAD = 2
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
@@ -30,18 +35,34 @@ def epoch_batches(samples: int, batch_size: int, seed: int, epoch: int) -> list[
     return np.array_split(order, steps_per_epoch(samples, batch_size))
 
 
-def load_batch(samples: Samples, rows: Rows, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs (B x ...) and multi-hot float targets (B x C) of some rows, on the device."""
-    inputs = torch.from_numpy(samples.inputs[rows]).to(device)
-    labels = torch.from_numpy(samples.labels[rows]).to(device)
-    if labels.ndim == 1:
-        labels = nn.functional.one_hot(labels, classes)
-    return inputs, labels.float()
+def load_batches(
+    samples: Samples,
+    batches: Sequence[Rows],
+    classes: int,
+    device: torch.device,
+    augmentation: Augmentation = NO_AUGMENTATION,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs (B x ...), cropped and flipped, and multi-hot float targets (B x C) of each batch of rows."""
+    drawn = augmentation.draw(len(samples), samples.inputs.shape[-1], seed, epoch)
+    for rows, inputs in zip(batches, load_inputs(samples, batches, device), strict=True):
+        labels = torch.from_numpy(samples.labels[rows]).to(device, non_blocking=True)
+        labels = nn.functional.one_hot(labels, classes) if labels.ndim == 1 else labels
+        yield augmentation.apply(inputs, drawn[rows]), labels.float()
 
 
-def channel_statistics(samples: Samples) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel (of each feature, for N x D inputs), in float64."""
-    axes = (0, *range(2, samples.inputs.ndim))
-    mean = samples.inputs.mean(axis=axes, dtype=np.float64)
-    std = samples.inputs.std(axis=axes, dtype=np.float64)
-    return torch.from_numpy(mean), torch.from_numpy(np.maximum(std, 1e-6))
+def load_inputs(samples: Samples, batches: Sequence[Rows], device: torch.device) -> Iterator[Tensor]:
+    """The inputs (B x ...) of each batch of rows, on the device; a thread reads ahead of what is asked for."""
+
+    def read(rows: Rows) -> Tensor:
+        inputs = torch.from_numpy(samples.inputs[rows])
+        return inputs.pin_memory() if device.type == "cuda" else inputs
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = deque(reader.submit(read, rows) for rows in batches[:_AHEAD])
+        for place in range(len(batches)):
+            inputs = coming.popleft().result()
+            if place + _AHEAD < len(batches):
+                coming.append(reader.submit(read, batches[place + _AHEAD]))
+            yield inputs.to(device, non_blocking=True)

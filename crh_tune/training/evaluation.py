@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from crh_tune.data.splits import Samples, Split
+from crh_tune.data.stored import prototype_vectors
 from crh_tune.hashing.codebook import Codes, center_distances
 from crh_tune.hashing.network import HashNetwork
 from crh_tune.retrieval.alignment import class_prototypes, cosine_similarity, semantic_alignment
@@ -17,9 +18,10 @@ from crh_tune.retrieval.average_precision import (
     mean_average_precision,
 )
 from crh_tune.retrieval.packing import pack_codes
+from crh_tune.training.batches import load_inputs
 from crh_tune.training.workers import Workers
 
-_ENCODE_BATCH = 512
+_ENCODE_BATCH = 256
 
 
 def encode_share(network: HashNetwork, samples: Samples, workers: Workers) -> torch.Tensor:
@@ -27,10 +29,8 @@ def encode_share(network: HashNetwork, samples: Samples, workers: Workers) -> to
     rows = workers.share(np.arange(len(samples)))
     was_training = network.training
     network.eval()
-    parts = [
-        network.encode(torch.from_numpy(samples.inputs[rows[start : start + _ENCODE_BATCH]]).to(workers.device))
-        for start in range(0, len(rows), _ENCODE_BATCH)
-    ]
+    batches = [rows[start : start + _ENCODE_BATCH] for start in range(0, len(rows), _ENCODE_BATCH)]
+    parts = [network.encode(inputs) for inputs in load_inputs(samples, batches, workers.device)]
     network.train(was_training)
     return torch.cat(parts) if parts else torch.empty(0, network.bits, dtype=torch.bool, device=workers.device)
 
@@ -51,8 +51,10 @@ def reference_similarity(split: Split) -> npt.NDArray[np.float64]:
     """C x C: the dataset's own, or the cosine of its classes' mean inputs after the mean of all is taken off."""
     if split.reference is not None:
         return split.reference
-    flat = split.train.inputs.reshape(len(split.train), -1).astype(np.float64)
-    return cosine_similarity(class_prototypes(flat - flat.mean(axis=0), split.train.labels, split.classes))
+    means = [part.mean(axis=0, dtype=np.float64) * len(part) for part in prototype_vectors(split.train.inputs)]
+    mean = np.sum(means, axis=0) / len(split.train)
+    centred = (part - mean for part in prototype_vectors(split.train.inputs))
+    return cosine_similarity(class_prototypes(centred, split.train.labels, split.classes))
 
 
 def center_metrics(centers: Codes, reference: npt.NDArray[np.float64]) -> dict[str, float]:

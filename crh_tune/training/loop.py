@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from crh_tune.data.splits import Samples, Split
+from crh_tune.data.stored import Rows
 from crh_tune.hashing.assignment import Rule, class_statistic, reassigned_share
 from crh_tune.hashing.centers import CodebookSpec, build_codebook, first_table
 from crh_tune.hashing.codebook import Codes, Table
@@ -28,7 +29,7 @@ from crh_tune.retrieval.average_precision import LabelledCodes
 from crh_tune.settings.trial import TrainingSettings, TrialSettings
 from crh_tune.training import checkpoints
 from crh_tune.training.aggregator import Round, Solve
-from crh_tune.training.batches import channel_statistics, epoch_batches, load_batch
+from crh_tune.training.batches import epoch_batches, load_batches
 from crh_tune.training.evaluation import (
     center_metrics,
     encode_share,
@@ -36,6 +37,7 @@ from crh_tune.training.evaluation import (
     ranking_map,
     reference_similarity,
 )
+from crh_tune.training.models import build_network
 from crh_tune.training.similarity import classifier_scores
 from crh_tune.training.workers import Workers
 
@@ -59,9 +61,10 @@ class Model(nn.Module):
         super().__init__()
         self.network, self.objective = network, objective
 
-    def forward(self, inputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
-        terms: dict[str, Tensor] = self.objective(self.network(inputs), targets, centers)
-        return terms
+    def forward(self, inputs: Tensor, targets: Tensor, centers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The objective's terms, and the codes the batch had: B x K, boolean, True for +1."""
+        outputs = self.network(inputs)
+        return self.objective(outputs, targets, centers), outputs.detach() >= 0
 
 
 class TrainingRun:
@@ -81,6 +84,7 @@ class TrainingRun:
         self.has_centers = self.trial.centers != "none"
         self.codebook_spec: CodebookSpec | None = None
         self.epoch = 0
+        self._seen: list[tuple[Rows, Tensor]] = []
         self.seconds = dict.fromkeys(_PHASES, 0.0)
 
     @property
@@ -97,7 +101,7 @@ class TrainingRun:
     def take_first_centers(self) -> None:
         """Make the codebook and the first assignment; SHC trains its classifier for them, so not before training."""
         if self.has_centers and self.codebook_spec is None:
-            self._use_codebook(first_codebook(self.trial, self.split, self.workers))
+            self._use_codebook(first_codebook(self.settings, self.split, self.workers))
             self.table: Table = first_table(self._spec, self.codebook, self.split.classes)
 
     def _use_codebook(self, spec: CodebookSpec) -> None:
@@ -132,9 +136,20 @@ class TrainingRun:
         return metrics
 
     def _score_and_reassign(self, asking: bool, updating: bool) -> tuple[Metrics, float]:
-        """mAP with the present codes and then a round of reassignment with the same codes, each where it is due."""
-        codes = self._encode(self.split.train)
-        return self._evaluate(codes) if asking else {}, self._reassign(codes) if updating else 0.0
+        """mAP with the present codes and then a round of reassignment, each where it is due.
+
+        The round stands on the same codes, or on those that training has seen, and then it needs no pass of its own.
+        """
+        codes = self._encode(self.split.train) if asking or not self._seen else None
+        scores = self._evaluate(codes) if asking and codes is not None else {}
+        return scores, self._reassign(*self._round_codes(codes)) if updating else 0.0
+
+    def _round_codes(self, encoded: Tensor | None) -> tuple[Rows, Tensor]:
+        """Rows of this worker's training samples and their codes, share x K, that a round of reassignment stands on."""
+        if self._seen:
+            return np.concatenate([rows for rows, _ in self._seen]), torch.cat([codes for _, codes in self._seen])
+        assert encoded is not None
+        return self.workers.share(np.arange(len(self.split.train))), encoded
 
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint. Raises checkpoints.CheckpointError when it is broken or of other settings."""
@@ -185,11 +200,23 @@ class TrainingRun:
         with self._timed("training"):
             torch.manual_seed(_mixed_seed(self.trial.seed, self.epoch, self.workers.rank))
             centers = torch.from_numpy(self.centers).to(self.workers.device, torch.float32)
-            samples = len(self.split.train)
+            samples, trial = len(self.split.train), self.trial
+            steps = epoch_batches(samples, self.settings.global_batch, trial.seed, self.epoch)
+            parts = [part for batch in steps for part in self._parts(batch)]
+            loaded = load_batches(
+                self.split.train,
+                parts,
+                self.split.classes,
+                self.workers.device,
+                trial.augmentation,
+                trial.seed,
+                self.epoch,
+            )
+            self._seen = []
             totals: dict[str, Tensor] = {}
             self.wrapped.train()
-            for batch in epoch_batches(samples, self.trial.batch_size, self.trial.seed, self.epoch):
-                for name, term in self._train_step(batch, centers).items():
+            for batch in steps:
+                for name, term in self._train_step(batch, loaded, centers).items():
                     totals[name] = totals.get(name, torch.zeros((), device=self.workers.device)) + term
             self.schedule.step()
             summed = self.workers.sum(torch.stack(list(totals.values())).double()).tolist()
@@ -199,22 +226,37 @@ class TrainingRun:
             raise TrainingDiverged(f"loss is {total} after epoch {self.epoch}: try a smaller learning_rate")
         return {"loss/total": total, **losses}
 
-    def _train_step(self, batch: np.ndarray, centers: Tensor) -> dict[str, Tensor]:
+    def _parts(self, batch: Rows) -> list[Rows]:
+        """This worker's share of a global batch, in the parts that go through the network one after the other.
+
+        Every worker has as many, of at least two samples each where a batch normalisation sees them.
+        """
+        count = max(1, min(self.trial.accumulate, len(batch) // (2 * self.workers.size)))
+        return np.array_split(self.workers.share(batch), count)
+
+    def _train_step(self, batch: Rows, loaded: Iterator[tuple[Tensor, Tensor]], centers: Tensor) -> dict[str, Tensor]:
         """One step on this worker's share of a global batch; returns each loss term summed over the share.
 
         Gradients are averaged over workers, so the share's sum is scaled to give the mean over the global batch, also
         where shares differ in size or are empty.
         """
-        rows = self.workers.share(batch)
-        inputs, targets = load_batch(self.split.train, rows, self.split.classes, self.workers.device)
-        terms = self.wrapped(inputs, targets, centers)
-        loss = torch.stack(list(terms.values())).sum() * (self.workers.size / len(batch))
+        sums: dict[str, Tensor] = {}
+        parts = self._parts(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for place, rows in enumerate(parts):
+            inputs, targets = next(loaded)
+            with self.workers.averaging(self.wrapped, last=place == len(parts) - 1):
+                terms, codes = self.wrapped(inputs, targets, centers)
+                loss = torch.stack(list(terms.values())).sum() * (self.workers.size / len(batch))
+                loss.backward()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.workers.device)) + term.detach().sum()
+            if self.trial.reassignment_codes == "epoch" and self._update_due():
+                self._seen.append((rows, codes))
         if self.trial.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.trial.gradient_clip)
         self.optimizer.step()
-        return {name: term.detach().sum() for name, term in terms.items()}
+        return sums
 
     def _encode(self, samples: Samples) -> Tensor:
         with self._timed("encoding"):
@@ -231,12 +273,11 @@ class TrainingRun:
             value = ranking_map(queries, database, self.settings.evaluation.protocol, self.workers)
         return {f"{split.metric_prefix}/map": value}
 
-    def _reassign(self, train_codes: Tensor) -> float:
-        """One round of reassignment; returns the share of classes whose centre changed."""
+    def _reassign(self, rows: Rows, codes: Tensor) -> float:
+        """One round of reassignment with the codes of some training samples; the share of classes it moved."""
         with self._timed("reassignment"):
-            rows = self.workers.share(np.arange(len(self.split.train)))
             labels = torch.from_numpy(self.split.train.labels[rows])
-            statistic = class_statistic(train_codes.cpu(), labels, self.split.classes)
+            statistic = class_statistic(codes.cpu(), labels, self.split.classes)
             rule: Rule = "hungarian" if self.trial.reassignment == "hungarian" else "greedy"
             before = self.centers
             self.table = self.solve(Round(self._spec, self.table, rule, self.trial.seed, self.epoch), statistic)
@@ -249,8 +290,9 @@ class TrainingRun:
         self.seconds[phase] += time.perf_counter() - start
 
 
-def first_codebook(trial: TrainingSettings, split: Split, workers: Workers) -> CodebookSpec:
+def first_codebook(settings: TrialSettings, split: Split, workers: Workers) -> CodebookSpec:
     """The codebook of a resolved trial with centres; SHC's is learned from the split first."""
+    trial = settings.trial
     assert trial.codebook_size is not None
     assert trial.head_dim is not None
     assert trial.centers is not None
@@ -258,7 +300,7 @@ def first_codebook(trial: TrainingSettings, split: Split, workers: Workers) -> C
     spec = CodebookSpec(trial.bits, trial.codebook_size, trial.head_dim, seed, trial.centers)
     if trial.centers != "shc":
         return spec
-    scores = classifier_scores(trial, split, workers)
+    scores = classifier_scores(settings, split, workers)
     words = workers.from_first(lambda: shc_centers(class_similarity(scores), trial.bits, seed))
     return replace(spec, words=np.ascontiguousarray(words).tobytes())
 
@@ -294,8 +336,7 @@ def _build_model(trial: TrainingSettings, split: Split, workers: Workers) -> Mod
     assert trial.objective is not None
     assert trial.hash_layer is not None
     assert trial.quantization_weight is not None
-    mean, std = channel_statistics(split.train)
-    network = HashNetwork(trial.backbone, split.train.inputs.shape[1:], trial.bits, mean, std, trial.hash_layer)
+    network = build_network(trial, split, trial.bits, trial.hash_layer)
     options = ObjectiveOptions(trial.bits, split.classes, trial.scale or 0.0, trial.margin, trial.quantization_weight)
     objective = OBJECTIVES[trial.objective](options)
     if workers.size > 1:

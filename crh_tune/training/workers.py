@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,10 @@ class Workers:
         if self.size == 1:
             return module
         return DistributedDataParallel(module, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+    def averaging(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a part of a batch: gradients are averaged with those of the last part."""
+        return nullcontext() if last or not isinstance(module, DistributedDataParallel) else module.no_sync()
 
     def synchronised(self, module: nn.Module) -> nn.Module:
         """The module with batch normalisation over the global batch: torch's own on GPUs, ours on CPUs."""

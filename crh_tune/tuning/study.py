@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import time
@@ -16,7 +17,8 @@ import ray
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import Split, final_split, search_split
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.search import SearchSettings
+from crh_tune.settings.search import SearchSettings, drawn
+from crh_tune.training.models import build_network
 from crh_tune.tuning import tracking
 from crh_tune.tuning.progress import Progress, Say
 from crh_tune.tuning.proposals import enqueue, paper_values, start_points
@@ -27,6 +29,7 @@ from crh_tune.tuning.trial import start_aggregator
 SUMMARY_FILE = "summary.json"
 SETTINGS_FILE = "search.json"
 STUDY_FILE = "optuna.db"
+SKIPPED_FILE = "skipped_images.txt"
 __all__ = ["RUNS_FOLDER", "SETTINGS_FILE", "STUDY_FILE", "SUMMARY_FILE", "Candidate", "SearchResult", "run_search"]
 
 
@@ -71,19 +74,25 @@ class Prepared:
 
     first: Split
     last: Split
+    skipped: tuple[str, ...] = ()
 
 
-def prepare(settings: SearchSettings) -> Prepared:
+def prepare(settings: SearchSettings, say: Say) -> Prepared:
     """Open the dataset and check every setting that can be drawn against it; needs no Ray.
 
-    Raises SettingsError where the search is impossible on this dataset.
+    Raises SettingsError where the search is impossible on this dataset, DataError where its files cannot be used.
     """
-    dataset = open_dataset(settings.dataset.name, settings.dataset.options)
+    dataset = open_dataset(settings.dataset.name, settings.dataset.options, say)
+    if dataset.skipped:
+        more = "; ..." if len(dataset.skipped) > 3 else ""
+        say(f"skipped {len(dataset.skipped)} unreadable images: {'; '.join(dataset.skipped[:3])}{more}")
     first = search_split(dataset, settings.validation.fraction, settings.validation.seed)
     settings.check_feasible(first.classes)
     for _, values in start_points(settings, first.classes, first.multi_label):
         settings.trial_settings(values, settings.seed).resolve(first.classes, first.multi_label)
-    return Prepared(first, final_split(dataset))
+    for backbone, weights in itertools.product(drawn(settings, "backbone"), drawn(settings, "weights")):
+        build_network(settings.trial.model_copy(update={"backbone": backbone, "weights": weights}), first, 2)
+    return Prepared(first, final_split(dataset), dataset.skipped)
 
 
 def run_search(settings: SearchSettings, prepared: Prepared, storage: Path, say: Say) -> SearchResult:
@@ -116,6 +125,9 @@ def run_search(settings: SearchSettings, prepared: Prepared, storage: Path, say:
     tracker.start_run(place.search_id, place.search_id, tags={"crh_tune.stage": "parent"})
     tracker.params(place.search_id, tracking.flat(settings.model_dump(mode="json")))
     tracker.artifact(place.search_id, folder / SETTINGS_FILE)
+    if prepared.skipped:
+        (folder / SKIPPED_FILE).write_text("\n".join([*prepared.skipped, ""]), encoding="utf-8")
+        tracker.artifact(place.search_id, folder / SKIPPED_FILE)
     status = "FAILED"
     try:
         result = _search(settings, place, first.classes, first.multi_label, uri, say)

@@ -8,6 +8,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,7 @@ from crh_tune.hashing.codebook import Table
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.aggregator import Aggregator, Round, Solve, solve_with
+from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.loop import Metrics, Save, TrainingRun
 from crh_tune.training.workers import Workers
 
@@ -46,7 +48,8 @@ def open_split(settings: TrialSettings, stage: Stage) -> Split:
 def _open_split(key: str, stage: Stage) -> Split:
     dataset, validation = json.loads(key)
     opened = open_dataset(dataset.pop("name"), dataset)
-    return search_split(opened, **validation) if stage == "search" else final_split(opened)
+    split = search_split(opened, **validation) if stage == "search" else final_split(opened)
+    return replace(split, reference=reference_similarity(split))
 
 
 def start_aggregator(name: str) -> Any:

@@ -17,6 +17,7 @@ from crh_tune.hashing.objectives import OBJECTIVES
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.aggregator import solve_locally
+from crh_tune.training.batches import load_batches
 from crh_tune.training.loop import Metrics, TrainingRun
 from crh_tune.training.workers import Workers
 from tests.training.conftest import split_of
@@ -61,7 +62,7 @@ def test_its_losses_are_one_a_sample_and_finite_and_their_gradient_reaches_the_w
     run = make(small(), method)
     inputs = torch.from_numpy(small().train.inputs[:20])
     targets = torch.eye(10)[small().train.labels[:20]]
-    terms = run.model(inputs, targets, torch.from_numpy(run.centers).float())
+    terms, _ = run.model(inputs, targets, torch.from_numpy(run.centers).float())
     assert all(term.shape == (20,) and torch.isfinite(term).all() for term in terms.values())
     torch.stack(list(terms.values())).sum().backward()
     for name, parameter in run.model.named_parameters():
@@ -105,7 +106,8 @@ def test_a_run_goes_on_from_its_checkpoint_as_if_nothing_had_happened(method, tm
 def test_a_batch_of_one_class_only_is_finite(method):
     run = make(small(), method)
     rows = np.flatnonzero(small().train.labels == 3)[:6]
-    terms = run._train_step(rows, torch.from_numpy(run.centers).float())
+    loaded = load_batches(run.split.train, run._parts(rows), run.split.classes, run.workers.device)
+    terms = run._train_step(rows, loaded, torch.from_numpy(run.centers).float())
     assert all(torch.isfinite(term) for term in terms.values())
     assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
 

@@ -49,7 +49,7 @@ def space(**changes) -> SearchSettings:
 
 
 def search(settings: SearchSettings, storage: Path, say) -> SearchResult:
-    return run_search(settings, prepare(settings), storage, say)
+    return run_search(settings, prepare(settings, say), storage, say)
 
 
 @dataclass

@@ -40,8 +40,10 @@ class Objective(nn.Module, ABC):
     """Base of the objectives; one may hold trainable parameters and buffers of its own.
 
     ``epoch`` counts from 1 and is set before each epoch. ``gather`` is the
-    identity unless several workers share a batch.
+    identity unless several workers share a batch. ``within_batch``: a sample's loss depends on the others of its batch.
     """
+
+    within_batch = False
 
     def __init__(self, options: ObjectiveOptions) -> None:
         super().__init__()

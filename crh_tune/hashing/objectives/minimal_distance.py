@@ -28,6 +28,8 @@ class MinimalDistance(Objective):
     samples; a multi-label sample takes the mean of the cosines to its classes' rows.
     """
 
+    within_batch = True
+
     bank: Tensor
 
     def __init__(self, options: ObjectiveOptions) -> None:

@@ -19,6 +19,8 @@ class PairwiseContinuation(Objective):
     refreshed every 200 steps.
     """
 
+    within_batch = True
+
     steps: Tensor
 
     def __init__(self, options: ObjectiveOptions) -> None:

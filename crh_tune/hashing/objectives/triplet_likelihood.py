@@ -15,6 +15,8 @@ class TripletLikelihood(Objective):
     The mean is over all triplets of the batch: anchor i, p != i sharing a label with it, n sharing none. lambda 1.
     """
 
+    within_batch = True
+
     @staticmethod
     def default_quantization_weight(multi_label: bool) -> float:
         return 1.0

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from crh_tune.data.folder import data_folder, list_train_and_test, problem
+from crh_tune.data.files import data_folder, problem
+from crh_tune.data.folder import list_train_and_test
 from crh_tune.data.listing import DataError, Listing, Part
 from crh_tune.data.options import ImageOptions
 from crh_tune.data.reference import same_superclass

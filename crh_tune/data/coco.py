@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from crh_tune.data.folder import data_folder, files_in, missing_files, problem, too_few_classes
+from crh_tune.data.files import data_folder, files_in, missing_files, problem, too_few_classes
 from crh_tune.data.listing import DataError, Listing, Part, inside
 from crh_tune.data.lists import Row, multi_hot_labels, read_rows, row_conflicts
 from crh_tune.data.options import ImageOptions

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from crh_tune.data.folder import problem, read_text, stratified_draw, too_few_classes
+from crh_tune.data.files import problem, read_text, stratified_draw, too_few_classes
 from crh_tune.data.listing import DataError
 from crh_tune.data.lists import single_labels, untrained_classes
 from crh_tune.data.options import FileOptions

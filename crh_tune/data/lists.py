@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crh_tune.data.folder import data_folder, files_in, missing_files, problem, read_text, too_few_classes
+from crh_tune.data.files import data_folder, files_in, missing_files, problem, read_text, too_few_classes
 from crh_tune.data.listing import IMAGE_SUFFIXES, DataError, Listing, Part, inside
 from crh_tune.data.options import ImageOptions
 from crh_tune.data.stored import Array, Rows

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from crh_tune.data.folder import data_folder, files_in, missing_files, problem, read_text, too_few_classes
+from crh_tune.data.files import data_folder, files_in, missing_files, problem, read_text, too_few_classes
 from crh_tune.data.listing import DataError, Listing, Part, inside
 from crh_tune.data.lists import untrained_classes
 from crh_tune.data.options import ImageOptions

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics.pairwise import cosine_similarity
 
-from crh_tune.data.folder import problem, read_text
+from crh_tune.data.files import problem, read_text
 from crh_tune.data.listing import DataError
 from crh_tune.data.stored import Array
 

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.io import loadmat
 
-from crh_tune.data.folder import data_folder, list_train_and_test, missing_files, problem, too_few_classes
+from crh_tune.data.files import data_folder, missing_files, problem, too_few_classes
+from crh_tune.data.folder import list_train_and_test
 from crh_tune.data.listing import DataError, Listing, Part, inside
 from crh_tune.data.lists import untrained_classes
 from crh_tune.data.options import ImageOptions

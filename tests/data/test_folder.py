@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from crh_tune.data.folder import FolderOptions, list_folder, missing_files, stratified_draw
+from crh_tune.data.files import missing_files, stratified_draw
+from crh_tune.data.folder import FolderOptions, list_folder
 from crh_tune.data.listing import DataError
 
 SUFFIXES = ".bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp"
@@ -179,7 +180,7 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path):
         with pytest.raises(DataError) as caught:
             listed(path)
         assert str(caught.value) == f"{path}: {found}: path must be the folder that holds the dataset"
-    with pytest.raises(DataError, match="no data folder is given: set path"):
+    with pytest.raises(DataError, match="dataset.path is not given: --data DIR"):
         list_folder(FolderOptions())
 
 

@@ -76,8 +76,10 @@ def check_data(path: Path, dataset: str | None = None) -> Findings:
         lines.append(("sizes", f"{listing.images.shape[2]} x {listing.images.shape[1]}, all of them"))
     else:
         lines.append(("features", _features(listing)))
-    known = getattr(listing, "reference", None) is not None
-    lines.append(("reference", "of the dataset's own" if known else "none: pixels, or dataset.reference"))
+    own = getattr(listing, "reference", None) is not None
+    lines.append(
+        ("reference", "the dataset's own" if own else "the classes' mean inputs, or what dataset.reference says")
+    )
     return Findings(lines, problems)
 
 

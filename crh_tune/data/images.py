@@ -74,7 +74,7 @@ def bad_images(root: Path, names: Sequence[str], cache: ImageCache, options: Ima
     """One line for every image that is skipped. Raises DataError where ``on_bad_image`` says to stop."""
     lines = [f"{root / names[row]}: {reason}" for row, reason in sorted(cache.bad.items())]
     if lines and options.on_bad_image == "stop":
-        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        more = f" (and {len(lines) - 1} more, see crh-tune data check {root})" if len(lines) > 1 else ""
         raise DataError(f"{lines[0]}{more}: unreadable image; mend it, or set dataset.on_bad_image: skip")
     return tuple(lines)
 

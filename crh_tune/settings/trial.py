@@ -351,9 +351,12 @@ def read_trial(path: Path, data: Path | None = None) -> TrialSettings:
 
 
 def with_data(content: dict[str, Any], data: Path | None) -> dict[str, Any]:
-    """Settings as plain values with the dataset's files at another place."""
+    """Settings as plain values with the dataset's files at another place. Raises SettingsError for a built-in one."""
     if data is None or not isinstance(content.get("dataset"), dict):
         return content
+    source = DATASETS.get(str(content["dataset"].get("name")))
+    if source is not None and source.find is None:
+        raise SettingsError(f"--data: dataset {content['dataset']['name']} is built in, it has no files")
     return {**content, "dataset": {**content["dataset"], "path": str(data)}}
 
 

@@ -70,6 +70,7 @@ def _resume(arguments: argparse.Namespace) -> None:
 
 
 def _search(settings: SearchSettings, prepared: Prepared, storage: Path, resume: Path | None) -> None:
+    """Run a search, or go on with one, and print what it found. Raises SettingsError, SearchFailed, Interrupted."""
     _connect_ray()
     stop = Stop()
     with stop.on_signals():

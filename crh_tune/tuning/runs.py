@@ -68,6 +68,7 @@ class RunEvents(tune.Callback):
         self._hang_seconds = budget.hang_minutes * 60
         self._ended: list[str] = []
         self._alive: dict[str, float] = {}
+        self._reached: dict[str, int] = {}
         self._hung: set[str] = set()
         self.outcomes = read_outcomes(place.folder)
         for outcome in self.outcomes.values():
@@ -97,8 +98,12 @@ class RunEvents(tune.Callback):
             return
         outcome.metrics = plain_metrics(result)
         outcome.status = COMPLETE if result.get("final") else PRUNED
+        epoch = int(outcome.metrics["epoch"])
+        if epoch > self._reached.get(outcome.name, 0):  # it makes progress, and may be started again as often as before
+            self._reached[outcome.name] = epoch
+            trial.max_failures = trial.num_failures + RESTARTS
         finite = {name: value for name, value in outcome.metrics.items() if math.isfinite(value) and name != "epoch"}
-        self._place.tracker.metrics(self._place.key(outcome.name), finite, int(outcome.metrics["epoch"]))
+        self._place.tracker.metrics(self._place.key(outcome.name), finite, epoch)
         if self._searcher:
             self._searcher.report(outcome.name, outcome.metrics)
 

@@ -30,7 +30,7 @@ from crh_tune.data.splits import Split, Stage, final_split, search_split
 from crh_tune.hashing.assignment import Statistic
 from crh_tune.hashing.codebook import Table
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.trial import TrialSettings
+from crh_tune.settings.trial import ScalingSettings, TrialSettings
 from crh_tune.training import checkpoints
 from crh_tune.training.aggregator import Aggregator, Round, Solve, solve_with
 from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
@@ -41,7 +41,7 @@ RUNS_FOLDER = "runs"
 ERROR = "error"
 """Reported in place of metrics by a run that failed of itself: the reason, in one line."""
 RESTARTS = 3
-"""How many times a run goes on from its checkpoint after a process of it died."""
+"""How many times in a row a run goes on from the same checkpoint after a process of it died."""
 _RETRY_SECONDS = 0.5
 
 
@@ -145,9 +145,22 @@ def train_group(settings: TrialSettings, split: str) -> tuple[Metrics, Path]:
 
 
 def _fit_group(run: dict[str, Any], settings: TrialSettings, callbacks: list[Any]) -> Any:
-    scaling = settings.scaling
+    """Train in a worker group, started again as long as that brings new checkpoints.
+
+    Raises Train's error when the last restarts brought none.
+    """
+    while True:
+        before = checkpoints.newest(_folder(run))
+        try:
+            return _group(run, settings.scaling, callbacks).fit()
+        except ray.train.TrainingFailedError:
+            if checkpoints.newest(_folder(run)) == before:
+                raise
+
+
+def _group(run: dict[str, Any], scaling: ScalingSettings, callbacks: list[Any]) -> TorchTrainer:
     gpu = scaling.gpus_per_worker > 0
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _train_as_worker,
         train_loop_config=run,
         scaling_config=ray.train.ScalingConfig(
@@ -163,7 +176,6 @@ def _fit_group(run: dict[str, Any], settings: TrialSettings, callbacks: list[Any
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
         ),
     )
-    return trainer.fit()
 
 
 def _train_as_worker(run: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import Metrics, Save, TrainingRun
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.record import COMPLETE, FAILED, Outcome, read_outcomes
+from crh_tune.tuning.stopping import INTERRUPTED_CODE
 from crh_tune.tuning.trial import open_split
 
 SPACE = {
@@ -76,23 +78,25 @@ class Driver:
         self.process.kill()
         self.process.wait()
 
-    def descendants(self) -> dict[int, str]:
-        """The title of every process below this one, by its number."""
-        parents: dict[int, int] = {}
-        titles: dict[int, str] = {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                titles[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:  # it has just ended
-                continue
-        below = {self.process.pid}
-        for _ in range(5):
-            below |= {number for number, parent in parents.items() if parent in below}
-        return {number: titles[number] for number in below - {self.process.pid} if number in titles}
-
     def victims(self, kind: str) -> list[int]:
-        return [number for number, title in self.descendants().items() if title.startswith(VICTIMS[kind])]
+        titles = processes_below(self.process.pid)
+        return [number for number, title in titles.items() if title.startswith(VICTIMS[kind])]
+
+
+def processes_below(root: int) -> dict[int, str]:
+    """The title of every process below one, by its number."""
+    parents: dict[int, int] = {}
+    titles: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            titles[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it has just ended
+            continue
+    below = {root}
+    for _ in range(5):
+        below |= {number for number, parent in parents.items() if parent in below}
+    return {number: titles[number] for number in below - {root} if number in titles}
 
 
 @dataclass
@@ -101,13 +105,17 @@ class Report:
     lost: list[str] = field(default_factory=list)
     duplicated: list[str] = field(default_factory=list)
     recovery: list[float] = field(default_factory=list)
-    """Seconds from the death of a driver, resumed at once, until a trial wrote its next checkpoint."""
+    """Seconds from the start of each resumed driver until its first new result."""
+    ending: float = 0.0
+    """Seconds from an interruption until the driver had ended."""
+    outputs: list[list[str]] = field(default_factory=list)
+    """What each driver said."""
     seconds: float = 0.0
 
     def __str__(self) -> str:
         killed = ", ".join(f"{count} x {kind}" for kind, count in sorted(self.kills.items()))
         mean = sum(self.recovery) / max(1, len(self.recovery))
-        back = f"training went on {mean:.1f} s after a driver's death (at most {max(self.recovery, default=0):.1f} s)"
+        back = f"a resumed search had new results after {mean:.1f} s (at most {max(self.recovery, default=0):.1f} s)"
         lines = [f"{self.kills.total()} kills ({killed}) in {self.seconds:.0f} s; {back}"]
         return "\n".join([*lines, *self.lost, *self.duplicated, self.verdict])
 
@@ -116,65 +124,70 @@ class Report:
         return f"lost: {len(self.lost)}, duplicated: {len(self.duplicated)}"
 
 
-def soak(kills: int, space: dict[str, Any], storage: Path, seed: int, pause: tuple[float, float]) -> Report:
-    """Run a search to its end while ``kills`` of its processes are killed, and check what is left of it."""
-    report, chance, begun = Report(), random.Random(seed), time.monotonic()
+def soak(
+    plan: Sequence[str],
+    space: dict[str, Any],
+    storage: Path,
+    pause: tuple[float, float],
+    before_resuming: Callable[[Path], None] = lambda folder: None,
+) -> Report:
+    """Run a search to its end while what ``plan`` names is killed, and check what is left of it."""
+    report, left, begun = Report(), list(plan), time.monotonic()
     storage.mkdir(parents=True, exist_ok=True)
     (storage / "space.yaml").write_text(yaml.safe_dump(space))
     outputs = (storage / f"output-{number}.txt" for number in itertools.count())
     common = ["--storage", str(storage)]
-    name = f"{space['name']}-001"
+    folder = storage / f"{space['name']}-001"
     driver = Driver(["search", str(storage / "space.yaml"), *common], next(outputs))
     while True:
-        went_on = _wait_for_checkpoint(driver, storage / name)
-        if went_on and report.kills["driver"]:
+        if _wait_for_result(driver, folder) and report.outputs:
             report.recovery.append(time.monotonic() - driver.begun)
-        _kill_until_driver_is_dead(driver, report, kills, chance, pause)
-        if driver.process.wait() == 0:
+        while left and driver.running():
+            time.sleep(random.uniform(*pause))
+            _kill(left, driver, report)
+        code = driver.process.wait()
+        report.outputs.append(driver.lines)
+        if code not in (-signal.SIGKILL, INTERRUPTED_CODE):
             break
-        if driver.process.returncode != -signal.SIGKILL:
-            report.lost.append(f"the search ended with {driver.process.returncode}: {driver.lines[-1:]}")
-            break
-        driver = Driver(["search", "--resume", name, *common], next(outputs))
+        before_resuming(folder)
+        driver = Driver(["search", "--resume", folder.name, *common], next(outputs))
+    if code != 0:
+        report.lost.append(f"the search ended with {code}: {driver.lines[-1:]}")
     report.seconds = time.monotonic() - begun
-    _check(report, storage, name, space["budget"]["trials"])
+    _check(report, storage, folder.name, space["budget"]["trials"])
     return report
 
 
-def _wait_for_checkpoint(driver: Driver, folder: Path) -> bool:
-    """Wait until training has gone on, so that every driver gets that far; false where the driver ends before."""
-    begun = time.time()
+def _wait_for_result(driver: Driver, folder: Path) -> bool:
+    """Wait until this driver has had a new result, so that every one gets that far; false where it ends before."""
+    before = _results(folder)
     while driver.running():
-        found = folder.glob("runs/*/checkpoint_*/checkpoint.pt")
-        if any(_written(path) > begun for path in found):
+        if _results(folder) > before:
             return True
         time.sleep(0.05)
     return False
 
 
-def _written(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:  # dropped for a newer one
-        return 0.0
+def _results(folder: Path) -> int:
+    outbox = folder / "mlflow_outbox.jsonl"
+    return outbox.read_bytes().count(b'["metrics"') if outbox.exists() else 0
 
 
-def _kill_until_driver_is_dead(
-    driver: Driver, report: Report, kills: int, chance: random.Random, pause: tuple[float, float]
-) -> None:
-    while driver.running() and report.kills.total() < kills:
-        time.sleep(chance.uniform(*pause))
-        kind = chance.choice(["driver", "trial", "trial", "aggregator"])
-        if not driver.running():
+def _kill(left: list[str], driver: Driver, report: Report) -> None:
+    """Do the next thing of the plan, once there is such a process."""
+    kind, begun = left[0], time.monotonic()
+    if kind in VICTIMS:
+        victims = driver.victims(kind)
+        if not victims or not driver.running():
             return
-        if kind == "driver":
-            driver.kill()
-        else:
-            victims = driver.victims(kind)
-            if not victims:
-                continue
-            os.kill(chance.choice(victims), signal.SIGKILL)
-        report.kills[kind] += 1
+        os.kill(random.choice(victims), signal.SIGKILL)
+    elif kind == "driver":
+        driver.kill()
+    else:  # an interruption, as a terminal sends it: to all processes of the group
+        os.killpg(driver.process.pid, signal.SIGINT)
+        driver.process.wait()
+        report.ending = time.monotonic() - begun
+    report.kills[left.pop(0)] += 1
 
 
 def _check(report: Report, storage: Path, name: str, trials: int) -> None:
@@ -247,7 +260,9 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="crh-soak-") as folder:
         space = {**SPACE, "budget": {"trials": arguments.trials}}
-        report = soak(arguments.kills, space, Path(folder), arguments.seed, (1.0, 5.0))
+        random.seed(arguments.seed)
+        plan = random.choices(["driver", "trial", "aggregator"], weights=[1, 2, 1], k=arguments.kills)
+        report = soak(plan, space, Path(folder), (1.0, 5.0))
         print(report, flush=True)
     return 1 if report.lost or report.duplicated else 0
 

@@ -25,7 +25,6 @@ from crh_tune.tuning.proposals import enqueue, paper_values, start_points
 from crh_tune.tuning.record import (
     CLOCK_FILE,
     COMPLETE,
-    FAILED,
     SETTINGS_FILE,
     STUDY_FILE,
     SUMMARY_FILE,
@@ -181,15 +180,19 @@ def _search(
     best = max(candidates, key=lambda candidate: sign * candidate.mean)
     confirmed_paper = candidates[-1]
     best_test, paper_test = _test(settings, place, best, confirmed_paper, say)
-    ended = "finished"
-    if searcher.has_work or any(outcome.error == OUT_OF_TIME for outcome in outcomes.values()):
-        begun = len(outcomes)
-        ended = f"stopped by budget: {settings.budget.hours:g} hours were over after {begun} of {trials} trials"
+    ended = how_it_ended(settings, list(outcomes.values()), trials)
     result = SearchResult(place.search_id, place.folder, uri, best, confirmed_paper, best_test, paper_test, ended)
     write_json(place.folder / SUMMARY_FILE, {name: _plain(value) for name, value in vars(result).items()})
     place.tracker.artifact(place.search_id, place.folder / SUMMARY_FILE)
     place.tracker.metrics(place.search_id, _parent_metrics(best, confirmed_paper, best_test, paper_test), 0)
     return result
+
+
+def how_it_ended(settings: SearchSettings, outcomes: list[Outcome], trials: int) -> str:
+    """The last line of a search: finished, or how far its hours let it get."""
+    if len(outcomes) == trials and not any(outcome.error == OUT_OF_TIME for outcome in outcomes):
+        return "finished"
+    return f"stopped by budget: {settings.budget.hours:g} hours were over after {len(outcomes)} of {trials} trials"
 
 
 def read_result(folder: Path, uri: str) -> SearchResult:
@@ -210,7 +213,7 @@ def _finalists(
     metric, sign = settings.objective.metric, 1 if settings.objective.mode == "max" else -1
     complete = [outcome for outcome in outcomes.values() if outcome.status == COMPLETE]
     if not complete:
-        reasons = {outcome.error for outcome in outcomes.values() if outcome.status == FAILED}
+        reasons = {outcome.error for outcome in outcomes.values() if outcome.error}
         raise SearchFailed(
             f"none of {len(outcomes)} trials came to its end: {'; '.join(sorted(reasons)[:3]) or 'no time'}"
         )

@@ -1,9 +1,10 @@
 # make search: the built-in search, from nothing.   make test: the tests.   make check: lint, types, import order.
+# make soak: a search under a hundred kills (about 25 minutes).
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search test check clean
+.PHONY: search test check soak clean
 
 search: $(READY)
 	$(BIN)/crh-tune search
@@ -16,6 +17,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: $(READY)
+	$(BIN)/python benchmarks/soak.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

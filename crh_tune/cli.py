@@ -1,4 +1,4 @@
-"""The ``crh-tune`` command: search, train, export, report."""
+"""The ``crh-tune`` command: search, train, export, report, sync."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from crh_tune.spaces import find_space
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import Metrics, Save, TrainingRun
 from crh_tune.training.workers import Workers
+from crh_tune.tuning.record import find_folder, held, read_settings
+from crh_tune.tuning.study import SearchFailed
+from crh_tune.tuning.tracking import Tracker, default_tracking_uri
 from crh_tune.tuning.trial import device_of, open_split, train_group
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command: 0 done, 1 failed, 2 a mistake in the arguments or settings."""
+    """Run a command: 0 done, 1 failed, 2 a mistake in the arguments or settings, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="crh-tune", description="Find, train and hand over binary codes.")
     commands = parser.add_subparsers(dest="command", required=True)
     of_search = commands.add_parser("search", help="search for the best settings, confirm, test and export them")
@@ -46,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_report.add_argument("study", help="a study of search_spaces/paper/, such as table2, or a YAML file")
     of_report.add_argument("--storage", type=Path, default=Path(searching.DEFAULT_STORAGE), help="where runs are kept")
     of_report.set_defaults(run=report)
+    of_sync = commands.add_parser("sync", help="send what the tracking server has not got of a search")
+    of_sync.add_argument("search", help="the search's name, such as digit-pairs-001")
+    of_sync.add_argument(
+        "--storage", type=Path, default=Path(searching.DEFAULT_STORAGE), help="where searches are kept"
+    )
+    of_sync.set_defaults(run=sync)
     of_data = commands.add_parser("data", help="look at a data folder before anything is trained on it")
     data_commands = of_data.add_subparsers(dest="data_command", required=True)
     of_check = data_commands.add_parser("check", help="say what is there, and everything that is wrong with it")
@@ -96,6 +105,19 @@ def export(arguments: argparse.Namespace) -> None:
     target = arguments.to or folder / "export"
     export_search(folder, target)
     print(f"exported to  {target}")
+
+
+def sync(arguments: argparse.Namespace) -> None:
+    """Send what is left in a search's outbox. Raises SettingsError, SearchFailed where something remains."""
+    folder = find_folder(arguments.storage, arguments.search)
+    experiment, uri = read_settings(folder).name, default_tracking_uri(arguments.storage)
+    with held(folder):
+        tracker = Tracker(uri, experiment, arguments.storage, folder)
+        before = tracker.unsent()
+        remaining = tracker.drain()
+    print(f"{before - remaining} entries sent to {uri}, {remaining} remain")
+    if remaining:
+        raise SearchFailed(f"{remaining} entries remain: {tracker.last_error}")
 
 
 def report(arguments: argparse.Namespace) -> None:

@@ -11,18 +11,22 @@ from crh_tune.reporting.tables import order_notes, study_table, to_markdown
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.study import StudySettings, known_dataset
 from crh_tune.tuning.progress import Say
+from crh_tune.tuning.stopping import Stop
 from crh_tune.tuning.studies import RANDOM, run_study, study_runs
 from crh_tune.tuning.study import SearchFailed
 
 _FIGURES = {"figure2": figure2, "figure3": figure3, "figure4": figure4}
 
 
-def search_study(study: StudySettings, dataset: str | None, storage: Path, say: Say) -> None:
-    """Run a study on one dataset, or on all it names, and report it. Raises SettingsError, SearchFailed."""
+def search_study(study: StudySettings, dataset: str | None, storage: Path, say: Say, stop: Stop | None = None) -> None:
+    """Run a study on one dataset, or on all it names, and report it.
+
+    Raises SettingsError, SearchFailed, Interrupted.
+    """
     datasets = [dataset] if dataset else list(study.datasets)
     for name in datasets:
         known_dataset(name)
-    failed = sum(run_study(study, name, storage, say) for name in datasets)
+    failed = sum(run_study(study, name, storage, say, stop or Stop()) for name in datasets)
     say("\n".join(report_lines(study, storage)))
     if failed:
         raise SearchFailed(f"{failed} runs of study {study.name} did not come to their end; run it again for these")

@@ -29,6 +29,8 @@ from crh_tune.settings.search import SearchSettings, read_search
 from crh_tune.settings.study import is_study, read_study
 from crh_tune.spaces import find_space
 from crh_tune.tuning.progress import describe
+from crh_tune.tuning.record import SETTINGS_FILE, find_folder, read_settings
+from crh_tune.tuning.stopping import INTERRUPTED_CODE, Interrupted, Stop
 from crh_tune.tuning.study import Prepared, SearchFailed, SearchResult, prepare, run_search
 
 DEFAULT_SPACE = "digit_pairs"
@@ -42,34 +44,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", help="another dataset in place of the search space's own")
     parser.add_argument("--data", type=_folder, metavar="DIR", help="where the dataset's files lie")
     parser.add_argument("--trials", type=int, help="how many trials (default: the search space's budget)")
+    parser.add_argument("--resume", metavar="NAME", help="go on with a search, such as digit-pairs-001")
     parser.add_argument("--storage", type=_folder, default=Path(DEFAULT_STORAGE), help="where searches are kept")
 
 
 def search(arguments: argparse.Namespace) -> None:
-    """Run a search as the arguments say and print what it found. Raises SettingsError, SearchFailed."""
+    """Run a search as the arguments say and print what it found. Raises SettingsError, SearchFailed, Interrupted."""
+    if arguments.resume is not None:
+        _resume(arguments)
+        return
     path = _space_file(arguments)
     if is_study(path):
         _study(path, arguments)
         return
     settings, prepared = _prepare(path, arguments)
+    _search(settings, prepared, arguments.storage, None)
+
+
+def _resume(arguments: argparse.Namespace) -> None:
+    """Go on with a search where it stopped; of one that has ended, print what it found again."""
+    given = (arguments.space, arguments.space_option, arguments.dataset, arguments.data, arguments.trials)
+    if any(value is not None for value in given):
+        raise SettingsError("--resume goes on with a search as it was begun: give no other argument than --storage")
+    folder = find_folder(arguments.storage, arguments.resume)
+    settings = read_settings(folder)
+    _search(settings, _prepared(settings, folder / SETTINGS_FILE), arguments.storage, folder)
+
+
+def _search(settings: SearchSettings, prepared: Prepared, storage: Path, resume: Path | None) -> None:
+    """Run a search, or go on with one, and print what it found. Raises SettingsError, SearchFailed, Interrupted."""
     _connect_ray()
-    result = run_search(settings, prepared, arguments.storage, _say)
-    target = result.folder / "export"
-    export_search(result.folder, target)
-    print("\n".join(_last_lines(result, target)), flush=True)
+    stop = Stop()
+    with stop.on_signals():
+        try:
+            result = run_search(settings, prepared, storage, _say, stop, resume)
+        except Interrupted as interrupted:
+            raise Interrupted(f"go on with crh-tune search --resume {interrupted}{storage_option(storage)}") from None
+        target = result.folder / "export"
+        export_search(result.folder, target)
+        print("\n".join(_last_lines(result, target)), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one search: 0 finished, 1 failed, 2 a mistake in the arguments or settings."""
+    """Run one search: 0 finished, 1 failed, 2 a mistake in the arguments or settings, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="search.py", description="Search for the best settings of a hashing method.")
     add_arguments(parser)
     return run_command(lambda: search(parser.parse_args(argv)), "search")
 
 
 def run_command(command: Callable[[], None], name: str) -> int:
-    """Call a command; its exit code, with one line on standard error where it did not end well."""
+    """Call a command; its exit code, with one last line on standard error where it did not end well."""
     try:
         command()
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        return INTERRUPTED_CODE
     except (SettingsError, DataError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
@@ -89,7 +118,12 @@ def _study(path: Path, arguments: argparse.Namespace) -> None:
             raise SettingsError("--data: say which of the study's datasets lies there with --dataset")
         study = study.with_data(arguments.dataset, arguments.data)
     _connect_ray()
-    search_study(study, arguments.dataset, arguments.storage, _say)
+    stop = Stop()
+    with stop.on_signals():
+        try:
+            search_study(study, arguments.dataset, arguments.storage, _say, stop)
+        except Interrupted:
+            raise Interrupted(f"the same command goes on with study {study.name}") from None
 
 
 def _folder(text: str) -> Path:
@@ -120,8 +154,12 @@ def _prepare(path: Path, arguments: argparse.Namespace) -> tuple[SearchSettings,
             raise SettingsError(f"--trials: expected at least 1, got {arguments.trials}")
         budget = settings.budget.model_copy(update={"trials": arguments.trials})
         settings = settings.model_copy(update={"budget": budget})
+    return settings, _prepared(settings, path)
+
+
+def _prepared(settings: SearchSettings, path: Path) -> Prepared:
     try:
-        return settings, prepare(settings, _say)
+        return prepare(settings, _say)
     except ValueError as error:  # SettingsError, and what a dataset says of its options
         raise SettingsError(f"{path}: {error}") from None
 
@@ -140,9 +178,15 @@ def _last_lines(result: SearchResult, target: Path) -> list[str]:
     ]
     if result.unsent:
         lines.append(
-            f"MLflow           {result.unsent} entries could not be sent; they are kept in {_near(result.folder)}"
+            f"MLflow           {result.unsent} entries are still unsent, and kept: "
+            f"crh-tune sync {result.search_id}{storage_option(result.folder.parent)} sends them"
         )
-    return [*lines, f"open the UI      {_ui_command(result.tracking_uri)}"]
+    return [*lines, f"open the UI      {_ui_command(result.tracking_uri)}", result.ended]
+
+
+def storage_option(storage: Path) -> str:
+    """The --storage option that a command for a search in this storage needs, with a space before it."""
+    return "" if storage.resolve() == Path(DEFAULT_STORAGE).resolve() else f" --storage {_near(storage)}"
 
 
 def _ui_command(uri: str) -> str:

@@ -14,11 +14,13 @@ from crh_tune.export.bundle import model_card, write_bundle
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.aggregator import solve_locally
+from crh_tune.training.checkpoints import newest
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import Workers
+from crh_tune.tuning.record import STUDY_FILE, SUMMARY_FILE
 from crh_tune.tuning.searcher import METRICS, SETTINGS, trial_name
-from crh_tune.tuning.study import RUNS_FOLDER, STUDY_FILE, SUMMARY_FILE, Candidate
-from crh_tune.tuning.trial import open_split
+from crh_tune.tuning.study import Candidate
+from crh_tune.tuning.trial import RUNS_FOLDER, open_split
 
 
 def export_search(search: Path, target: Path) -> None:
@@ -36,13 +38,13 @@ def export_search(search: Path, target: Path) -> None:
     if not study.get_trials(states=(TrialState.COMPLETE,)):
         raise SettingsError(f"{search}: no trial has come to its end yet")
     best = study.best_trial
-    checkpoints = sorted((search / RUNS_FOLDER / trial_name(best.number)).glob("checkpoint_*"))
-    if not checkpoints:
+    checkpoint = newest(search / RUNS_FOLDER / trial_name(best.number))
+    if checkpoint is None:
         raise SettingsError(f"{search}: the checkpoint of {trial_name(best.number)} is gone")
     lines = [
         f"The best trial so far ({trial_name(best.number)}) of an unfinished search: neither confirmed nor tested."
     ]
-    _export(best.user_attrs[SETTINGS], "search", checkpoints[-1], best.user_attrs[METRICS], lines, target)
+    _export(best.user_attrs[SETTINGS], "search", checkpoint, best.user_attrs[METRICS], lines, target)
 
 
 def _export(

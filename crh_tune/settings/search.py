@@ -123,10 +123,14 @@ class ConfirmSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    """How many trials, for how many hours at most (null: no limit), how many at once (auto: what the machine fits)."""
+    """How many trials, for how many hours at most (null: no limit), how many at once (auto: what the machine fits).
+
+    A trial that evaluates nothing for ``hang_minutes`` hangs, and fails: leave time for ``evaluate_every`` epochs.
+    """
 
     trials: int = Field(24, ge=1)
     hours: float | None = Field(None, gt=0, allow_inf_nan=False)
+    hang_minutes: float = Field(60, gt=0, allow_inf_nan=False)
     concurrent: int | Literal["auto"] = "auto"
 
     @field_validator("concurrent")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +14,41 @@ import torch
 CHECKPOINT_FILE = "checkpoint.pt"
 CENTERS_FILE = "centers.npy"
 """The centres beside a checkpoint, C x K int8, for people to look at."""
+KEPT = 2
+"""How many checkpoints of a run stay: where the newest is broken, the one before is still there."""
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or is of another run."""
 
 
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file aside, and rename it once it is on the disk: ``path`` is whole, or as it was.
+
+    Raises OSError where the disk is full or gone.
+    """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        write(aside)
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
 def save(state: dict[str, Any], folder: Path) -> None:
-    """Write a checkpoint aside and rename it, so that a file of that name is always whole."""
+    """Write a checkpoint, so that a file of that name is always whole. Raises OSError where the disk is full."""
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{CHECKPOINT_FILE}.{os.getpid()}"
-    torch.save(state, aside)
-    aside.replace(folder / CHECKPOINT_FILE)
+    write_whole(folder / CHECKPOINT_FILE, lambda aside: _torch_save(state, aside))
+
+
+def _torch_save(state: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # how torch says that a file could not be written
+        raise OSError(f"{path.parent}: the checkpoint could not be written: {str(error).splitlines()[0]}") from error
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -35,3 +61,25 @@ def load(folder: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: not a checkpoint of a training run")
     return state
+
+
+def keep(run_folder: Path, epoch: int, write: Callable[[Path], None]) -> None:
+    """Add a run's checkpoint of this epoch, written by ``write`` into a folder, and drop all but the newest two."""
+    write(run_folder / f"checkpoint_{epoch:06d}")
+    for old in _newest_first(run_folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def newest(run_folder: Path) -> Path | None:
+    """The folder of a run's newest checkpoint that can be read; None where there is none."""
+    for folder in _newest_first(run_folder):
+        try:
+            load(folder)
+        except CheckpointError:
+            continue
+        return folder
+    return None
+
+
+def _newest_first(run_folder: Path) -> list[Path]:
+    return sorted(run_folder.glob("checkpoint_*"), reverse=True)

@@ -85,6 +85,7 @@ class TrainingRun:
         self.codebook_spec: CodebookSpec | None = None
         self.epoch = 0
         self._seen: list[tuple[Rows, Tensor]] = []
+        self.metrics: Metrics = {}
         self.seconds = dict.fromkeys(_PHASES, 0.0)
 
     @property
@@ -115,9 +116,11 @@ class TrainingRun:
     def train(self, report: Report) -> Metrics:
         """Train from the present epoch to the last one, reporting each evaluation; returns the last metrics.
 
+        What a checkpoint was reported with is reported again, since that report may have been lost with its process.
         Raises TrainingDiverged when the loss is not finite.
         """
-        metrics: Metrics = {}
+        if self.metrics:
+            report(self.metrics, None)
         self.take_first_centers()
         while self.epoch < self.trial.epochs:
             self.epoch += 1
@@ -132,8 +135,9 @@ class TrainingRun:
                     metrics |= {"centers/reassigned": changed, **center_metrics(self.centers, self.reference)}
                 metrics |= {f"seconds/{phase}": seconds for phase, seconds in self.seconds.items()}
                 metrics["final"] = float(self.epoch == self.trial.epochs)
-                report(metrics, self._save if self.workers.rank == 0 else None)
-        return metrics
+                self.metrics = {name: float(value) for name, value in metrics.items()}
+                report(self.metrics, self._save if self.workers.rank == 0 else None)
+        return self.metrics
 
     def _score_and_reassign(self, asking: bool, updating: bool) -> tuple[Metrics, float]:
         """mAP with the present codes and then a round of reassignment, each where it is due.
@@ -164,6 +168,7 @@ class TrainingRun:
             self._use_codebook(CodebookSpec(**{**codebook, "words": bytes.fromhex(codebook["words"])}))
             self.table = state["table"].numpy()
         self.epoch = state["epoch"]
+        self.metrics = state["metrics"]
         self.seconds = state["seconds"]
 
     def _save(self, folder: Path) -> None:
@@ -173,14 +178,15 @@ class TrainingRun:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "epoch": self.epoch,
+            "metrics": self.metrics,
             "seconds": self.seconds,
         }
         if self.has_centers:
             codebook = {**asdict(self._spec), "words": self._spec.words.hex()}  # plain text loads without pickle
             state |= {"codebook": codebook, "table": torch.from_numpy(self.table.copy())}
-        checkpoints.save(state, folder)
-        if self.has_centers:
+            folder.mkdir(parents=True, exist_ok=True)
             np.save(folder / checkpoints.CENTERS_FILE, self.centers, allow_pickle=False)
+        checkpoints.save(state, folder)  # last: where it is, the checkpoint is complete
 
     def _update_due(self) -> bool:
         """After each of the first epochs, then at intervals; never after the last, which nothing would train on."""

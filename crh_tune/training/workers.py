@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 Array = npt.NDArray[Any]
+Anything = TypeVar("Anything")
 CPU = torch.device("cpu")
 
 
@@ -50,7 +51,7 @@ class Workers:
         padding = (0, 0) * (share.ndim - 1) + (first, sum(counts) - first - len(share))
         return sum_over_workers(nn.functional.pad(share, padding))
 
-    def from_first(self, make: Callable[[], Array]) -> Array:
+    def from_first(self, make: Callable[[], Anything]) -> Anything:
         """What the first worker makes, on all workers."""
         made: list[Any] = [make() if self.rank == 0 else None]
         if self.size > 1:

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from crh_tune.settings.trial import TrialSettings
-from crh_tune.tuning.runs import COMPLETE, FAILED, Outcome
+from crh_tune.tuning.record import COMPLETE, FAILED, Outcome
 
 Say = Callable[[str], None]
 
 
 class Progress:
-    """Says one line for every run that ends: how many are done, what it was, its value, the best so far."""
+    """Says one line for every run that ends: how many are done, what it was, its value, the best so far.
 
-    def __init__(self, say: Say, total: int, metric: str, mode: str) -> None:
+    ``before`` are runs of a resumed search that had ended: they are counted, and not said again.
+    """
+
+    def __init__(self, say: Say, total: int, metric: str, mode: str, before: Sequence[Outcome] = ()) -> None:
         self._say, self._total, self._metric, self._sign = say, total, metric, 1 if mode == "max" else -1
         self._done, self._best, self._start = 0, "", time.monotonic()
         self._best_value = float("-inf")
+        for outcome in before:
+            self._count(outcome)
+
+    def _count(self, outcome: Outcome) -> None:
+        self._done += 1
+        value = outcome.metrics.get(self._metric)
+        if outcome.status == COMPLETE and value is not None and self._sign * value > self._best_value:
+            self._best_value, self._best = self._sign * value, outcome.name
 
     def __call__(self, outcome: Outcome) -> None:
-        self._done += 1
+        self._count(outcome)
         value = outcome.metrics.get(self._metric)
         if outcome.status == FAILED or value is None:
             said = f"failed: {outcome.error}"
         else:
-            if outcome.status == COMPLETE and self._sign * value > self._best_value:
-                self._best_value, self._best = self._sign * value, outcome.name
             stopped = "" if outcome.status == COMPLETE else f" stopped after epoch {outcome.metrics['epoch']:.0f}"
             said = f"{self._metric} {value:.4f}{stopped}"
         best = f"  best {self._sign * self._best_value:.4f} ({self._best})" if self._best else ""

@@ -90,12 +90,13 @@ def paper_values(
 
 
 def enqueue(study: optuna.Study, settings: SearchSettings, classes: int, multi_label: bool) -> None:
-    """Put the start points first in a new study's queue, each value under the name it is drawn by.
+    """Put the start points that a study does not have yet in its queue, each value under the name it is drawn by.
 
     A value that the space cannot draw (the paper's lambda = 0 in a log-uniform range) is fixed for that trial, and not
     told to the sampler as something it drew.
     """
-    for start, values in start_points(settings, classes, multi_label):
+    queued = sum(START in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+    for start, values in start_points(settings, classes, multi_label)[queued:]:
         params: dict[str, Any] = {}
         fixed: dict[str, Any] = {}
         for name, value in values.items():

@@ -5,42 +5,36 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search.searcher import Searcher
 
 from crh_tune.data.splits import Stage
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import BudgetSettings, SearchSettings
 from crh_tune.settings.trial import ScalingSettings, TrialSettings, write_trial
-from crh_tune.training.checkpoints import CENTERS_FILE
-from crh_tune.tuning.searcher import plain_metrics
+from crh_tune.training.checkpoints import CENTERS_FILE, newest
+from crh_tune.tuning.record import COMPLETE, FAILED, PRUNED, Outcome, read_outcomes, write_outcome
+from crh_tune.tuning.searcher import OptunaSearcher, plain_metrics, trial_name
+from crh_tune.tuning.stopping import Clock, Stop
 from crh_tune.tuning.tracking import Tracker, flat
-from crh_tune.tuning.trial import run_trial
+from crh_tune.tuning.trial import ERROR, RESTARTS, RUNS_FOLDER, run_trial
 
-RUNS_FOLDER, SETTINGS_FOLDER = "runs", "settings"
-COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
-
-
-@dataclass
-class Outcome:
-    """How one run ended: ``status`` is complete, pruned or failed; ``checkpoint`` is where its last one is."""
-
-    name: str
-    settings: dict[str, Any]
-    start: str = ""
-    status: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    checkpoint: str | None = None
-    error: str = ""
+SETTINGS_FOLDER = "settings"
+OUT_OF_TIME = "stopped by budget.hours"
+"""The error of a run that was stopped when the search's hours were over."""
+HOPELESS_TRIALS = 5
+"""A search stops when this many trials have ended and every one of them failed."""
+os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a run that fails reports its error in place of metrics
 
 
 @dataclass(frozen=True)
@@ -53,6 +47,7 @@ class Place:
     tracker: Tracker
     splits: dict[Stage, str]
     """The fingerprint of the split of each stage."""
+    stop: Stop = field(default_factory=Stop)
 
     def key(self, name: str) -> str:
         """The MLflow key of a run of this search."""
@@ -60,11 +55,24 @@ class Place:
 
 
 class RunEvents(tune.Callback):
-    """Logs every run to MLflow, keeps its outcome, and says when one has ended."""
+    """Keeps how every run ends, tells MLflow and Optuna, and says when one has ended.
 
-    def __init__(self, place: Place, said: Callable[[Outcome], None]) -> None:
-        self._place, self._said = place, said
-        self.outcomes: dict[str, Outcome] = {}
+    ``outcomes`` starts with those of the runs that had ended before. A run is ended by writing its outcome; what
+    follows changes nothing when it is done twice, and is done again for outcomes that were there before.
+    """
+
+    def __init__(
+        self, place: Place, budget: BudgetSettings, said: Callable[[Outcome], None], searcher: OptunaSearcher | None
+    ) -> None:
+        self._place, self._said, self._searcher = place, said, searcher
+        self._hang_seconds = budget.hang_minutes * 60
+        self._ended: list[str] = []
+        self._alive: dict[str, float] = {}
+        self._reached: dict[str, int] = {}
+        self._hung: set[str] = set()
+        self.outcomes = read_outcomes(place.folder)
+        for outcome in self.outcomes.values():
+            self._make_known(outcome)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes its callbacks down to restore them; these are made anew by a resumed search."""
@@ -73,6 +81,7 @@ class RunEvents(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         run = trial.config["run"]
         key = self._place.key(run["name"])
+        self._alive[run["name"]] = time.monotonic()
         self.outcomes[run["name"]] = Outcome(run["name"], run["settings"], run["start"])
         tags = {"crh_tune.stage": run["stage"], "crh_tune.start": run["start"], **run.get("tags", {})}
         self._place.tracker.start_run(key, run["name"], self._place.search_id, tags)
@@ -82,35 +91,82 @@ class RunEvents(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        run = trial.config["run"]
-        metrics = plain_metrics(result)
-        self.outcomes[run["name"]].metrics = metrics
-        self.outcomes[run["name"]].checkpoint = result.get(CHECKPOINT_PATH_KEY)
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value) and name != "epoch"}
-        self._place.tracker.metrics(self._place.key(run["name"]), finite, int(metrics["epoch"]))
-        self.outcomes[run["name"]].status = COMPLETE if result.get("final") else PRUNED
+        outcome = self.outcomes[trial.config["run"]["name"]]
+        self._alive[outcome.name] = time.monotonic()
+        if ERROR in result:
+            outcome.status, outcome.error = FAILED, str(result[ERROR])
+            return
+        outcome.metrics = plain_metrics(result)
+        outcome.status = COMPLETE if result.get("final") else PRUNED
+        epoch = int(outcome.metrics["epoch"])
+        if epoch > self._reached.get(outcome.name, 0):  # it makes progress, and may be started again as often as before
+            self._reached[outcome.name] = epoch
+            trial.max_failures = trial.num_failures + RESTARTS
+        finite = {name: value for name, value in outcome.metrics.items() if math.isfinite(value) and name != "epoch"}
+        self._place.tracker.metrics(self._place.key(outcome.name), finite, epoch)
+        if self._searcher:
+            self._searcher.report(outcome.name, outcome.metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._ended(trial, "FINISHED")
+        self._end(self.outcomes[trial.config["run"]["name"]])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        if self._place.stop.interrupted:
+            return  # its process was ended, to be gone on with
         outcome = self.outcomes[trial.config["run"]["name"]]
-        outcome.status, outcome.error = FAILED, _reason(trial)
-        self._ended(trial, "FAILED")
+        outcome.status = FAILED
+        outcome.error = f"its process died {trial.num_failures} times, the last time: {_reason(trial)}"
+        if outcome.name in self._hung:
+            outcome.error = f"no progress for {self._hang_seconds / 60:g} minutes"
+        self._end(outcome)
 
-    def _ended(self, trial: Trial, status: str) -> None:
-        outcome = self.outcomes[trial.config["run"]["name"]]
-        key = self._place.key(outcome.name)
-        if trial.checkpoint:
-            outcome.checkpoint = str(trial.checkpoint.path)
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """End the process of a run that makes no progress, and of every run once the search is interrupted."""
+        now = time.monotonic()
+        for trial in trials:
+            if trial.status != Trial.RUNNING or trial.temporary_state.ray_actor is None:
+                continue
+            name = trial.config["run"]["name"]
+            hangs = now - self._alive[name] > self._hang_seconds and name not in self._hung
+            if hangs or self._place.stop.interrupted:
+                self._hung |= {name} if hangs else set()
+                trial.max_failures = 0  # not to be started again
+                ray.kill(trial.temporary_state.ray_actor)
+
+    def close(self) -> None:
+        """End the runs that Tune has stopped without a word: by the budget for good, otherwise to be gone on with."""
+        for outcome in self.outcomes.values():
+            if outcome.name in self._alive and outcome.name not in self._ended:
+                if self._place.stop.out_of_time and not self._place.stop.interrupted:
+                    outcome.status, outcome.error = outcome.status or FAILED, OUT_OF_TIME
+                    self._end(outcome)
+                else:
+                    self._place.tracker.end_run(self._place.key(outcome.name), "KILLED")
+
+    def _end(self, outcome: Outcome) -> None:
+        checkpoint = newest(self._place.folder / RUNS_FOLDER / outcome.name)
+        outcome.checkpoint = str(checkpoint) if checkpoint else None
         outcome.status = outcome.status or FAILED
-        self._keep_artifacts(key, outcome)
-        tags = {"crh_tune.outcome": outcome.status}
-        if outcome.error:
-            tags["crh_tune.error"] = outcome.error
-        self._place.tracker.tags(key, tags)
-        self._place.tracker.end_run(key, status)
+        write_outcome(self._place.folder, outcome)
+        self._make_known(outcome)
         self._said(outcome)
+        self._ended.append(outcome.name)
+        ended = [other for name, other in self.outcomes.items() if name in self._ended or name not in self._alive]
+        if self._searcher and len(self._ended) >= HOPELESS_TRIALS and all(each.status == FAILED for each in ended):
+            self._place.stop.hopeless = f"all of {len(ended)} trials failed, the last one: {outcome.error}"
+
+    def _make_known(self, outcome: Outcome) -> None:
+        """Tell MLflow and Optuna of a run that has ended, where they do not know."""
+        key, tracker = self._place.key(outcome.name), self._place.tracker
+        if not tracker.has_ended(key):
+            self._keep_artifacts(key, outcome)
+            tags = {"crh_tune.outcome": outcome.status}
+            if outcome.error:
+                tags["crh_tune.error"] = outcome.error
+            tracker.tags(key, tags)
+            tracker.end_run(key, "FAILED" if outcome.status == FAILED else "FINISHED")
+        if self._searcher:
+            self._searcher.tell(outcome)
 
     def _keep_artifacts(self, key: str, outcome: Outcome) -> None:
         folder = self._place.folder / SETTINGS_FOLDER
@@ -126,7 +182,7 @@ def _reason(trial: Trial) -> str:
     """The last line of what went wrong, from the file Tune has just written on this machine."""
     path = Path(trial.error_file or "")
     lines = [line.strip() for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
-    return lines[-1] if lines else "the trial's process ended without a word"
+    return lines[-1] if lines else "without a word"
 
 
 def run_trials(
@@ -135,13 +191,21 @@ def run_trials(
     budget: BudgetSettings,
     said: Callable[[Outcome], None],
     *,
-    searcher: Searcher | None = None,
+    searcher: OptunaSearcher | None = None,
     fixed: Sequence[dict[str, Any]] = (),
     scheduler: TrialScheduler | None = None,
-    seconds: float | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, Outcome]:
-    """Run what a searcher proposes, weak trials stopped by the scheduler, or a fixed list of runs to their end."""
-    events = RunEvents(place, said)
+    """Run what a searcher proposes, weak trials stopped by the scheduler, or a fixed list of runs to their end.
+
+    Returns the outcomes of all runs of the place, those that had ended before among them. A fixed run that is complete
+    is not run again. Raises Interrupted.
+    """
+    events = RunEvents(place, budget, said, searcher)
+    known = events.outcomes
+    fixed = [run for run in fixed if run["name"] not in known or known[run["name"]].status != COMPLETE]
+    if not (searcher.has_work if searcher else fixed):
+        return events.outcomes
     common = {"splits": place.splits, "aggregator": place.aggregator, "storage": str(place.folder)}
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_run_with, common=common), trial_resources(scaling)),
@@ -151,21 +215,25 @@ def run_trials(
             scheduler=scheduler or FIFOScheduler(),
             num_samples=-1 if searcher else 1,
             max_concurrent_trials=concurrency(scaling, budget),
-            time_budget_s=seconds,
             reuse_actors=scaling.workers_per_trial == 1,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name=RUNS_FOLDER,
+            name="tune",
             storage_path=str(place.folder),
             callbacks=[events],
+            stop=place.stop,
             verbose=0,
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            failure_config=tune.FailureConfig(max_failures=RESTARTS),
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the events above say what happened
-    tuner.fit()
+    with place.stop.while_running(clock):
+        try:
+            tuner.fit()
+        finally:
+            events.close()
     return events.outcomes
 
 
@@ -178,12 +246,29 @@ def _trial_name(trial: Trial) -> str:
     return str(trial.config["run"]["name"])
 
 
-def asha(settings: SearchSettings) -> TrialScheduler | None:
+class Asha(AsyncHyperBandScheduler):
+    """Tune's ASHA, whose rungs are filled again from what trials of a resumed search had reported before."""
+
+    def replay(self, name: str, values: dict[int, float]) -> None:
+        """Take a trial's intermediate values, by epoch, into the rungs."""
+        stand_in = SimpleNamespace(trial_id=name)
+        for epoch in sorted(values):
+            self._brackets[0].on_result(stand_in, epoch, self._metric_op * values[epoch])  # type: ignore
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Give a trial that goes on the places it has in the rungs, so that it is not counted twice."""
+        super().on_trial_add(tune_controller, trial)
+        for _, recorded in self._brackets[0]._rungs:
+            if _trial_name(trial) in recorded:
+                recorded[trial.trial_id] = recorded.pop(_trial_name(trial))
+
+
+def asha(settings: SearchSettings, study: optuna.Study) -> Asha | None:
     """The search's ASHA scheduler; None where it has none, or its first rung lies beyond the last epoch."""
     chosen, epochs = settings.scheduler.asha, settings.trial.epochs
     if chosen is None or chosen.grace_epochs >= epochs:
         return None
-    return AsyncHyperBandScheduler(
+    scheduler = Asha(
         time_attr="epoch",
         metric=settings.objective.metric,
         mode=settings.objective.mode,
@@ -191,6 +276,9 @@ def asha(settings: SearchSettings) -> TrialScheduler | None:
         grace_period=chosen.grace_epochs,
         reduction_factor=chosen.reduction,
     )
+    for trial in study.get_trials(deepcopy=False):
+        scheduler.replay(trial_name(trial.number), trial.intermediate_values)
+    return scheduler
 
 
 def trial_resources(scaling: ScalingSettings) -> tune.PlacementGroupFactory:

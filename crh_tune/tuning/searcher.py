@@ -1,8 +1,9 @@
-"""Optuna as a Ray Tune searcher. Every trial's life is in Optuna's storage, and nowhere else.
+"""Optuna as a Ray Tune searcher. Every trial's life is in Optuna's storage, so that a study can be gone on with.
 
 Ray's own OptunaSearch records a trial that a scheduler stopped as complete with the value it had got to, which misleads
 the sampler, and leaves one that ends in NaN running for ever. Here a stopped trial is pruned with its intermediate
-values, and one without a usable result has failed.
+values, and one without a usable result has failed. The search's own events tell the study of results and ends
+(``runs.RunEvents``): after they are on disk, which Tune's calls of a searcher would not wait for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ray.tune.search.searcher import Searcher
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning.proposals import START, propose
+from crh_tune.tuning.record import COMPLETE, PRUNED, Outcome
 
 SETTINGS = "settings"
 """User attribute: the resolved settings of the trial, as plain values."""
@@ -30,23 +32,39 @@ def trial_name(number: int) -> str:
 
 
 class OptunaSearcher(Searcher):
-    """Asks the study for trials until its budget is spent, and tells it how each one ended."""
+    """Hands out the study's trials that are still running, then asks it for new ones until the budget is spent."""
 
     def __init__(
         self, study: optuna.Study, settings: SearchSettings, classes: int, multi_label: bool, budget: int
     ) -> None:
         super().__init__(metric=settings.objective.metric, mode=settings.objective.mode)
         self._study, self._settings, self._classes, self._multi_label = study, settings, classes, multi_label
-        self._left = budget
-        self._running: dict[str, optuna.Trial] = {}
-        self._reported: dict[str, int] = {}
+        begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+        self._again = [optuna.trial.Trial(study, t._trial_id) for t in begun if t.state == TrialState.RUNNING]
+        self._left = budget - len(begun)
+        self._running = {trial_name(trial.number): trial for trial in self._again}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a trial is left to run."""
+        return bool(self._again) or self._left > 0
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial as ``{"run": {name, settings, start}}``; "FINISHED" once the budget is spent."""
-        if self._left == 0:
+        """The next trial as ``{"run": {name, settings, stage, start}}``; "FINISHED" once the budget is spent."""
+        if not self.has_work:
             return Searcher.FINISHED
-        self._left -= 1
-        trial = self._study.ask()
+        if self._again:
+            trial = self._again.pop(0)
+        else:
+            self._left -= 1
+            trial = self._study.ask()
+        self._running[trial_name(trial.number)] = trial
+        content = trial.user_attrs.get(SETTINGS) or self._draw(trial)
+        start = trial.user_attrs.get(START, "drawn")
+        return {"run": {"name": trial_name(trial.number), "settings": content, "stage": "search", "start": start}}
+
+    def _draw(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Draw a trial's settings, and keep them; what it has drawn before stays as it was."""
         values = propose(trial, self._settings, self._classes)
         settings = self._settings.trial_settings(values, values.get("seed", self._settings.seed))
         try:
@@ -56,39 +74,34 @@ class OptunaSearcher(Searcher):
             raise SettingsError(f"trial {trial.number} with {values}: {error}") from None
         content = settings.model_dump(mode="json")
         trial.set_user_attr(SETTINGS, content)
-        self._running[trial_id] = trial
-        start = trial.user_attrs.get(START, "drawn")
-        return {"run": {"name": trial_name(trial.number), "settings": content, "stage": "search", "start": start}}
+        return content
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Keep an intermediate value, under its epoch, once."""
-        trial, value = self._running.get(trial_id), result.get(self.metric)
+    def report(self, name: str, metrics: dict[str, float]) -> None:
+        """Keep a running trial's intermediate value, under its epoch, once."""
+        trial, value, epoch = self._running.get(name), metrics.get(self.metric), int(metrics["epoch"])
         if trial is None or value is None or not math.isfinite(value):
             return
-        epoch = int(result["epoch"])
-        if self._reported.get(trial_id) != epoch:
-            self._reported[trial_id] = epoch
+        if epoch not in self._study._storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(value, epoch)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study: complete with a value, pruned before its last epoch, or failed.
-
-        Tune hands a trial's last result to this method only.
-        """
-        if result is not None:
-            self.on_trial_result(trial_id, result)
-        trial = self._running.pop(trial_id, None)
+    def tell(self, outcome: Outcome) -> None:
+        """Tell the study how a trial ended, unless it knows: complete with a value, pruned, or failed."""
+        trial = self._running.pop(outcome.name, None)
         if trial is None:
             return
-        value = (result or {}).get(self.metric)
-        if error or result is None or value is None or not math.isfinite(value):
+        self._again = [other for other in self._again if other is not trial]
+        value = outcome.metrics.get(str(self.metric))
+        if outcome.metrics:
+            trial.set_user_attr(METRICS, outcome.metrics)
+        if outcome.status not in (COMPLETE, PRUNED) or value is None or not math.isfinite(value):
             self._study.tell(trial, state=TrialState.FAIL)
-            return
-        trial.set_user_attr(METRICS, plain_metrics(result))
-        if result.get("final"):
+        elif outcome.status == COMPLETE:
             self._study.tell(trial, value)
         else:
             self._study.tell(trial, state=TrialState.PRUNED)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tune's own call, before anything is on disk: nothing to do."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes its searcher down to restore it; this one is made anew from the study."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from crh_tune.settings.study import StudySettings
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.tuning import tracking
 from crh_tune.tuning.progress import Progress, Say
-from crh_tune.tuning.runs import COMPLETE, Place, run_trials
+from crh_tune.tuning.record import COMPLETE, held
+from crh_tune.tuning.runs import Place, run_trials
+from crh_tune.tuning.stopping import Stop
+from crh_tune.tuning.tracking import PATIENCE, SHORT_PATIENCE
 from crh_tune.tuning.trial import start_aggregator
 
 ROW, STUDY = "crh_tune.row", "crh_tune.study"
@@ -29,10 +33,11 @@ RANDOM = "Random"
 _PAGE = 1000
 
 
-def run_study(study: StudySettings, dataset: str, storage: Path, say: Say) -> int:
+def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop: Stop) -> int:
     """Run what is missing of a study on one dataset; returns how many of its runs are still missing. Ray is up.
 
-    Raises SettingsError where the dataset is unknown, or MLflow does not answer.
+    Raises SettingsError where the dataset is unknown, MLflow does not answer or another process runs this study,
+    Interrupted where ``stop`` was signalled.
     """
     split = final_split(open_dataset(dataset, study.on(dataset).options))
     runs = _runs(study, dataset, split, say)
@@ -45,14 +50,20 @@ def run_study(study: StudySettings, dataset: str, storage: Path, say: Say) -> in
     say(f"study {key}: {len(runs)} runs, {len(runs) - len(missing)} there already, {len(missing)} to do")
     folder = storage.resolve() / key
     folder.mkdir(exist_ok=True)
-    tracker = tracking.Tracker(uri, experiment, folder)
-    tracker.start_run(key, key, tags={STUDY: study.name, "crh_tune.stage": "parent"})
-    place = Place(key, folder, f"crh-aggregator-{key}", tracker, {"final": split.fingerprint})
-    for bits in study.on(dataset).bits or study.bits if study.random_draws else ():
-        _log_random(study, dataset, split, bits, place, done)
-    failed = _run_missing(study, missing, place, say) if missing else 0
-    tracker.end_run(key, "FINISHED" if failed == 0 else "FAILED")
-    tracker.close()
+    with held(folder):
+        tracker = tracking.Tracker(uri, study.name, storage, folder)
+        tracker.start_run(key, key, tags={STUDY: study.name, "crh_tune.stage": "parent"})
+        aggregator = f"crh-aggregator-{key}-{time.time_ns()}"
+        place = Place(key, folder, aggregator, tracker, {"final": split.fingerprint}, stop)
+        status = "KILLED"
+        try:
+            for bits in study.on(dataset).bits or study.bits if study.random_draws else ():
+                _log_random(study, dataset, split, bits, place, done)
+            failed = _run_missing(study, missing, place, say) if missing else 0
+            status = "FINISHED" if failed == 0 else "FAILED"
+        finally:
+            tracker.end_run(key, status)
+            tracker.close(PATIENCE if status != "KILLED" else SHORT_PATIENCE)
     return failed
 
 
@@ -63,7 +74,7 @@ def _run_missing(study: StudySettings, missing: list[dict[str, Any]], place: Pla
         outcomes = run_trials(place, study.scaling, study.budget, progress, fixed=missing)
     finally:
         ray.kill(aggregator)
-    return sum(outcome.status != COMPLETE for outcome in outcomes.values())
+    return sum(outcomes[run["name"]].status != COMPLETE for run in missing)
 
 
 def _runs(study: StudySettings, dataset: str, split: Split, say: Say) -> list[dict[str, Any]]:

@@ -7,30 +7,41 @@ import json
 import statistics
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import ray
+from optuna.exceptions import StorageInternalError
+from ray.tune import TuneError
 
 from crh_tune.data.datasets import open_dataset
-from crh_tune.data.splits import Split, final_split, search_split
-from crh_tune.settings.base import SettingsError
+from crh_tune.data.splits import Split, Stage, final_split, search_split
 from crh_tune.settings.search import SearchSettings, drawn
 from crh_tune.training.models import build_network
 from crh_tune.tuning import tracking
 from crh_tune.tuning.progress import Progress, Say
 from crh_tune.tuning.proposals import enqueue, paper_values, start_points
-from crh_tune.tuning.runs import COMPLETE, FAILED, RUNS_FOLDER, Outcome, Place, asha, concurrency, run_trials
+from crh_tune.tuning.record import (
+    CLOCK_FILE,
+    COMPLETE,
+    SETTINGS_FILE,
+    STUDY_FILE,
+    SUMMARY_FILE,
+    Outcome,
+    held,
+    new_folder,
+    read_outcomes,
+    write_json,
+)
+from crh_tune.tuning.runs import OUT_OF_TIME, Place, asha, concurrency, run_trials
 from crh_tune.tuning.searcher import OptunaSearcher
+from crh_tune.tuning.stopping import Clock, Interrupted, Stop
 from crh_tune.tuning.trial import start_aggregator
 
-SUMMARY_FILE = "summary.json"
-SETTINGS_FILE = "search.json"
-STUDY_FILE = "optuna.db"
 SKIPPED_FILE = "skipped_images.txt"
-__all__ = ["RUNS_FOLDER", "SETTINGS_FILE", "STUDY_FILE", "SUMMARY_FILE", "Candidate", "SearchResult", "run_search"]
 
 
 class SearchFailed(RuntimeError):
@@ -56,7 +67,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a finished search found. ``best_test`` and ``paper_test`` are the test mAP, each asked once."""
+    """What a search that has ended found. ``best_test`` and ``paper_test`` are the test mAP, each asked once."""
 
     search_id: str
     folder: Path
@@ -65,7 +76,9 @@ class SearchResult:
     paper: Candidate
     best_test: Outcome
     paper_test: Outcome
-    unsent: int
+    ended: str
+    """How it ended: ``finished``, or ``stopped by budget`` and where."""
+    unsent: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,82 +108,112 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
     return Prepared(first, final_split(dataset), dataset.skipped)
 
 
-def run_search(settings: SearchSettings, prepared: Prepared, storage: Path, say: Say) -> SearchResult:
-    """Run a search to its end, in a new folder of ``storage``; Ray is up already.
+def run_search(
+    settings: SearchSettings,
+    prepared: Prepared,
+    storage: Path,
+    say: Say,
+    stop: Stop | None = None,
+    resume: Path | None = None,
+) -> SearchResult:
+    """Run a search to its end, in a new folder of ``storage`` or in the one that is resumed; Ray is up already.
 
-    Raises SettingsError before anything starts where the machine is too small or MLflow does not answer, SearchFailed
-    where no trial ends well.
+    Raises SettingsError before anything starts where the machine is too small, MLflow does not answer or another
+    process runs this search; SearchFailed where no trial ends well or storage fails; Interrupted, with the search's
+    name, where ``stop`` was signalled.
     """
-    first, last = prepared.first, prepared.last
     at_once = concurrency(settings.scaling, settings.budget)
     storage.mkdir(parents=True, exist_ok=True)
     uri = tracking.default_tracking_uri(storage)
-    experiment_id = tracking.connect(uri, settings.name, storage)
-    folder = _new_folder(storage, settings.name)
-    (folder / SETTINGS_FILE).write_text(settings.model_dump_json(indent=2))
-    tracker = tracking.Tracker(uri, experiment_id, folder)
-    place = Place(
-        folder.name,
-        folder,
-        f"crh-aggregator-{folder.name}-{time.time_ns()}",
-        tracker,
-        {"search": first.fingerprint, "final": last.fingerprint},
-    )
-    say(
-        f"search {place.search_id}: {settings.method} on {settings.dataset.name} "
-        f"({first.classes} classes, {len(first.train)} training samples, {len(first.queries)} validation queries), "
-        f"{settings.budget.trials} trials, {at_once} at a time"
-    )
+    if resume is None:  # a search that goes on does so without MLflow too
+        tracking.connect(uri, settings.name, storage)
+    folder = resume or new_folder(storage, settings)
+    with held(folder):
+        if (folder / SUMMARY_FILE).exists():
+            return read_result(folder, uri)
+        tracker = tracking.Tracker(uri, settings.name, storage, folder)
+        splits: dict[Stage, str] = {"search": prepared.first.fingerprint, "final": prepared.last.fingerprint}
+        name = f"crh-aggregator-{folder.name}-{time.time_ns()}"
+        place = Place(folder.name, folder, name, tracker, splits, stop or Stop())
+        first = prepared.first
+        say(
+            f"search {place.search_id}: {settings.method} on {settings.dataset.name} "
+            f"({first.classes} classes, {len(first.train)} training samples, {len(first.queries)} validation queries), "
+            f"{settings.budget.trials} trials, {at_once} at a time"
+        )
+        return _run(settings, prepared, place, uri, say)
+
+
+def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, say: Say) -> SearchResult:
+    """The search in its folder, told to MLflow as the parent run, with an aggregator of its own."""
+    tracker, key = place.tracker, place.search_id
+    tracker.start_run(key, key, tags={"crh_tune.stage": "parent"})
+    tracker.params(key, tracking.flat(settings.model_dump(mode="json")))
+    tracker.artifact(key, place.folder / SETTINGS_FILE)
+    status, patience = "FAILED", tracking.PATIENCE
     aggregator = start_aggregator(place.aggregator)
-    tracker.start_run(place.search_id, place.search_id, tags={"crh_tune.stage": "parent"})
-    tracker.params(place.search_id, tracking.flat(settings.model_dump(mode="json")))
-    tracker.artifact(place.search_id, folder / SETTINGS_FILE)
     if prepared.skipped:
-        (folder / SKIPPED_FILE).write_text("\n".join([*prepared.skipped, ""]), encoding="utf-8")
-        tracker.artifact(place.search_id, folder / SKIPPED_FILE)
-    status = "FAILED"
+        (place.folder / SKIPPED_FILE).write_text("\n".join([*prepared.skipped, ""]), encoding="utf-8")
+        tracker.artifact(key, place.folder / SKIPPED_FILE)
     try:
-        result = _search(settings, place, first.classes, first.multi_label, uri, say)
+        result = _search(settings, place, prepared.first.classes, prepared.first.multi_label, uri, say)
         status = "FINISHED"
+    except (Interrupted, KeyboardInterrupt):
+        status, patience = "KILLED", tracking.SHORT_PATIENCE
+        raise Interrupted(place.search_id) from None
+    except (OSError, StorageInternalError, TuneError) as error:
+        raise SearchFailed(_last_line(error)) from error
     finally:
-        tracker.end_run(place.search_id, status)
-        unsent = tracker.close()
         ray.kill(aggregator)
-    return SearchResult(**{**result, "unsent": unsent})
+        tracker.end_run(key, status)
+        unsent = tracker.close(patience)
+    return replace(result, unsent=unsent)
 
 
 def _search(
     settings: SearchSettings, place: Place, classes: int, multi_label: bool, uri: str, say: Say
-) -> dict[str, Any]:
-    study = _new_study(settings, place)
+) -> SearchResult:
+    study = _open_study(settings, place)
     enqueue(study, settings, classes, multi_label)
     trials = len(settings.cells()) if settings.is_grid else settings.budget.trials
     searcher = OptunaSearcher(study, settings, classes, multi_label, trials)
-    seconds = settings.budget.hours * 3600 if settings.budget.hours else None
-    progress = Progress(say, trials, settings.objective.metric, settings.objective.mode)
+    clock = Clock(place.folder / CLOCK_FILE, settings.budget.hours * 3600) if settings.budget.hours else None
+    before = [outcome for outcome in read_outcomes(place.folder).values() if outcome.start != "fixed"]
+    progress = Progress(say, trials, settings.objective.metric, settings.objective.mode, before)
     outcomes = run_trials(
-        place, settings.scaling, settings.budget, progress, searcher=searcher, scheduler=asha(settings), seconds=seconds
-    )
+        place, settings.scaling, settings.budget, progress, searcher=searcher, scheduler=asha(settings, study),
+        clock=clock,
+    )  # fmt: skip
+    if place.stop.hopeless:
+        raise SearchFailed(place.stop.hopeless)
+    outcomes = {name: outcome for name, outcome in outcomes.items() if outcome.start != "fixed"}
     finalists, paper = _finalists(settings, outcomes, classes, multi_label)
     candidates = _confirm(settings, place, finalists, paper, say)
     sign = 1 if settings.objective.mode == "max" else -1
     best = max(candidates, key=lambda candidate: sign * candidate.mean)
     confirmed_paper = candidates[-1]
     best_test, paper_test = _test(settings, place, best, confirmed_paper, say)
-    result = {
-        "search_id": place.search_id,
-        "folder": place.folder,
-        "tracking_uri": uri,
-        "best": best,
-        "paper": confirmed_paper,
-        "best_test": best_test,
-        "paper_test": paper_test,
-    }
-    summary = {name: _plain(value) for name, value in result.items()}
-    (place.folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2))
+    ended = how_it_ended(settings, list(outcomes.values()), trials)
+    result = SearchResult(place.search_id, place.folder, uri, best, confirmed_paper, best_test, paper_test, ended)
+    write_json(place.folder / SUMMARY_FILE, {name: _plain(value) for name, value in vars(result).items()})
     place.tracker.artifact(place.search_id, place.folder / SUMMARY_FILE)
     place.tracker.metrics(place.search_id, _parent_metrics(best, confirmed_paper, best_test, paper_test), 0)
     return result
+
+
+def how_it_ended(settings: SearchSettings, outcomes: list[Outcome], trials: int) -> str:
+    """The last line of a search: finished, or how far its hours let it get."""
+    if len(outcomes) == trials and not any(outcome.error == OUT_OF_TIME for outcome in outcomes):
+        return "finished"
+    return f"stopped by budget: {settings.budget.hours:g} hours were over after {len(outcomes)} of {trials} trials"
+
+
+def read_result(folder: Path, uri: str) -> SearchResult:
+    """The result of a search that has ended."""
+    summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    summary |= {name: Candidate(**summary[name]) for name in ("best", "paper")}
+    summary |= {name: Outcome(**summary[name]) for name in ("best_test", "paper_test")}
+    return SearchResult(**{**summary, "folder": folder, "tracking_uri": uri, "unsent": tracking.unsent_in(folder, uri)})
 
 
 def _finalists(
@@ -183,7 +226,7 @@ def _finalists(
     metric, sign = settings.objective.metric, 1 if settings.objective.mode == "max" else -1
     complete = [outcome for outcome in outcomes.values() if outcome.status == COMPLETE]
     if not complete:
-        reasons = {outcome.error for outcome in outcomes.values() if outcome.status == FAILED}
+        reasons = {outcome.error for outcome in outcomes.values() if outcome.error}
         raise SearchFailed(
             f"none of {len(outcomes)} trials came to its end: {'; '.join(sorted(reasons)[:3]) or 'no time'}"
         )
@@ -204,11 +247,11 @@ def _confirm(
     seeds = [settings.seed + 1 + n for n in range(settings.confirm.seeds)]
     say(f"confirming {len(chosen)} settings with {len(seeds)} fresh seeds each")
     runs = [
-        _run(f"confirm-{outcome.name}-seed{seed}", outcome.settings, seed, "search")
+        _fixed(f"confirm-{outcome.name}-seed{seed}", outcome.settings, seed, "search")
         for outcome in chosen
         for seed in seeds
     ]
-    progress = Progress(say, len(runs), settings.objective.metric, settings.objective.mode)
+    progress = Progress(say, len(runs), settings.objective.metric, settings.objective.mode, _before(place, runs))
     done = run_trials(place, settings.scaling, settings.budget, progress, fixed=runs)
     candidates = []
     for outcome in chosen:
@@ -225,45 +268,41 @@ def _test(
 ) -> tuple[Outcome, Outcome]:
     """Retrain the winner, and the paper's setting to compare, on all training samples; ask the test queries once."""
     say("retraining on all training samples, and asking the test queries once")
-    runs = [_run("final-best", best.settings, settings.seed, "final")]
+    runs = [_fixed("final-best", best.settings, settings.seed, "final")]
     if paper is not best:
-        runs.append(_run("final-paper", paper.settings, settings.seed, "final"))
-    done = run_trials(place, settings.scaling, settings.budget, Progress(say, len(runs), "test/map", "max"), fixed=runs)
+        runs.append(_fixed("final-paper", paper.settings, settings.seed, "final"))
+    progress = Progress(say, len(runs), "test/map", "max", _before(place, runs))
+    done = run_trials(place, settings.scaling, settings.budget, progress, fixed=runs)
     for run in runs:
         if done[run["name"]].status != COMPLETE:
             raise SearchFailed(f"{run['name']} did not come to its end: {done[run['name']].error}")
     return done["final-best"], done[runs[-1]["name"]]
 
 
-def _run(name: str, settings: dict[str, Any], seed: int, stage: str) -> dict[str, Any]:
+def _before(place: Place, runs: list[dict[str, Any]]) -> list[Outcome]:
+    """The outcomes of those runs that are complete already."""
+    known = read_outcomes(place.folder)
+    return [known[run["name"]] for run in runs if run["name"] in known and known[run["name"]].status == COMPLETE]
+
+
+def _fixed(name: str, settings: dict[str, Any], seed: int, stage: str) -> dict[str, Any]:
     content = {**settings, "trial": {**settings["trial"], "seed": seed}}
     return {"name": name, "settings": content, "stage": stage, "start": "fixed"}
 
 
-def _new_folder(storage: Path, name: str) -> Path:
-    """The first free ``name-001``, ``name-002``, ... in the storage, made so that nobody else has it."""
-    number = 1
-    while True:
-        folder = storage / f"{name}-{number:03d}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-            continue
-        except OSError as error:
-            raise SettingsError(f"{folder}: cannot be created: {error.strerror}") from None
-        return folder.resolve()
-
-
-def _new_study(settings: SearchSettings, place: Place) -> optuna.Study:
+def _open_study(settings: SearchSettings, place: Place) -> optuna.Study:
+    """The search's study, new or as it was left. A sampler that goes on proposes nothing a second time."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    return optuna.create_study(
+    study = optuna.create_study(
         study_name=place.search_id,
         storage=f"sqlite:///{place.folder / STUDY_FILE}",
-        sampler=optuna.samplers.TPESampler(seed=settings.seed, multivariate=True, group=True, constant_liar=True),
         direction="maximize" if settings.objective.mode == "max" else "minimize",
+        load_if_exists=True,
     )
+    seed = int(np.random.SeedSequence((settings.seed, len(study.trials))).generate_state(1)[0])
+    study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+    return study
 
 
 def _parent_metrics(best: Candidate, paper: Candidate, best_test: Outcome, paper_test: Outcome) -> dict[str, float]:
@@ -275,6 +314,13 @@ def _parent_metrics(best: Candidate, paper: Candidate, best_test: Outcome, paper
         "best/test_map": best_test.metrics["test/map"],
         "paper/test_map": paper_test.metrics["test/map"],
     }
+
+
+def _last_line(error: BaseException) -> str:
+    """What went wrong at the bottom of an error, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def _plain(value: Any) -> Any:

@@ -7,9 +7,12 @@ Sending something twice changes nothing: a run is found again by its key before 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import math
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -29,8 +32,11 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 # Without a kind, the UI takes an experiment for one of language-model traces.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _PARENT_TAG = "mlflow.parentRunId"
+OUTBOX_FILE, SENT_FILE = "mlflow_outbox.jsonl", "mlflow_sent"
+PATIENCE, SHORT_PATIENCE = 30.0, 3.0
+"""How many seconds the end of a search waits for the tracking server, and that of an interrupted one."""
 _BATCH = 100
-_LONGEST_WAIT = 30.0
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
 _VALUE_LENGTH = 500
 
 
@@ -44,31 +50,43 @@ def connect(uri: str, experiment: str, storage: Path) -> str:
 
     Raises SettingsError when the server does not answer.
     """
+    storage.mkdir(parents=True, exist_ok=True)
     try:
-        client = MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        artifacts = (storage.resolve() / "mlflow_artifacts").as_uri() if uri.startswith("sqlite:") else None
-        return str(client.create_experiment(experiment, artifact_location=artifacts, tags=_EXPERIMENT_TAGS))
+        with (storage / ".mlflow.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that make a new SQLite database break each other's
+            client = MlflowClient(tracking_uri=uri)
+            found = client.get_experiment_by_name(experiment)
+            if found is not None:
+                return str(found.experiment_id)
+            artifacts = (storage.resolve() / "mlflow_artifacts").as_uri() if uri.startswith("sqlite:") else None
+            return str(client.create_experiment(experiment, artifact_location=artifacts, tags=_EXPERIMENT_TAGS))
     except Exception as error:
         reason = str(error).splitlines()[0][:200]
         raise SettingsError(f"MLFLOW_TRACKING_URI: the tracking server at {uri} does not answer: {reason}") from None
 
 
 class Tracker:
-    """Logs runs by key through the outbox. One process writes a search's outbox at a time."""
+    """Logs runs by key through the outbox. One process writes a search's outbox at a time.
 
-    def __init__(self, uri: str, experiment_id: str, folder: Path) -> None:
+    A key's parameters, and its metrics of a step, are kept once, however often a run is gone on with.
+    """
+
+    def __init__(self, uri: str, experiment: str, storage: Path, folder: Path) -> None:
         self._client = MlflowClient(tracking_uri=uri)
-        self._experiment_id = experiment_id
-        self._outbox = folder / "mlflow_outbox.jsonl"
-        self._sent = folder / "mlflow_sent"
+        self._connect = lambda: connect(uri, experiment, storage)
+        self._experiment_id = ""
+        self._outbox = folder / OUTBOX_FILE
+        self._sent = Sent(folder / SENT_FILE, uri)
         self._run_ids: dict[str, str] = {}
+        self._logged: set[tuple[str, int]] = set()
+        self._described: set[str] = set()
+        self._ended: set[str] = set()
         self._wake = threading.Condition()
-        self._closing = False
+        self._closing, self._until = False, math.inf
         self._last_error = ""
-        self._outbox.touch()
+        self._kept = 0
+        for line in _whole_lines(self._outbox):
+            self._note(*json.loads(line))
         self._thread = threading.Thread(target=self._send_all, daemon=True, name="mlflow-outbox")
         self._thread.start()
 
@@ -77,10 +95,12 @@ class Tracker:
         self._append("start", key, {"name": name, "parent": parent, "tags": tags or {}})
 
     def params(self, key: str, params: dict[str, Any]) -> None:
-        self._append("params", key, {name: _text(value) for name, value in params.items()})
+        if key not in self._described:
+            self._append("params", key, {name: _text(value) for name, value in params.items()})
 
     def metrics(self, key: str, metrics: dict[str, float], step: int) -> None:
-        self._append("metrics", key, {"values": metrics, "step": step, "time": int(time.time() * 1000)})
+        if (key, step) not in self._logged:
+            self._append("metrics", key, {"values": metrics, "step": step, "time": int(time.time() * 1000)})
 
     def tags(self, key: str, tags: dict[str, str]) -> None:
         self._append("tags", key, tags)
@@ -91,38 +111,66 @@ class Tracker:
 
     def end_run(self, key: str, status: str) -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
-        self._append("end", key, {"status": status})
+        self._append("end", key, {"status": status, "time": int(time.time() * 1000)})
 
-    def close(self, patience: float = 60.0) -> int:
+    def has_ended(self, key: str) -> bool:
+        """Whether the run of this key was closed, and not opened again since."""
+        return key in self._ended
+
+    def close(self, patience: float = PATIENCE) -> int:
         """Wait up to ``patience`` seconds for the outbox to empty; returns how many entries are unsent."""
         with self._wake:
-            self._closing = True
+            self._closing, self._until = True, time.monotonic() + patience
             self._wake.notify()
         self._thread.join(patience)
         return self.unsent()
 
+    def drain(self, patience: float = 10.0) -> int:
+        """Wait until the outbox is empty, or nothing was sent for so many seconds; returns how many are unsent."""
+        last, since = self.unsent(), time.monotonic()
+        while self.unsent() and time.monotonic() - since < patience:
+            time.sleep(0.05)
+            if self.unsent() != last:
+                last, since = self.unsent(), time.monotonic()
+        return self.close(0)
+
     def unsent(self) -> int:
-        return len(self._outbox.read_bytes().splitlines()) - self._sent_count()
+        return self._kept - self._sent.count
+
+    @property
+    def sent(self) -> int:
+        """How many entries the tracking server has, of this and earlier processes."""
+        return self._sent.count
 
     @property
     def last_error(self) -> str:
-        """Why the last sending failed."""
+        """Why the last sending failed; empty where it did not."""
         return self._last_error
 
     def _append(self, kind: str, key: str, content: dict[str, Any]) -> None:
         with self._wake:
             with self._outbox.open("a", encoding="utf-8") as outbox:
                 outbox.write(json.dumps([kind, key, content]) + "\n")
+                outbox.flush()
+                os.fsync(outbox.fileno())
+            self._note(kind, key, content)
             self._wake.notify()
 
-    def _sent_count(self) -> int:
-        return int(self._sent.read_text()) if self._sent.exists() else 0
+    def _note(self, kind: str, key: str, content: dict[str, Any]) -> None:
+        self._kept += 1
+        if kind == "metrics":
+            self._logged.add((key, content["step"]))
+        elif kind == "params":
+            self._described.add(key)
+        elif kind == "start":
+            self._ended.discard(key)
+        elif kind == "end":
+            self._ended.add(key)
 
     def _send_all(self) -> None:
-        wait = 1.0
-        done = self._sent_count()
+        wait = _FIRST_WAIT
         with self._outbox.open(encoding="utf-8") as outbox:
-            for _ in range(done):
+            for _ in range(self._sent.count):
                 outbox.readline()
             while True:
                 with self._wake:
@@ -133,19 +181,23 @@ class Tracker:
                         self._wake.wait()
                         continue
                 while not self._try_send(line):
-                    time.sleep(min(wait, _LONGEST_WAIT))
-                    wait *= 2
-                wait = 1.0
-                done += 1
-                self._sent.write_text(str(done))
+                    if time.monotonic() > self._until:
+                        return
+                    with self._wake:
+                        self._wake.wait(_FIRST_WAIT if self._closing else wait)
+                    wait = min(2 * wait, _LONGEST_WAIT)
+                wait = _FIRST_WAIT
+                self._sent.add_one()
 
     def _try_send(self, line: str) -> bool:
         kind, key, content = json.loads(line)
         try:
+            self._experiment_id = self._experiment_id or self._connect()
             getattr(self, f"_send_{kind}")(key, content)
         except Exception as error:
             self._last_error = str(error).splitlines()[0]
             return False
+        self._last_error = ""
         return True
 
     def _find(self, key: str) -> str | None:
@@ -189,8 +241,58 @@ class Tracker:
         if Path(content["path"]).exists():
             self._client.log_artifact(self._run_id(key), content["path"])
 
-    def _send_end(self, key: str, content: dict[str, str]) -> None:
-        self._client.set_terminated(self._run_id(key), status=content["status"])
+    def _send_end(self, key: str, content: dict[str, Any]) -> None:
+        self._client.set_terminated(self._run_id(key), status=content["status"], end_time=content["time"])
+
+
+class Sent:
+    """How many entries of an outbox a tracking server has, on disk. Another server has none, and is sent them all."""
+
+    def __init__(self, path: Path, uri: str) -> None:
+        self._path, self._server = path, _without_password(uri)
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            known = kept["server"] == self._server
+            self.count = int(kept["sent"]) if known else 0
+        except (OSError, ValueError, KeyError, TypeError):  # nothing, or what cannot be read: sent again, which is safe
+            self.count = 0
+        self.count = min(self.count, len(_whole_lines(path.with_name(OUTBOX_FILE))))
+
+    def add_one(self) -> None:
+        self.count += 1
+        content = json.dumps({"sent": self.count, "server": self._server})
+        aside = self._path.with_name(f".{self._path.name}")
+        aside.write_text(content, encoding="utf-8")  # where a crash loses it, entries are sent again
+        aside.replace(self._path)
+
+
+def unsent_in(folder: Path, uri: str) -> int:
+    """How many entries of a search's outbox the tracking server has not got."""
+    return len(_whole_lines(folder / OUTBOX_FILE)) - Sent(folder / SENT_FILE, uri).count
+
+
+def _whole_lines(outbox: Path) -> list[str]:
+    """The entries of an outbox, made where there is none; what a crash left half-written at its end is cut off."""
+    outbox.touch()
+    content = outbox.read_bytes()
+    good = 0
+    lines = []
+    for line in content.splitlines(keepends=True):
+        try:
+            _kind, _key, _content = json.loads(line)
+        except (ValueError, TypeError):
+            break
+        if not line.endswith(b"\n"):
+            break
+        good += len(line)
+        lines.append(line.decode())
+    if good < len(content):
+        os.truncate(outbox, good)
+    return lines
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

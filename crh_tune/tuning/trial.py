@@ -1,4 +1,8 @@
-"""The function Ray Tune runs for a trial: in the trial's own process, or as a Ray Train worker group."""
+"""The function Ray Tune runs for a trial: in the trial's own process, or as a Ray Train worker group.
+
+Checkpoints are kept here, and neither by Tune nor by Train: a run that is started again, by a group's controller, by
+Tune, or by a search that is resumed, finds the newest whole one in its folder and goes on from there.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +31,19 @@ from crh_tune.data.splits import Split, Stage, final_split, search_split
 from crh_tune.hashing.assignment import Statistic
 from crh_tune.hashing.codebook import Table
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.trial import TrialSettings
+from crh_tune.settings.trial import ScalingSettings, TrialSettings
+from crh_tune.training import checkpoints
 from crh_tune.training.aggregator import Aggregator, Round, Solve, solve_with
 from crh_tune.training.evaluation import reference_similarity
-from crh_tune.training.loop import Metrics, Save, TrainingRun
+from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.workers import Workers
 
-_WORKER_RESTARTS = 3
+RUNS_FOLDER = "runs"
+"""The folder of a search in which each run has a folder with its checkpoints."""
+ERROR = "error"
+"""Reported in place of metrics by a run that failed of itself: the reason, in one line."""
+RESTARTS = 3
+"""How many times in a row a run goes on from the same checkpoint after a process of it died."""
 _RETRY_SECONDS = 0.5
 
 
@@ -79,16 +89,29 @@ def ask_aggregator(name: str, workers: Workers, trial: str, attempt: str) -> Sol
 
 
 def run_trial(run: dict[str, Any]) -> None:
-    """Train a trial and report each evaluation, with a checkpoint, to Tune.
+    """Train a trial, keep its checkpoints, and report each evaluation to Tune.
 
     ``run`` holds its name, resolved settings and stage, the split's fingerprint, the aggregator's name and the storage.
+    An error is reported as the run's last result: it would come again, so Tune is not to try again. Only the death of
+    a process ends the function without a report.
     """
     settings = TrialSettings.model_validate(run["settings"])
-    if settings.scaling.workers_per_trial > 1:
-        _fit_group(run, settings, [TuneReportCallback()])
-        return
-    workers = Workers(device=device_of(settings))
-    _train(run, settings, workers, _report_to(tune), tune.get_checkpoint(), uuid.uuid4().hex)
+    try:
+        if settings.scaling.workers_per_trial > 1:
+            _fit_group(run, settings, [TuneReportCallback()])
+        else:
+            _train(run, settings, Workers(device=device_of(settings)), _report_to(tune, run), uuid.uuid4().hex)
+    except Exception as error:
+        tune.report({ERROR: reason_of(error)})
+
+
+def reason_of(error: Exception) -> str:
+    """Why a run failed, in one line; for a worker group that gave up, why its first worker failed."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    cause = failures[0] if failures else error
+    cause = getattr(cause, "cause", None) or cause  # what Ray wraps
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no reason given'}"[:500]
 
 
 def device_of(settings: TrialSettings) -> torch.device:
@@ -114,15 +137,33 @@ def train_group(settings: TrialSettings, split: str) -> tuple[Metrics, Path]:
     aggregator = start_aggregator(name)
     storage = tempfile.mkdtemp(prefix="crh-train-")
     run = {"name": "train", "settings": settings.model_dump(mode="json"), "stage": "final"}
-    result = _fit_group({**run, "split": split, "aggregator": name, "storage": storage}, settings, [])
+    run |= {"split": split, "aggregator": name, "storage": storage}
+    result = _fit_group(run, settings, [])
     ray.kill(aggregator)
-    return result.metrics, Path(result.checkpoint.path)
+    if ERROR in result.metrics:
+        raise TrainingDiverged(result.metrics[ERROR])
+    checkpoint = checkpoints.newest(_folder(run))
+    assert checkpoint is not None
+    return result.metrics, checkpoint
 
 
 def _fit_group(run: dict[str, Any], settings: TrialSettings, callbacks: list[Any]) -> Any:
-    scaling = settings.scaling
+    """Train in a worker group, started again as long as that brings new checkpoints.
+
+    Raises Train's error when the last restarts brought none.
+    """
+    while True:
+        before = checkpoints.newest(_folder(run))
+        try:
+            return _group(run, settings.scaling, callbacks).fit()
+        except ray.train.TrainingFailedError:
+            if checkpoints.newest(_folder(run)) == before:
+                raise
+
+
+def _group(run: dict[str, Any], scaling: ScalingSettings, callbacks: list[Any]) -> TorchTrainer:
     gpu = scaling.gpus_per_worker > 0
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _train_as_worker,
         train_loop_config=run,
         scaling_config=ray.train.ScalingConfig(
@@ -132,14 +173,12 @@ def _fit_group(run: dict[str, Any], settings: TrialSettings, callbacks: list[Any
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=ray.train.RunConfig(
-            name=f"{run['name']}-workers",
-            storage_path=run["storage"],
+            name=f"{run['name']}-{uuid.uuid4().hex}",  # nothing of an earlier group of this run is taken up by Train
+            storage_path=str(Path(run["storage"]) / "train"),
             callbacks=callbacks,
-            failure_config=ray.train.FailureConfig(max_failures=_WORKER_RESTARTS),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
         ),
     )
-    return trainer.fit()
 
 
 def _train_as_worker(run: dict[str, Any]) -> None:
@@ -153,12 +192,14 @@ def _train_as_worker(run: dict[str, Any]) -> None:
     workers = Workers(context.get_world_rank(), context.get_world_size(), device)
     token = [uuid.uuid4().hex]
     dist.broadcast_object_list(token, src=0)
-    _train(run, settings, workers, _report_to(ray.train), ray.train.get_checkpoint(), token[0])
+    report = _report_to(ray.train, run)
+    try:
+        _train(run, settings, workers, report, token[0])
+    except TrainingDiverged as error:  # on every worker at once, and again however often the group is restarted
+        ray.train.report({ERROR: reason_of(error)})
 
 
-def _train(
-    run: dict[str, Any], settings: TrialSettings, workers: Workers, report: Any, checkpoint: Any, attempt: str
-) -> None:
+def _train(run: dict[str, Any], settings: TrialSettings, workers: Workers, report: Any, attempt: str) -> None:
     split = open_split(settings, run["stage"])
     if split.fingerprint != run["split"]:
         raise RuntimeError(
@@ -166,20 +207,22 @@ def _train(
         )
     solve = ask_aggregator(run["aggregator"], workers, run["name"], attempt)
     training = TrainingRun(settings, split, workers, solve)
+    checkpoint = workers.from_first(lambda: checkpoints.newest(_folder(run)))
     if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            training.restore(Path(folder))
+        training.restore(checkpoint)
     training.train(report)
 
 
-def _report_to(platform: Any) -> Callable[[Metrics, Save | None], None]:
+def _report_to(platform: Any, run: dict[str, Any]) -> Callable[[Metrics, Save | None], None]:
     """Reporting to ``ray.tune`` from a trial's own process, or to ``ray.train`` from every worker of a group."""
 
     def report(metrics: Metrics, save: Save | None) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            if save is not None:
-                save(Path(folder))
-            kind = platform.Checkpoint
-            platform.report(dict(metrics), checkpoint=kind.from_directory(folder) if save is not None else None)
+        if save is not None:
+            checkpoints.keep(_folder(run), int(metrics["epoch"]), save)
+        platform.report(dict(metrics))
 
     return report
+
+
+def _folder(run: dict[str, Any]) -> Path:
+    return Path(run["storage"]) / RUNS_FOLDER / str(run["name"])

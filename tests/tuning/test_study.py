@@ -23,7 +23,8 @@ from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import read_trial
 from crh_tune.tuning import tracking
-from crh_tune.tuning.runs import Outcome, Place, run_trials
+from crh_tune.tuning.record import Outcome
+from crh_tune.tuning.runs import Place, run_trials
 from crh_tune.tuning.study import SearchFailed, SearchResult, prepare, run_search
 from crh_tune.tuning.trial import start_aggregator
 
@@ -223,10 +224,9 @@ def fixed_run(finished: Finished, settings: SearchSettings, name: str) -> Outcom
     """One run of the paper's setting on the final split, through Ray Tune, beside a finished search."""
     dataset = open_dataset("digit_pairs", {"images_per_class": 5})
     resolved = settings.trial_settings({}, 0).resolve(100, False).model_dump(mode="json")
-    experiment = MlflowClient(finished.result.tracking_uri).get_experiment_by_name("small").experiment_id
     folder = finished.storage / name
     folder.mkdir()
-    tracker = tracking.Tracker(finished.result.tracking_uri, experiment, folder)
+    tracker = tracking.Tracker(finished.result.tracking_uri, "small", finished.storage, folder)
     place = Place(name, folder, f"aggregator-{name}", tracker, {"final": final_split(dataset).fingerprint})
     tracker.start_run(name, name)
     aggregator = start_aggregator(place.aggregator)
@@ -254,13 +254,13 @@ def test_a_tracking_server_that_does_not_answer_is_refused(
 def test_the_outbox_keeps_what_cannot_be_sent_and_a_later_tracker_sends_it_once(tmp_path: Path, monkeypatch):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     experiment = tracking.connect(uri, "outbox", tmp_path)
-    tracker = tracking.Tracker("http://127.0.0.1:9", experiment, tmp_path)
+    tracker = tracking.Tracker("http://127.0.0.1:9", "outbox", tmp_path, tmp_path)
     tracker.start_run("a", "a")
     tracker.metrics("a", {"val/map": 0.5}, 1)
     tracker.end_run("a", "FINISHED")
     assert tracker.close(patience=0.1) == 3
     for _ in range(2):  # the second has nothing left to send
-        later = tracking.Tracker(uri, experiment, tmp_path)
+        later = tracking.Tracker(uri, "outbox", tmp_path, tmp_path)
         assert later.close() == 0
     runs = MlflowClient(uri).search_runs([experiment])
     assert [(run.info.run_name, run.info.status, run.data.metrics) for run in runs] == [

@@ -1,0 +1,271 @@
+"""Kills random processes of a search until it has survived them all, then looks for what was lost or done twice.
+
+    .venv/bin/python benchmarks/soak.py [--kills 100] [--trials 30] [--seed 0]
+
+Every few seconds a random process of the search gets a SIGKILL: the driver (which is then resumed), a trial's process
+or the aggregator. At the end every trial is trained again, undisturbed and in this process, and must have ended with
+the same metrics to the last bit; MLflow must have one run a trial, and one value a metric and step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from mlflow import MlflowClient
+
+from crh_tune.settings.trial import TrialSettings
+from crh_tune.training.aggregator import solve_locally
+from crh_tune.training.loop import Metrics, Save, TrainingRun
+from crh_tune.training.workers import Workers
+from crh_tune.tuning.record import COMPLETE, FAILED, Outcome, read_outcomes
+from crh_tune.tuning.stopping import INTERRUPTED_CODE
+from crh_tune.tuning.trial import open_split
+
+SPACE = {
+    "name": "soak",
+    "dataset": {"name": "digit_pairs", "images_per_class": 12},
+    "trial": {"bits": 16, "epochs": 120, "batch_size": 128, "learning_rate": 2.0e-3, "evaluate_every": 2},
+    "search": {
+        "codebook_ratio": {"choice": [1, 2, 4]},
+        "quantization_weight": {"log_uniform": [0.001, 1.0]},
+        "margin": {"uniform": [0.0, 0.5]},
+        "update_interval": {"int": [1, 10]},
+    },
+    "scheduler": {"asha": {"grace_epochs": 60, "reduction": 2}},
+    "confirm": {"top": 1, "seeds": 1},
+}
+VICTIMS = {"trial": "ray::ImplicitFunc", "aggregator": "ray::Aggregator"}
+
+
+class Driver:
+    """A ``crh-tune`` command as a process of its own, with its output in a file."""
+
+    def __init__(self, arguments: list[str], output: Path) -> None:
+        self.output, self.begun = output, time.monotonic()
+        with output.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "crh_tune", *arguments],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # as a terminal would: its own group of processes
+            )
+
+    @property
+    def lines(self) -> list[str]:
+        return self.output.read_text(encoding="utf-8").splitlines()
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def victims(self, kind: str) -> list[int]:
+        titles = processes_below(self.process.pid)
+        return [number for number, title in titles.items() if title.startswith(VICTIMS[kind])]
+
+
+def processes_below(root: int) -> dict[int, str]:
+    """The title of every process below one, by its number."""
+    parents: dict[int, int] = {}
+    titles: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            titles[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it has just ended
+            continue
+    below = {root}
+    for _ in range(5):
+        below |= {number for number, parent in parents.items() if parent in below}
+    return {number: titles[number] for number in below - {root} if number in titles}
+
+
+@dataclass
+class Report:
+    kills: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    duplicated: list[str] = field(default_factory=list)
+    recovery: list[float] = field(default_factory=list)
+    """Seconds from the start of each resumed driver until its first new result."""
+    ending: float = 0.0
+    """Seconds from an interruption until the driver had ended."""
+    outputs: list[list[str]] = field(default_factory=list)
+    """What each driver said."""
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        killed = ", ".join(f"{count} x {kind}" for kind, count in sorted(self.kills.items()))
+        mean = sum(self.recovery) / max(1, len(self.recovery))
+        back = f"a resumed search had new results after {mean:.1f} s (at most {max(self.recovery, default=0):.1f} s)"
+        lines = [f"{self.kills.total()} kills ({killed}) in {self.seconds:.0f} s; {back}"]
+        return "\n".join([*lines, *self.lost, *self.duplicated, self.verdict])
+
+    @property
+    def verdict(self) -> str:
+        return f"lost: {len(self.lost)}, duplicated: {len(self.duplicated)}"
+
+
+def soak(
+    plan: Sequence[str],
+    space: dict[str, Any],
+    storage: Path,
+    pause: tuple[float, float],
+    before_resuming: Callable[[Path], None] = lambda folder: None,
+) -> Report:
+    """Run a search to its end while what ``plan`` names is killed, and check what is left of it."""
+    report, left, begun = Report(), list(plan), time.monotonic()
+    storage.mkdir(parents=True, exist_ok=True)
+    (storage / "space.yaml").write_text(yaml.safe_dump(space))
+    outputs = (storage / f"output-{number}.txt" for number in itertools.count())
+    common = ["--storage", str(storage)]
+    folder = storage / f"{space['name']}-001"
+    driver = Driver(["search", str(storage / "space.yaml"), *common], next(outputs))
+    while True:
+        if _wait_for_result(driver, folder) and report.outputs:
+            report.recovery.append(time.monotonic() - driver.begun)
+        while left and driver.running():
+            time.sleep(random.uniform(*pause))
+            _kill(left, driver, report)
+        code = driver.process.wait()
+        report.outputs.append(driver.lines)
+        if code not in (-signal.SIGKILL, INTERRUPTED_CODE):
+            break
+        before_resuming(folder)
+        driver = Driver(["search", "--resume", folder.name, *common], next(outputs))
+    if code != 0:
+        report.lost.append(f"the search ended with {code}: {driver.lines[-1:]}")
+    report.seconds = time.monotonic() - begun
+    _check(report, storage, folder.name, space["budget"]["trials"])
+    return report
+
+
+def _wait_for_result(driver: Driver, folder: Path) -> bool:
+    """Wait until this driver has had a new result, so that every one gets that far; false where it ends before."""
+    before = _results(folder)
+    while driver.running():
+        if _results(folder) > before:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _results(folder: Path) -> int:
+    outbox = folder / "mlflow_outbox.jsonl"
+    return outbox.read_bytes().count(b'["metrics"') if outbox.exists() else 0
+
+
+def _kill(left: list[str], driver: Driver, report: Report) -> None:
+    """Do the next thing of the plan, once there is such a process."""
+    kind, begun = left[0], time.monotonic()
+    if kind in VICTIMS:
+        victims = driver.victims(kind)
+        if not victims or not driver.running():
+            return
+        os.kill(random.choice(victims), signal.SIGKILL)
+    elif kind == "driver":
+        driver.kill()
+    else:  # an interruption, as a terminal sends it: to all processes of the group
+        os.killpg(driver.process.pid, signal.SIGINT)
+        driver.process.wait()
+        report.ending = time.monotonic() - begun
+    report.kills[left.pop(0)] += 1
+
+
+def _check(report: Report, storage: Path, name: str, trials: int) -> None:
+    outcomes = {key: each for key, each in read_outcomes(storage / name).items() if each.start != "fixed"}
+    expected = {f"trial-{number:04d}" for number in range(trials)}
+    report.lost += [f"{missing} has no outcome" for missing in sorted(expected - set(outcomes))]
+    report.duplicated += [f"{more} is one too many" for more in sorted(set(outcomes) - expected)]
+    report.lost += [difference for outcome in outcomes.values() for difference in differences(outcome)]
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{storage / name / 'optuna.db'}")
+    for trial in study.trials:
+        ended = outcomes.get(f"trial-{trial.number:04d}")
+        if ended is None or trial.state.name.lower() != ended.status:
+            report.lost.append(f"Optuna knows trial {trial.number} as {trial.state.name}")
+    _check_mlflow(report, storage, name)
+
+
+def differences(outcome: Outcome) -> list[str]:
+    """How a run's last metrics differ from those of the same settings trained undisturbed, up to the same epoch."""
+    if outcome.status == FAILED:
+        return [f"{outcome.name} failed: {outcome.error}"]
+    settings = TrialSettings.model_validate(outcome.settings)
+    expected = undisturbed(settings, int(outcome.metrics["epoch"]))
+    names = {name for name in expected if not name.startswith(("seconds/", "final"))}
+    wrong = [name for name in sorted(names) if outcome.metrics.get(name) != expected[name]]
+    unfinished = outcome.status == COMPLETE and outcome.metrics["epoch"] != settings.trial.epochs
+    return [f"{outcome.name}: {', '.join(wrong)} differ"] * bool(wrong) + [f"{outcome.name} is short"] * unfinished
+
+
+class _Enough(Exception):
+    pass
+
+
+def undisturbed(settings: TrialSettings, epoch: int) -> Metrics:
+    """The metrics of a trial after an epoch, trained in this process."""
+    kept: Metrics = {}
+
+    def report(metrics: Metrics, save: Save | None) -> None:
+        kept.update(metrics)
+        if metrics["epoch"] == epoch:
+            raise _Enough
+
+    with suppress(_Enough):
+        TrainingRun(settings, open_split(settings, "search"), Workers(), solve_locally).train(report)
+    return kept
+
+
+def _check_mlflow(report: Report, storage: Path, name: str) -> None:
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    runs = client.search_runs(experiments, max_results=1000)
+    keys = Counter(run.data.tags.get("crh_tune.key", "?") for run in runs)
+    wanted = {f"{name}/{outcome}" for outcome in read_outcomes(storage / name)} | {name}
+    report.lost += [f"MLflow has no run {key}" for key in sorted(wanted - set(keys))]
+    report.duplicated += [f"MLflow has {count} runs {key}" for key, count in keys.items() if count > 1]
+    report.duplicated += [f"MLflow has a run {key} of nothing" for key in sorted(set(keys) - wanted)]
+    for run in runs:
+        if run.info.status != "FINISHED":
+            report.lost.append(f"MLflow's run {run.info.run_name} is {run.info.status}")
+        for metric in run.data.metrics:
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, metric)]
+            if steps != sorted(set(steps)):
+                report.duplicated.append(f"MLflow's run {run.info.run_name} has {metric} at {steps}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--trials", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="crh-soak-") as folder:
+        space = {**SPACE, "budget": {"trials": arguments.trials}}
+        random.seed(arguments.seed)
+        plan = random.choices(["driver", "trial", "aggregator"], weights=[1, 2, 1], k=arguments.kills)
+        report = soak(plan, space, Path(folder), (1.0, 5.0))
+        print(report, flush=True)
+    return 1 if report.lost or report.duplicated else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

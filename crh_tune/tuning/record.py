@@ -1,0 +1,105 @@
+"""A search's folder is its record: settings, Optuna's study, how each run ended. A resumed search reads it and goes on.
+
+Every file is written whole or not at all; one process at a time holds the folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crh_tune.settings.base import SettingsError, validated
+from crh_tune.settings.search import SearchSettings
+from crh_tune.training.checkpoints import write_whole
+
+SETTINGS_FILE = "search.json"
+STUDY_FILE = "optuna.db"
+SUMMARY_FILE = "summary.json"
+CLOCK_FILE = "seconds_used"
+OUTCOMES_FOLDER = "outcomes"
+COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
+
+
+@dataclass
+class Outcome:
+    """How one run ended: ``status`` is complete, pruned or failed; ``checkpoint`` is where its last one is."""
+
+    name: str
+    settings: dict[str, Any]
+    start: str = ""
+    status: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    checkpoint: str | None = None
+    error: str = ""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file that is whole or as it was. Raises OSError where the disk is full or gone."""
+    write_whole(path, lambda aside: aside.write_text(json.dumps(content, indent=2), encoding="utf-8"))
+
+
+def write_outcome(folder: Path, outcome: Outcome) -> None:
+    """Keep how a run of a search's folder ended. Raises OSError where the disk is full or gone."""
+    (folder / OUTCOMES_FOLDER).mkdir(exist_ok=True)
+    write_json(folder / OUTCOMES_FOLDER / f"{outcome.name}.json", asdict(outcome))
+
+
+def read_outcomes(folder: Path) -> dict[str, Outcome]:
+    """The outcomes of all runs of a search's folder that have ended, by name."""
+    paths = sorted((folder / OUTCOMES_FOLDER).glob("*.json"))
+    found = [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    return {outcome.name: outcome for outcome in found}
+
+
+def new_folder(storage: Path, settings: SearchSettings) -> Path:
+    """Make the first free ``name-001``, ``name-002``, ... in the storage, and keep the settings in it.
+
+    Raises SettingsError where it cannot be made.
+    """
+    number = 1
+    while True:
+        folder = storage.resolve() / f"{settings.name}-{number:03d}"
+        try:
+            folder.mkdir()
+            write_json(folder / SETTINGS_FILE, settings.model_dump(mode="json"))
+        except FileExistsError:
+            number += 1
+            continue
+        except OSError as error:
+            raise SettingsError(f"{folder}: cannot be created: {error.strerror}") from None
+        return folder
+
+
+def find_folder(storage: Path, name: str) -> Path:
+    """The folder of a search that was begun. Raises SettingsError, naming those there are, where there is no such."""
+    folder = storage.resolve() / name
+    if not (folder / SETTINGS_FILE).is_file():
+        there = sorted(path.parent.name for path in storage.glob(f"*/{SETTINGS_FILE}"))
+        raise SettingsError(f"no search {name!r} in {storage}: there is {', '.join(there) or 'none'}")
+    return folder
+
+
+def read_settings(folder: Path) -> SearchSettings:
+    """The settings a search was begun with. Raises SettingsError."""
+    path = folder / SETTINGS_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path}: not readable: {error}") from None
+    return validated(SearchSettings, content, str(path))
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder while it is worked in. Raises SettingsError where another process does."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingsError(f"{folder.name} is being run by another process") from None
+        yield

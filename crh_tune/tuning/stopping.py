@@ -1,0 +1,96 @@
+"""What ends a search before its work is done: a person, its hours, or trials that all fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from crh_tune.training.checkpoints import write_whole
+
+INTERRUPTED_CODE = 130
+_KEEP_SECONDS = 2.0
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own handler would end the runs, and then go on with the search
+
+
+class Interrupted(Exception):
+    """The search was interrupted, and can be gone on with."""
+
+
+class Clock:
+    """The seconds that a search may use for its trials; those used are kept on disk, for a search that is resumed."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self._path, self._seconds = path, seconds
+        self._used = float(path.read_text()) if path.exists() else 0.0
+        self._last: float | None = None
+        self._kept = 0.0
+
+    def over(self) -> bool:
+        """Whether the seconds are used up; the clock runs from the first time it is asked."""
+        now = time.monotonic()
+        self._used += now - (self._last or now)
+        self._last = now
+        if now - self._kept > _KEEP_SECONDS:
+            write_whole(self._path, lambda aside: aside.write_text(str(self._used)))
+            self._kept = now
+        return self._used >= self._seconds
+
+
+class Stop(tune.Stopper):
+    """Tune asks it before every step whether to stop all runs."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self.hopeless = ""
+        """Why it makes no sense to go on."""
+        self.out_of_time = False
+        self._clock: Clock | None = None
+        self._running = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        self.out_of_time = self._clock is not None and self._clock.over()
+        return self.interrupted or bool(self.hopeless) or self.out_of_time
+
+    @contextmanager
+    def while_running(self, clock: Clock | None) -> Iterator[None]:
+        """Within it, Tune's steps ask what to do: a signal stops the runs in order. Raises Interrupted after one."""
+        self._clock, self._running = clock, True
+        try:
+            yield
+        finally:
+            self._running = False
+        if self.interrupted:
+            raise Interrupted
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Within it, Ctrl-C and SIGTERM interrupt the search in order, a second one at once. Raises Interrupted."""
+        before = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _signalled(self, number: int, frame: Any) -> None:
+        if self.interrupted:
+            os._exit(INTERRUPTED_CODE)  # Ray's processes end with this one
+        self.interrupted = True
+        print("interrupted: ending in order; once more ends it at once", file=sys.stderr, flush=True)
+        if not self._running:
+            raise Interrupted
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its stopper down to restore it; a resumed search makes a new one."""
+        return {}

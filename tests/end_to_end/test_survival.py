@@ -1,0 +1,101 @@
+"""A search whose processes are killed and interrupted, and whose files are damaged, ends as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+
+from benchmarks.soak import SPACE, Report, soak
+from crh_tune.cli import main
+from crh_tune.training.checkpoints import CHECKPOINT_FILE
+
+PLAN = ["trial", "driver", "aggregator", "trial", "interrupted"]
+TRIALS = 5
+
+
+class Survived:
+    """A search under PLAN; before each resumption its files are damaged as a crash could have left them."""
+
+    def __init__(self, storage: Path) -> None:
+        self.storage, self.folder = storage, storage / "soak-001"
+        self.before: list[dict[str, int]] = []
+        """The outcomes that were there at each death, with the time they were written."""
+        self.cut: list[Path] = []
+        trial = {**SPACE["trial"], "epochs": 16, "evaluate_every": 1}
+        asha = {"asha": {"grace_epochs": 6, "reduction": 2}}
+        space = {**SPACE, "trial": trial, "scheduler": asha, "budget": {"trials": TRIALS}}
+        self.report: Report = soak(PLAN, space, storage, (1.0, 2.5), self.damage)
+
+    def damage(self, folder: Path) -> None:
+        self.before.append({path.name: path.stat().st_mtime_ns for path in (folder / "outcomes").glob("*.json")})
+        for run in sorted((folder / "runs").iterdir()):
+            newest = max(run.glob("checkpoint_*"))
+            if f"{run.name}.json" not in self.before[-1] and len(list(run.glob("checkpoint_*"))) == 2:
+                path = newest / CHECKPOINT_FILE
+                if path.exists():
+                    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+                    self.cut.append(path)
+        with (folder / "mlflow_outbox.jsonl").open("a") as outbox:
+            outbox.write('["metrics", "soak-001/trial-00')
+        (folder / "mlflow_sent").write_text('{"sent": 1')
+
+
+@pytest.fixture(scope="module")
+def survived(tmp_path_factory: pytest.TempPathFactory) -> Survived:
+    return Survived(tmp_path_factory.mktemp("survival") / "runs")
+
+
+def test_nothing_is_lost_and_nothing_is_there_twice(survived: Survived):
+    """Every trial has the metrics of the undisturbed one, to the last bit; Optuna and MLflow know each of them once."""
+    print(survived.report)
+    assert survived.report.kills.total() == len(PLAN)
+    assert survived.report.verdict == "lost: 0, duplicated: 0", survived.report
+
+
+def test_what_had_ended_is_not_run_again(survived: Survived):
+    assert len(survived.before) == 2
+    assert survived.before[-1], "nothing had ended when the driver died for the last time"
+    for before in survived.before:
+        for name, written in before.items():
+            assert (survived.folder / "outcomes" / name).stat().st_mtime_ns == written, name
+
+
+def test_a_running_trial_goes_on_from_the_checkpoint_before_a_broken_one(survived: Survived):
+    assert survived.cut
+    for path in survived.cut:
+        outcome = json.loads((survived.folder / "outcomes" / f"{path.parents[1].name}.json").read_text())
+        assert outcome["status"] in ("complete", "pruned")
+
+
+def test_the_budget_is_what_was_left_and_no_proposal_is_made_twice(survived: Survived):
+    study = optuna.load_study(study_name="soak-001", storage=f"sqlite:///{survived.folder / 'optuna.db'}")
+    assert len(study.trials) == TRIALS
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in study.trials}) == TRIALS
+    assert sum("start" in trial.user_attrs for trial in study.trials) == 1
+
+
+def test_an_interruption_ends_it_in_order_and_says_how_to_go_on(survived: Survived):
+    assert 0 < survived.report.ending < 15
+    said = next(lines for lines in survived.report.outputs if lines and lines[-1].startswith("crh-tune search"))
+    assert said[-1] == f"interrupted: go on with crh-tune search --resume soak-001 --storage {survived.storage}"
+
+
+def test_it_says_that_it_finished_and_says_it_again(
+    survived: Survived, ray_session, capsys: pytest.CaptureFixture[str]
+):
+    assert survived.report.outputs[-1][-1] == "finished"
+    assert main(["search", "--resume", "soak-001", "--storage", str(survived.storage)]) == 0
+    again = capsys.readouterr().out.splitlines()
+    assert again[-1] == "finished"
+    assert next(line for line in again if line.startswith("test mAP")) in survived.report.outputs[-1]
+
+
+def test_a_search_that_is_not_there_is_named_beside_those_that_are(
+    survived: Survived, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["search", "--resume", "soak-002", "--storage", str(survived.storage)]) == 2
+    assert "no search 'soak-002'" in (said := capsys.readouterr().err)
+    assert "soak-001" in said

@@ -1,0 +1,147 @@
+"""Trials that diverge, lose their process or hang, storage that is full, hours that are over: what the search does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+
+from benchmarks.soak import differences, processes_below
+from crh_tune.settings.base import SettingsError
+from crh_tune.settings.search import SearchSettings
+from crh_tune.tuning.record import Outcome, held, read_outcomes
+from crh_tune.tuning.stopping import Clock
+from crh_tune.tuning.study import SearchFailed, SearchResult, how_it_ended, prepare, run_search
+
+GRID = {"learning_rate": {"grid": [1.0e-3, 2.0e-3]}}
+SPACE = {
+    "name": "failing",
+    "dataset": {"name": "digits"},
+    "trial": {"bits": 16, "epochs": 20, "batch_size": 128, "learning_rate": 2.0e-3},
+    "search": {"learning_rate": {"grid": [1.0e30, 1.0e-3, 2.0e-3, 3.0e-3]}},
+    "scheduler": {},
+    "start_from": [],
+    "confirm": {"top": 1, "seeds": 1},
+    "budget": {"concurrent": 1, "hang_minutes": 0.25},
+}
+
+
+def search(storage: Path, **changes) -> SearchResult:
+    settings = SearchSettings.model_validate({**SPACE, **changes})
+    return run_search(settings, prepare(settings, print), storage, lambda line: None)
+
+
+def send_once_it_trains(folder: Path, trial: str, number: signal.Signals) -> None:
+    """Send a signal to the trial's process, once the trial has its second checkpoint."""
+    deadline = time.monotonic() + 100
+    while len(list((folder / "runs" / trial).glob("checkpoint_*/checkpoint.pt"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    [process] = [pid for pid, title in processes_below(os.getpid()).items() if title.startswith("ray::ImplicitFunc")]
+    os.kill(process, number)
+
+
+def test_trials_that_diverge_die_or_hang_fail_alone_and_the_search_goes_on(ray_session, tmp_path: Path):
+    """One trial diverges, the process of one is killed (it goes on), the process of one freezes."""
+    folder = tmp_path / "failing-001"
+    dangers = [("trial-0001", signal.SIGKILL), ("trial-0002", signal.SIGSTOP)]
+    threads = [threading.Thread(target=send_once_it_trains, args=(folder, *danger)) for danger in dangers]
+    for thread in threads:
+        thread.start()
+    result = search(tmp_path)
+    for thread in threads:
+        thread.join()
+    outcomes = read_outcomes(folder)
+    statuses = [outcomes[f"trial-{number:04d}"].status for number in range(4)]
+    assert statuses == ["failed", "complete", "failed", "complete"]
+    assert differences(outcomes["trial-0001"]) == []
+    assert outcomes["trial-0000"].error.startswith("TrainingDiverged: loss is ")
+    assert outcomes["trial-0002"].error == "no progress for 0.25 minutes"
+    assert result.ended == "finished"
+    assert result.best.trial in ("trial-0001", "trial-0003")
+
+    study = optuna.load_study(study_name="failing-001", storage=f"sqlite:///{folder / 'optuna.db'}")
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "FAIL", "COMPLETE"]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("failing").experiment_id])
+    told = {run.info.run_name: (run.info.status, run.data.tags.get("crh_tune.error")) for run in runs}
+    assert len(told) == len(runs)
+    for number in (0, 2):
+        assert told[f"trial-{number:04d}"] == ("FAILED", outcomes[f"trial-{number:04d}"].error)
+    assert told["trial-0001"] == ("FINISHED", None)
+    assert not [title for title in processes_below(os.getpid()).values() if title.startswith("ray::ImplicitFunc.train")]
+
+
+def test_a_search_whose_first_trials_all_fail_stops_early_with_the_reason(ray_session, tmp_path: Path):
+    diverging = {"learning_rate": {"grid": [10.0**n for n in range(20, 32)]}}
+    with pytest.raises(SearchFailed, match=r"^all of 5 trials failed, the last one: TrainingDiverged: loss is "):
+        search(tmp_path, search=diverging)
+    outcomes = read_outcomes(tmp_path / "failing-001")
+    assert len(outcomes) == 5
+
+
+def test_hours_that_are_over_stop_the_trials_that_run_and_everyone_is_told(ray_session, tmp_path: Path):
+    long = {**SPACE["trial"], "epochs": 100_000}
+    with pytest.raises(SearchFailed, match="none of 1 trials came to its end: stopped by budget.hours"):
+        search(tmp_path, trial=long, budget={"concurrent": 1, "hours": 15 / 3600}, search=GRID)
+    folder = tmp_path / "failing-001"
+    [outcome] = read_outcomes(folder).values()
+    assert outcome.status == "pruned"
+    assert outcome.metrics["epoch"] > 1
+    study = optuna.load_study(study_name="failing-001", storage=f"sqlite:///{folder / 'optuna.db'}")
+    assert [trial.state.name for trial in study.trials[:2]] == ["PRUNED", "WAITING"]
+    assert study.trials[0].intermediate_values
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("failing").experiment_id])
+    assert {run.info.run_name: run.info.status for run in runs} == {"failing-001": "FAILED", "trial-0000": "FINISHED"}
+    clock = Clock(folder / "seconds_used", 15)
+    assert clock.over() or clock._used > 10  # what was used before counts when it is gone on with
+
+
+def test_a_result_says_whether_the_hours_ended_it():
+    settings = SearchSettings.model_validate({**SPACE, "budget": {"hours": 0.5}})
+    whole, cut = Outcome("trial-0000", {}), Outcome("trial-0001", {}, error="stopped by budget.hours")
+    assert how_it_ended(settings, [whole], 1) == "finished"
+    said = "stopped by budget: 0.5 hours were over after 2 of 24 trials"
+    assert how_it_ended(settings, [whole, cut], 24) == said
+    assert how_it_ended(settings, [whole, whole], 24) == said
+
+
+def test_two_processes_never_run_the_same_search(tmp_path: Path):
+    with held(tmp_path), pytest.raises(SettingsError, match="is being run by another process"), held(tmp_path):
+        pass
+    with held(tmp_path):
+        pass
+
+
+WAITING = """
+import sys, time
+from crh_tune.tuning.stopping import Stop
+stop = Stop()
+with stop.on_signals(), stop.while_running(None):
+    print("up", flush=True)
+    while not stop.stop_all():
+        time.sleep(0.01)
+    print("stopping", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_interruption_ends_the_process_at_once():
+    process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "stopping\n"
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    assert time.monotonic() - begun < 2

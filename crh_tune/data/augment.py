@@ -27,15 +27,16 @@ class Augmentation:
         """For each of N samples of side x side pixels: top, left, and 1 where it is flipped; N x 3 int64."""
         generator = np.random.default_rng([seed, epoch, 1])
         room = side + 2 * self.padding - self.crop if self.crop else 0
-        corners = generator.integers(0, room + 1, (count, 2))
-        flips = generator.integers(0, 2, count) if self.flip else np.zeros(count, dtype=np.int64)
-        return np.column_stack([corners, flips])
+        choices = np.array([room + 1, room + 1, 2 if self.flip else 1])
+        return (generator.random((count, 3)) * choices).astype(np.int64)
 
     def apply(self, images: Tensor, drawn: Array) -> Tensor:
         """B x C x S x S images as B x C x crop x crop, each cut and flipped as its row of ``drawn`` (B x 3) says."""
         if self.crop is None and not self.flip:
             return images
         size, pad = self.crop or images.shape[2], (self.padding,) * 4
+        if not len(images):  # a worker's share may be empty
+            return images.new_zeros((0, images.shape[1], size, size))
         pixels = nn.functional.pad(images.permute(0, 2, 3, 1), (0, 0, *pad)).contiguous()  # as cached images lie
         batch, side, _, channels = pixels.shape
         place = torch.from_numpy(drawn).to(images.device)

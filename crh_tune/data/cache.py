@@ -12,13 +12,14 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +56,7 @@ class ImageSource(Protocol):
         """The image's content as it is stored. Raises BadImage."""
 
     def open(self, row: int, content: bytes, size: int) -> Image.Image:
-        """That content as an RGB image, to be used at size x size. Raises BadImage."""
+        """That content as an RGB image of size x size. Raises BadImage."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class ArrayImages:
         return self.images[row].tobytes()
 
     def open(self, row: int, content: bytes, size: int) -> Image.Image:
-        return Image.fromarray(self.images[row])
+        return stretched(Image.fromarray(self.images[row]), size)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class ImageCache:
 
 def cache_root() -> Path:
     """The node's cache folder: ``CRH_TUNE_CACHE``, or ``~/.cache/crh_tune``."""
-    return Path(os.environ.get("CRH_TUNE_CACHE") or Path.home() / ".cache" / "crh_tune").absolute()
+    return Path(os.environ.get("CRH_TUNE_CACHE") or "~/.cache/crh_tune").expanduser().absolute()
 
 
 def open_cache(source: ImageSource, size: int, say: Say) -> ImageCache:
@@ -137,13 +138,13 @@ def open_cache(source: ImageSource, size: int, say: Say) -> ImageCache:
         digests = _digests(source, root)
         key = hashlib.sha256(f"{_FORMAT} {size} {THUMBNAIL}".encode() + digests.tobytes()).hexdigest()[:24]
         folder = root / key
-        found = _open_checked(folder, digests)
+        found = _open_checked(folder, size, digests)
         if found is None:
             with _locked(root / f"{key}.lock", say):
-                found = _open_checked(folder, digests) or _check(folder, digests, say)
+                found = _open_checked(folder, size, digests) or _check(folder, size, digests, say)
                 if found is None:
                     _build(source, size, folder, digests, say)
-                    found = _check(folder, digests, say)
+                    found = _check(folder, size, digests, say)
     if found is None:
         raise DataError(f"{folder}: the cache just built cannot be read again: is the disk all right?")
     return found
@@ -172,55 +173,74 @@ def _locked(path: Path, say: Say) -> Iterator[None]:
         lock.release()
 
 
+def _digests(source: ImageSource, root: Path) -> Bytes:
+    """The digest of every image, M x 16; read from the files only where one of them has changed since the last time."""
+    memo = root / "signatures" / f"{source.signature()}.npy"
+    known = _load(memo, (len(source.names) + 1, 16), np.uint8)
+    if known is not None and _own_digest(known[:-1]).tobytes() == known[-1].tobytes():
+        return np.array(known[:-1])
+    with ThreadPoolExecutor(_threads()) as pool:
+        blocks = list(pool.map(lambda block: _digest_block(source, block), range(_blocks(len(source.names)))))
+    digests = np.frombuffer(b"".join(found for found, _ in blocks), dtype=np.uint8).reshape(-1, 16)
+    if all(whole for _, whole in blocks):
+        aside = memo.with_suffix(f".{uuid.uuid4().hex}.npy")
+        np.save(aside, np.vstack([digests, _own_digest(digests)]), allow_pickle=False)
+        aside.replace(memo)
+    return digests
+
+
+def _own_digest(digests: Bytes) -> Bytes:
+    return np.frombuffer(_digest(digests.tobytes()), dtype=np.uint8)
+
+
+def _load(path: Path, shape: tuple[int, ...], dtype: Any, mode: Literal["r", "r+"] = "r") -> Any:
+    """A memory-mapped array of this shape and type; None where there is no such one."""
+    try:
+        array = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except Exception:  # whatever NumPy raises on a broken header
+        return None
+    return array if isinstance(array, np.memmap) and array.shape == shape and array.dtype == dtype else None
+
+
 def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _digest_block(source: ImageSource, block: int) -> bytes:
-    """The digests of a block's images; of one that cannot be read, that of an empty file."""
-    digests = []
+_UNREAD = _digest(b"")
+"""The digest that stands for a file that cannot be read."""
+
+
+def _digest_block(source: ImageSource, block: int) -> tuple[bytes, bool]:
+    """The digests of a block's images, and whether all of them could be read."""
+    digests, whole = [], True
     for row in _rows(block, len(source.names)).tolist():
         try:
             digests.append(_digest(source.read(row)))
         except BadImage:
-            digests.append(_digest(b""))
-    return b"".join(digests)
-
-
-def _digests(source: ImageSource, root: Path) -> Bytes:
-    """The digest of every image, M x 16; read from the files only where one of them has changed since the last time."""
-    memo = root / "signatures" / f"{source.signature()}.npy"
-    try:
-        known = np.load(memo, allow_pickle=False)
-        if known.shape == (len(source.names), 16) and known.dtype == np.uint8:
-            return known
-    except (OSError, ValueError, EOFError):
-        pass
-    with ThreadPoolExecutor(_threads()) as pool:
-        blocks = pool.map(lambda block: _digest_block(source, block), range(_blocks(len(source.names))))
-        digests = np.frombuffer(b"".join(blocks), dtype=np.uint8).reshape(-1, 16)
-    aside = memo.with_suffix(f".{os.getpid()}.npy")
-    np.save(aside, digests, allow_pickle=False)
-    aside.replace(memo)
-    return digests
+            digests.append(_UNREAD)
+            whole = False
+    return b"".join(digests), whole
 
 
 def _threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _open_checked(folder: Path, digests: Bytes) -> ImageCache | None:
+def _open_checked(folder: Path, size: int, digests: Bytes) -> ImageCache | None:
     """The cache, if its files are exactly those that were checked last."""
-    checked, found = _read_json(folder / _CHECKED), _open(folder, digests)
-    return found if found is not None and checked == _states(folder) else None
+    found = _open(folder, size, digests)
+    try:
+        return found if found is not None and _read_json(folder / _CHECKED) == _states(folder) else None
+    except OSError:  # another process removes it
+        return None
 
 
-def _check(folder: Path, digests: Bytes, say: Say) -> ImageCache | None:
+def _check(folder: Path, size: int, digests: Bytes, say: Say) -> ImageCache | None:
     """The cache, if every block still has its checksum; a bad one is removed."""
-    found, complete = _open(folder, digests), _read_json(folder / _COMPLETE)
-    if found is not None and isinstance(complete, dict):
+    found, complete = _open(folder, size, digests), _read_json(folder / _COMPLETE)
+    if found is not None:
         arrays = (found.images, found.thumbnails, found.moments)
-        if [_checksum(arrays, block) for block in range(_blocks(len(digests)))] == complete.get("blocks"):
+        if [_checksum(arrays, block, found.bad) for block in range(_blocks(len(digests)))] == complete.get("blocks"):
             _write_json(folder / _CHECKED, _states(folder))
             return found
     if folder.exists():
@@ -229,24 +249,26 @@ def _check(folder: Path, digests: Bytes, say: Say) -> ImageCache | None:
     return None
 
 
-def _open(folder: Path, digests: Bytes) -> ImageCache | None:
-    complete = _read_json(folder / _COMPLETE)
-    if not isinstance(complete, dict) or "bad" not in complete:
-        return None
+def _open(folder: Path, size: int, digests: Bytes) -> ImageCache | None:
     try:
-        arrays = [np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _ARRAYS]
-    except (OSError, ValueError, EOFError):
+        bad = _bad_rows(_read_json(folder / _COMPLETE)["bad"])
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    if any(len(array) != len(digests) for array in arrays):
+    kinds = _kinds(len(digests), size)
+    arrays = [_load(folder / name, shape, dtype) for name, (shape, dtype) in zip(_ARRAYS, kinds, strict=True)]
+    if any(array is None for array in arrays):
         return None
-    bad = {int(row): str(reason) for row, reason in complete["bad"].items()}
     return ImageCache(folder, arrays[0], arrays[1], arrays[2], digests, bad)
+
+
+def _bad_rows(content: dict[str, str]) -> dict[int, str]:
+    return {int(row): str(reason) for row, reason in content.items()}
 
 
 def _states(folder: Path) -> list[Any]:
     """What changes when a file of the cache is written to, or the machine was off before all was on its disk."""
     boot = Path("/proc/sys/kernel/random/boot_id")
-    found = [os.stat(folder / name) for name in _ARRAYS]
+    found = [os.stat(folder / name) for name in (*_ARRAYS, _COMPLETE)]
     states = [[state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino] for state in found]
     return [boot.read_text().strip() if boot.exists() else "", *states]
 
@@ -261,6 +283,7 @@ def _build(source: ImageSource, size: int, folder: Path, digests: Bytes, say: Sa
     say(f"decoding {count} images to {size} x {size} pixels, once, into {folder}")
     if done:
         say(f"{count - _size(left, count)} of them are there already")
+    (part / _PROGRESS).write_text("".join(json.dumps(entry) + "\n" for entry in done.values()), encoding="utf-8")
     with (
         ThreadPoolExecutor(_threads()) as pool,
         (part / _PROGRESS).open("a", encoding="utf-8") as progress,
@@ -278,27 +301,33 @@ def _build(source: ImageSource, size: int, folder: Path, digests: Bytes, say: Sa
     part.rename(folder)
 
 
+def _kinds(count: int, size: int) -> list[tuple[tuple[int, ...], Any]]:
+    """Shape and type of the arrays of a cache."""
+    small = min(size, THUMBNAIL)
+    return [((count, size, size, 3), np.uint8), ((count, small, small, 3), np.uint8), ((count, 3, 2), np.int64)]
+
+
 def _open_arrays(part: Path, count: int, size: int) -> list[Any]:
     """The part's arrays, memory-mapped: those that are there, or new ones whose place on the disk is reserved.
 
     Raises OSError where the disk is too small.
     """
-    small = min(size, THUMBNAIL)
-    kinds = [((count, size, size, 3), np.uint8), ((count, small, small, 3), np.uint8), ((count, 3, 2), np.int64)]
-    return [_open_array(part / name, shape, dtype) for name, (shape, dtype) in zip(_ARRAYS, kinds, strict=True)]
+    kinds = zip(_ARRAYS, _kinds(count, size), strict=True)
+    return [_open_array(part / name, shape, dtype) for name, (shape, dtype) in kinds]
 
 
 def _open_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Any:
-    try:
-        array = open_memmap(path, mode="r+")
-        if array.shape == shape and array.dtype == dtype:
-            return array
-    except (OSError, ValueError, EOFError):
-        pass
+    there = _load(path, shape, dtype, "r+")
+    if there is not None:
+        return there
     path.unlink(missing_ok=True)
     array = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError:
+        path.unlink()
+        raise
     return array
 
 
@@ -306,13 +335,15 @@ def _finished_blocks(part: Path, arrays: Sequence[Any]) -> dict[int, dict[str, A
     """The blocks that the part's progress file has, if their pixels still have the checksum."""
     found: dict[int, dict[str, Any]] = {}
     path = part / _PROGRESS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             entry = json.loads(line)
-        except ValueError:  # the line that was being written
+            block, bad = int(entry["block"]), _bad_rows(entry["bad"])
+            whole = 0 <= block < _blocks(len(arrays[0])) and _checksum(arrays, block, bad) == entry["checksum"]
+        except (ValueError, KeyError, TypeError, AttributeError):  # such as the line that was being written
             continue
-        if entry["block"] < _blocks(len(arrays[0])) and _checksum(arrays, entry["block"]) == entry["checksum"]:
-            found[entry["block"]] = entry
+        if whole:
+            found[block] = entry
     return found
 
 
@@ -328,15 +359,17 @@ def _size(blocks: Sequence[int], count: int) -> int:
     return sum(_rows(block, count).size for block in blocks)
 
 
-def _checksum(arrays: Sequence[Any], block: int) -> int:
-    """The checksum of a block of cache arrays."""
-    return _checksum_of([array[block * _BLOCK : (block + 1) * _BLOCK] for array in arrays])
+def _checksum(arrays: Sequence[Any], block: int, bad: dict[int, str]) -> int:
+    """The checksum of a block of cache arrays, and of what could not be decoded in it."""
+    rows = _rows(block, len(arrays[0])).tolist()
+    parts = [array[rows[0] : rows[-1] + 1] for array in arrays]
+    return _checksum_of(parts, {row: bad[row] for row in rows if row in bad})
 
 
-def _checksum_of(parts: Sequence[Any], checksum: int = 0) -> int:
+def _checksum_of(parts: Sequence[Any], bad: dict[int, str], checksum: int = 0) -> int:
     for part in parts:
         checksum = zlib.crc32(np.ascontiguousarray(part).data, checksum)
-    return checksum
+    return zlib.crc32(json.dumps(sorted(bad.items())).encode(), checksum)
 
 
 def _decode_block(
@@ -357,10 +390,7 @@ def _decode_block(
         for place, row in enumerate(rows.tolist()):
             pixels = bytes(size * size * 3)
             try:
-                content = source.read(row)
-                if _digest(content) != digests[row].tobytes():
-                    raise DataError(f"{source.names[row]}: changed while it was read: start again when all is copied")
-                image = stretched(source.open(row, content, size), size)
+                image = source.open(row, _read_again(source, row, digests[row].tobytes()), size)
                 pixels = image.tobytes()
                 small[place] = image if size <= THUMBNAIL else _thumbnail(image)
                 summed[place] = _moments(image)
@@ -369,7 +399,24 @@ def _decode_block(
             checksum = zlib.crc32(pixels, checksum)
             file.write(pixels)
     thumbnails[rows], moments[rows] = small, summed
-    return {"block": block, "checksum": _checksum_of([small, summed], checksum), "bad": bad}
+    return {"block": block, "checksum": _checksum_of([small, summed], bad, checksum), "bad": bad}
+
+
+def _read_again(source: ImageSource, row: int, digest: bytes) -> bytes:
+    """The content that the digest was taken of.
+
+    Raises BadImage where it could not be read then either, DataError where it has changed.
+    """
+    try:
+        content = source.read(row)
+        changed = _digest(content) != digest
+    except BadImage:
+        if digest == _UNREAD:
+            raise
+        changed = True
+    if changed:
+        raise DataError(f"{source.names[row]}: changed while it was read: start again when all is copied")
+    return content
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:
@@ -390,6 +437,6 @@ def _read_json(path: Path) -> Any:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    aside = path.with_suffix(f".{os.getpid()}")
+    aside = path.with_suffix(f".{uuid.uuid4().hex}")
     aside.write_text(json.dumps(content), encoding="utf-8")
     aside.replace(path)

@@ -17,11 +17,12 @@ from crh_tune.data.cifar import ArrayListing
 from crh_tune.data.datasets import DATASETS
 from crh_tune.data.decode import BadImage, open_image
 from crh_tune.data.features import FeatureListing
+from crh_tune.data.files import problem
 from crh_tune.data.listing import Listing, Part
 from crh_tune.data.stored import Array
 
 _SIGNS = {
-    "features": ("*.npz", "features.npy", "train_features.npy"),
+    "features": ("features.npy", "train_features.npy"),
     "stanford_cars": ("cars_annos.mat", "devkit/cars_*.mat"),
     "nabirds": ("image_class_labels.txt",),
     "coco": ("annotations/instances_*.json",),
@@ -125,9 +126,10 @@ def _check_files(listing: Listing, lines: list[tuple[str, str]], problems: list[
         )
     readable = [image.size for image in found.values() if not image.error]
     lines.append(("sizes", _sizes(readable)))
-    listed = {problem.split(": ")[0] for problem in problems}
-    bad = [f"{listing.root / path}: {image.error}" for path, image in found.items() if image.error]
-    problems += [line for line in bad if line.split(": ")[0] not in listed]
+    for path, image in found.items():
+        where = problem(listing.root / path, "")
+        if image.error and not any(line.startswith(where) for line in problems):
+            problems.append(where + image.error)
     twins = _twins(given, found)
     if twins:
         shown = "; ".join(f"{one} = {other}" for one, other in twins[:3])

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from crh_tune.data.cache import ArrayImages, FileImages, ImageCache, Say, open_cache
 from crh_tune.data.cifar import ArrayListing
 from crh_tune.data.features import FeatureListing, FeaturePart
+from crh_tune.data.files import problem
 from crh_tune.data.listing import DataError, Listing
 from crh_tune.data.options import FileOptions, ImageOptions
 from crh_tune.data.reference import read_reference
@@ -72,7 +73,7 @@ def own_reference(
 
 def bad_images(root: Path, names: Sequence[str], cache: ImageCache, options: ImageOptions) -> tuple[str, ...]:
     """One line for every image that is skipped. Raises DataError where ``on_bad_image`` says to stop."""
-    lines = [f"{root / names[row]}: {reason}" for row, reason in sorted(cache.bad.items())]
+    lines = [problem(root / names[row], reason) for row, reason in sorted(cache.bad.items())]
     if lines and options.on_bad_image == "stop":
         more = f" (and {len(lines) - 1} more, see crh-tune data check {root})" if len(lines) > 1 else ""
         raise DataError(f"{lines[0]}{more}: unreadable image; mend it, or set dataset.on_bad_image: skip")
@@ -88,21 +89,20 @@ def cached_dataset(
     reference: npt.NDArray[np.float64] | None,
     skipped: tuple[str, ...],
 ) -> Dataset:
-    """A dataset out of the readable ones of a cache's rows: train, queries and, where it is given, database."""
+    """A dataset out of the readable ones of a cache's rows: train, queries and, where it is given, database.
+
+    Raises DataError where one of them has no readable image.
+    """
     readable = np.ones(len(cache.digests), dtype=bool)
     readable[list(cache.bad)] = False
     kept = [each[readable[each]] for each in rows]
+    for part, mine in zip(("training images", "test queries", "database"), kept, strict=False):
+        if not len(mine):
+            raise DataError(f"{name}: the {part} are all unreadable: {skipped[0] if skipped else 'none is listed'}")
     samples = [
         Samples(cache.rows(mine), own[readable[each]]) for mine, own, each in zip(kept, labels, rows, strict=True)
     ]
     dataset = Dataset(name, class_names, samples[0], samples[1], reference=reference, skipped=skipped)
     if len(samples) == 2:
         return dataset
-    return replace(dataset, database=samples[2], train_in_database=positions(kept[0], kept[2]))
-
-
-def positions(rows: Rows, among: Rows) -> Rows:
-    """For each row its place among others, -1 where it is not there."""
-    order = np.argsort(among, kind="stable")
-    place = np.searchsorted(among, rows, sorter=order).clip(max=len(among) - 1)
-    return np.where(among[order[place]] == rows, order[place], -1)
+    return replace(dataset, database=samples[2], train_ids=kept[0], database_ids=kept[2])

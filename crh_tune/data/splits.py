@@ -48,7 +48,8 @@ class Dataset:
         database: what test queries are ranked against; None: the training samples.
         reference: C x C similarity of the classes where the dataset knows one (None: that of the inputs' prototypes).
         groups: per training sample, a group that must not be torn apart by a hold-out (None: every sample alone).
-        train_in_database: the place of each training sample in ``database``, -1 where it is not in it.
+        train_ids, database_ids: which image each training sample and each database item is, so that what is held out
+            can be taken out of the database.
         skipped: what of the files was left out, one line each.
     """
 
@@ -59,7 +60,8 @@ class Dataset:
     database: Samples | None = None
     reference: npt.NDArray[np.float64] | None = None
     groups: npt.NDArray[np.int64] | None = None
-    train_in_database: Rows | None = None
+    train_ids: Rows | None = None
+    database_ids: Rows | None = None
     skipped: tuple[str, ...] = ()
 
 
@@ -118,8 +120,8 @@ def search_split(dataset: Dataset, fraction: float, seed: int) -> Split:
     except ValueError as error:
         raise ValueError(f"validation.fraction = {fraction} cannot be held out of {dataset.name}: {error}") from None
     database = dataset.database
-    if database is not None and dataset.train_in_database is not None:
-        database = database[np.setdiff1d(np.arange(len(database)), dataset.train_in_database[held])]
+    if database is not None and dataset.train_ids is not None and dataset.database_ids is not None:
+        database = database[np.flatnonzero(~np.isin(dataset.database_ids, dataset.train_ids[held]))]
     return Split("search", dataset.class_names, train[np.sort(kept)], train[np.sort(held)], database, dataset.reference)
 
 

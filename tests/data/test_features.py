@@ -299,7 +299,7 @@ def test_other_paths_are_refused(tmp_path):
             list_features(FeaturesOptions(path=tmp_path / name))
         wanted = "path must be a .npz file, or a folder of .npy files"
         assert str(caught.value) == f"{tmp_path / name}: {found}: {wanted}"
-    with pytest.raises(DataError, match="dataset.path is not given: --data"):
+    with pytest.raises(DataError, match=r"dataset.path is not given: --data"):
         list_features(FeaturesOptions())
     for options in ({"test_fraction": 0}, {"seed": -1}, {"size": 32}):
         with pytest.raises(ValidationError, match=next(iter(options))):

@@ -36,7 +36,10 @@ def written(folder: Path, **changes) -> str:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"dataset": {"name": "mnist"}}, "dataset: unknown dataset 'mnist': one of digits, digit_pairs, digit_sets"),
+        (
+            {"dataset": {"name": "mnist"}},
+            "dataset: unknown dataset 'mnist': one of folder, lists, features,",
+        ),
         ({"method": "crhh"}, "method: unknown method 'crhh': one of crh,"),
         ({"budgets": {}}, "budgets: unknown key"),
         ({"search": {"margin": {"normal": [0, 1]}}}, "search.margin: unknown distribution 'normal': one of choice,"),

@@ -1,0 +1,266 @@
+"""Image files of every kind people have, decoded and compared with their pixels; and files that are no images."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+
+from crh_tune.data.decode import BadImage, decode, open_image, stretched
+
+LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    shape = (height, width, channels)[: 2 if channels == 1 else 3]
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def photo(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Smooth patches of colour, which JPEG keeps well."""
+    small = Image.fromarray(noise(6, 6, seed=seed)).resize((width, height), Image.Resampling.BICUBIC)
+    return small.filter(ImageFilter.GaussianBlur(1))
+
+
+def refused(content: bytes) -> str:
+    """The reason for which a file is refused, which is one line."""
+    with pytest.raises(BadImage) as caught:
+        decode(content, 8)
+    reason = str(caught.value)
+    assert reason
+    assert reason.splitlines() == [reason]
+    return reason
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_an_image_of_the_wanted_size_keeps_every_pixel(kind):
+    pixels = noise(24, 24)
+    found = decode(encoded(Image.fromarray(pixels), kind), 24)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, pixels)
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(8, 40), seed=st.integers(0, 99))
+def test_the_whole_image_is_stretched_bilinearly(height, width, size, seed):
+    image = Image.fromarray(noise(height, width, seed=seed))
+    expected = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    assert np.array_equal(decode(encoded(image, "PNG"), size), expected)
+
+
+def test_constant_halves_stay_where_they_are():
+    pixels = np.zeros((30, 90, 3), dtype=np.uint8)
+    pixels[:, 45:] = (200, 100, 50)
+    found = decode(encoded(Image.fromarray(pixels), "PNG"), 10)
+    assert found[:, :4].tolist() == np.zeros((10, 4, 3), dtype=int).tolist()
+    assert found[:, 6:].tolist() == np.full((10, 4, 3), (200, 100, 50)).tolist()
+
+
+def test_much_larger_images_are_shrunk_as_an_exact_filter_would():
+    image = photo(700, 500)
+    exact = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(decode(encoded(image, "PNG"), 16) - exact).max() <= 2
+
+
+@pytest.mark.parametrize("size", [7, 8, 32, 64, 100, 150])
+def test_a_jpeg_that_is_decoded_smaller_than_it_is_looks_the_same(size):
+    content = encoded(photo(300, 260), "JPEG", quality=95)
+    with Image.open(io.BytesIO(content)) as whole:
+        exact = np.asarray(whole.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
+    difference = np.abs(decode(content, size) - exact)
+    assert difference.max() <= 6
+    assert difference.mean() <= 1
+
+
+def test_a_jpeg_that_is_not_shrunk_by_half_is_decoded_whole():
+    content = encoded(photo(60, 50), "JPEG", quality=95)
+    with Image.open(io.BytesIO(content)) as whole:
+        exact = np.asarray(whole.resize((48, 48), Image.Resampling.BILINEAR))
+    assert np.array_equal(decode(content, 48), exact)
+
+
+def test_without_a_size_an_image_keeps_its_own():
+    assert open_image(encoded(photo(300, 260), "JPEG")).size == (260, 300)
+
+
+ORIENTED = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", ORIENTED)
+def test_the_orientation_of_exif_is_applied(orientation):
+    pixels, exif = noise(6, 9), Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(Image.fromarray(pixels), "PNG", exif=exif)
+    expected = ORIENTED[orientation](pixels)
+    assert np.array_equal(np.asarray(open_image(content)), expected)
+    upright = encoded(Image.fromarray(expected), "PNG")
+    assert np.abs(decode(content, 8).astype(int) - decode(upright, 8)).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", ORIENTED)
+def test_a_jpeg_is_turned_after_it_was_decoded_smaller(orientation):
+    image, exif = photo(160, 240), Image.Exif()
+    exif[0x0112] = orientation
+    expected = Image.fromarray(np.ascontiguousarray(ORIENTED[orientation](np.asarray(image)))).resize((20, 20))
+    found = decode(encoded(image, "JPEG", exif=exif, quality=95), 20)
+    assert np.abs(found - np.asarray(expected).astype(int)).mean() < 4
+
+
+@pytest.mark.parametrize("exif", [b"garbage", b"Exif\0\0garbage", b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x05\x01\x12\0\x03"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_exif_is_no_broken_image(exif):
+    assert decode(encoded(photo(20, 30), "JPEG", exif=exif), 20).shape == (20, 20, 3)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("L", "PNG"), ("L", "JPEG"), ("LA", "PNG"), ("L", "TIFF"), ("L", "PPM")])
+def test_grey_becomes_three_equal_channels(mode, kind):
+    grey = np.repeat(np.arange(0, 256, 16, dtype=np.uint8), 16).reshape(16, 16)
+    found = decode(
+        encoded(Image.fromarray(grey).convert(mode), kind, **({"quality": 100} if kind == "JPEG" else {})), 16
+    )
+    assert np.abs(found - grey[..., None].astype(int)).max() <= (2 if kind == "JPEG" else 0)
+    assert np.array_equal(found[..., 0], found[..., 1])
+    assert np.array_equal(found[..., 0], found[..., 2])
+
+
+def test_black_and_white_becomes_0_and_255():
+    bits = noise(16, 16, 1) > 127
+    assert np.array_equal(
+        decode(encoded(Image.fromarray(bits), "PNG"), 16), np.repeat(bits[..., None] * 255, 3, axis=2)
+    )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP"])
+@pytest.mark.parametrize("transparency", [{}, {"transparency": 3}])
+def test_a_palette_becomes_its_colours(kind, transparency):
+    palette = noise(256, 3, 1)
+    image = Image.fromarray(LEVELS, "L").convert("P")
+    image.putpalette(palette.tobytes())
+    found = decode(encoded(image, kind, **(transparency if kind != "BMP" else {})), 16)
+    assert np.array_equal(found, palette[LEVELS])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_transparency_is_dropped(kind):
+    pixels = noise(16, 16, 4)
+    pixels[..., 3] = np.maximum(pixels[..., 3], 1)
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    assert np.array_equal(decode(encoded(Image.fromarray(pixels), kind, **options), 16), pixels[..., :3])
+
+
+def test_a_cmyk_jpeg_becomes_rgb():
+    colours = photo(64, 64)
+    content = encoded(colours.convert("CMYK"), "JPEG", quality=95)
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.mode == "CMYK"
+    for size in (64, 16):
+        exact = np.asarray(colours.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(decode(content, size) - exact).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bits_become_the_upper_8(kind):
+    pixels = LEVELS.astype(np.uint16) * 257
+    found = decode(encoded(Image.fromarray(pixels), kind), 16)
+    assert np.abs(found - LEVELS[..., None].astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_many_frames_the_first_is_taken(kind):
+    frames = [Image.new("RGB", (12, 12), colour) for colour in ("red", "lime", "blue")]
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    content = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.n_frames == 3
+    assert decode(content, 8).tolist() == np.full((8, 8, 3), (255, 0, 0)).tolist()
+
+
+def test_an_image_of_the_wanted_size_is_not_resampled():
+    image = photo(8, 8)
+    assert stretched(image, 8) is image
+
+
+def test_an_empty_file_and_text_are_no_images():
+    assert refused(b"") == "not an image"
+    assert refused(b"This is a note.\nNot a photo.\n") == "not an image"
+
+
+@settings(max_examples=60, deadline=None)
+@given(part=st.floats(0, 0.9))
+def test_a_truncated_jpeg_is_refused(part):
+    content = encoded(photo(64, 80), "JPEG", quality=90)
+    refused(content[: int(part * len(content))])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_half_a_file_is_refused(kind):
+    content = encoded(Image.fromarray(noise(64, 64)), kind)
+    for part in (1, 4, 5, 7):
+        refused(content[: part * len(content) // 10])
+
+
+def test_the_reason_of_a_truncated_jpeg_says_so():
+    content = encoded(photo(64, 80), "JPEG")
+    assert refused(content[: len(content) // 2]).startswith("image file is truncated")
+
+
+@settings(max_examples=400, deadline=None)
+@given(content=st.binary(max_size=300))
+def test_random_bytes_are_refused(content):
+    refused(content)
+
+
+WHOLE = {kind: encoded(Image.fromarray(noise(24, 20)), kind) for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")}
+
+
+@settings(max_examples=400, deadline=None)
+@pytest.mark.filterwarnings("ignore")
+@given(
+    kind=st.sampled_from(sorted(WHOLE)),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=9)), min_size=1),
+    header=st.booleans(),
+)
+def test_a_damaged_image_is_decoded_or_refused_and_nothing_else(kind, changes, header):
+    content = bytearray(WHOLE[kind])
+    for part, new in changes:
+        start = int(part * (64 if header else len(content)))
+        content[start : start + len(new)] = new
+    try:
+        found = decode(bytes(content), 8)
+    except BadImage:
+        refused(bytes(content))
+    else:
+        assert (found.shape, found.dtype) == ((8, 8, 3), np.uint8)
+
+
+def test_an_image_of_too_many_pixels_is_refused_in_a_process_of_its_own():
+    code = (
+        "import io; from PIL import Image; from crh_tune.data.decode import BadImage, decode\n"
+        "file = io.BytesIO(); Image.new('1', (10000, 10000)).save(file, 'PNG')\n"
+        "try: decode(file.getvalue(), 8)\n"
+        "except BadImage as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "10000 x 10000 pixels are too many\n"
+    assert done.stderr == ""

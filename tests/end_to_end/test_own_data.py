@@ -1,0 +1,174 @@
+"""A user's own photos and embeddings, from the folder they lie in to codes that find them again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from crh_tune.cli import main
+from crh_tune.export import load_encoder, load_index
+from crh_tune.settings.search import read_search
+from crh_tune.spaces import shipped
+
+CLASSES = ("red fox", "sea", "grass")
+COLOURS = {"red fox": (200, 60, 20), "sea": (10, 60, 190), "grass": (40, 180, 40)}
+QUICK = {
+    "confirm": {"top": 1, "seeds": 1},
+    "scheduler": {},
+    "budget": {"trials": 2},
+    "search": {"margin": {"uniform": [0.0, 0.5]}},
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The node's image cache, for the trial processes that this session's Ray has already started as well."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("CRH_TUNE_CACHE", str(folder))
+    return folder
+
+
+def photo(generator: np.random.Generator, colour: tuple[int, int, int]) -> Image.Image:
+    pixels = generator.normal(colour, 30, (20, 24, 3)).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(pixels).resize((60, 48))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twenty training and five test photos a class, as JPEG."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 20), ("test", 5)):
+        for name in CLASSES:
+            folder = tmp_path / "my photos" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                photo(generator, COLOURS[name]).save(folder / f"{number:02d}.jpg")
+    return tmp_path / "my photos"
+
+
+def space(folder: Path, name: str, **trial: object) -> str:
+    """The shipped search space of this name, cut down to seconds."""
+    content = yaml.safe_load((shipped() / f"{name}.yaml").read_text())
+    content = {**content, **QUICK, "trial": {**content["trial"], "bits": 16, "epochs": 3, "batch_size": 32, **trial}}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def test_a_folder_of_photos_is_checked_searched_and_found_again(ray_session, photos, cache, tmp_path, capsys):
+    assert main(["data", "check", str(photos)]) == 0
+    checked = capsys.readouterr().out
+    for line in (
+        "dataset     folder: class folders under train/ and test/",
+        "classes     3 (grass, red fox, sea)",
+        "train       60 samples, 20 a class",
+        "queries     15 samples, 5 a class",
+        "sizes       60 x 48, all of them",
+        "duplicates  no query is also among the training images",
+        "problems    none",
+    ):
+        assert line in checked.splitlines()
+    runs = tmp_path / "runs"
+    arguments = ["search", space(tmp_path, "folder"), "--data", str(photos), "--storage", str(runs)]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "decoding 75 images to 32 x 32 pixels, once, into" in said
+    assert "(3 classes, 48 training samples, 12 validation queries)" in said
+    assert main(arguments) == 0
+    assert "decoding" not in capsys.readouterr().out
+    export = runs / "photos-001" / "export"
+    encoder, index = load_encoder(export), load_index(export)
+    asked = sorted((photos / "test").glob("*/*.jpg"))
+    rows, distances = index.search(encoder.encode_files(asked), 5)
+    names = np.array(encoder.class_names)[index.labels[rows]]
+    right = names == np.array([path.parent.name for path in asked])[:, None]
+    assert right.mean() > 0.9
+    assert (np.diff(distances.astype(int), axis=1) >= 0).all()
+    assert 'encode_files(["photo.jpg"])' in (export / "model_card.md").read_text()
+
+
+def test_a_broken_photo_stops_the_search_before_any_trial_unless_it_is_skipped(ray_session, photos, tmp_path, capsys):
+    broken = photos / "train" / "sea" / "99.jpg"
+    broken.write_bytes((photos / "train" / "sea" / "00.jpg").read_bytes()[:400])
+    file, runs = space(tmp_path, "folder"), tmp_path / "runs"
+    arguments = ["search", file, "--data", str(photos), "--storage", str(runs)]
+    assert main(arguments) == 2
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert f"{broken}: Truncated File Read" in complaint
+    assert complaint.endswith("unreadable image; mend it, or set dataset.on_bad_image: skip")
+    assert not runs.exists()
+    assert main(["data", "check", str(photos)]) == 2
+    assert f"  {broken}: Truncated File Read" in capsys.readouterr().out
+
+    content = yaml.safe_load(Path(file).read_text())
+    content["dataset"]["on_bad_image"] = "skip"
+    Path(file).write_text(yaml.safe_dump(content))
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"skipped 1 unreadable images: {broken}: Truncated File Read" in said
+    assert "48 training samples" in said
+    assert (runs / "photos-001" / "skipped_images.txt").read_text() == f"{broken}: Truncated File Read\n"
+
+
+def test_embeddings_are_searched_from_one_file(ray_session, tmp_path, capsys):
+    generator = np.random.default_rng(1)
+    middles, labels = generator.normal(size=(5, 24)), generator.integers(0, 5, 200)
+    features = (middles[labels] + 0.4 * generator.normal(size=(200, 24))).astype(np.float32)
+    data = tmp_path / "embeddings.npz"
+    np.savez(data, features=features, labels=np.array(["ant", "bee", "cat", "dog", "elk"])[labels])
+    runs = tmp_path / "runs"
+    assert main(["search", space(tmp_path, "features"), "--data", str(data), "--storage", str(runs)]) == 0
+    export = runs / "features-001" / "export"
+    encoder, index = load_encoder(export), load_index(export)
+    assert encoder.class_names == ("ant", "bee", "cat", "dog", "elk")
+    rows, _ = index.search(encoder.encode(features[:50]), 3)
+    assert (index.labels[rows] == labels[:50, None]).mean() > 0.9
+    with pytest.raises(ValueError, match="image files are for encoders of square RGB images"):
+        encoder.encode_files(["photo.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["search", "folder"], "dataset.path is not given: --data DIR names the folder that holds the dataset"),
+        (["search", "folder", "--data", "/nowhere"], "/nowhere: does not exist: path must be the folder"),
+        (["search", "features"], "dataset.path is not given: --data names an .npz file"),
+        (["search", "digit_pairs", "--data", "."], "--data: dataset digit_pairs is built in, it has no files"),
+        (["search", "table2", "--data", "."], "--data: say which of the study's datasets lies there with --dataset"),
+        (["data", "check", "/nowhere"], "/nowhere: does not exist"),
+        (["data", "check", ".", "--dataset", "digits"], "unknown dataset of files 'digits': one of folder, lists"),
+    ],
+)
+def test_a_mistake_about_data_is_one_line(arguments, expected, capsys):
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "classes", "words", "head_dim", "weight", "epochs"),
+    [
+        ("stanford_cars", 32, 196, 392, 16, 0.1, 300),
+        ("nabirds", 32, 555, 1110, 16, 0.1, 300),
+        ("coco", 32, 80, 160, 8, 0.0, 30),
+    ],
+)
+def test_trial_0_of_the_papers_datasets_is_the_papers_setting(name, bits, classes, words, head_dim, weight, epochs):
+    settings = read_search(shipped() / f"{name}.yaml")
+    assert settings.start_from[0] == "paper"
+    trial = settings.trial_settings({}, 0).resolve(classes, name == "coco").trial
+    assert (trial.bits, trial.codebook_size, trial.head_dim) == (bits, words, head_dim)
+    assert (trial.quantization_weight, trial.margin, trial.epochs) == (weight, 0.2, epochs)
+    assert (trial.early_epochs, trial.update_interval, trial.batch_size) == (20, 5, 128)
+    assert (trial.optimizer, trial.learning_rate, trial.weight_decay, trial.schedule) == ("adam", 1e-4, 1e-5, "cosine")
+    assert (trial.backbone, trial.weights) == ("resnet34", "IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize("path", sorted(shipped().glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_search_space_is_valid(path):
+    assert read_search(path).name

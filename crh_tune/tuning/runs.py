@@ -206,6 +206,7 @@ def run_trials(
     fixed = [run for run in fixed if run["name"] not in known or known[run["name"]].status != COMPLETE]
     if not (searcher.has_work if searcher else fixed):
         return events.outcomes
+    (place.folder / RUNS_FOLDER).mkdir(exist_ok=True)
     common = {"splits": place.splits, "aggregator": place.aggregator, "storage": str(place.folder)}
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_run_with, common=common), trial_resources(scaling)),

@@ -96,6 +96,7 @@ def run_trial(run: dict[str, Any]) -> None:
     """
     settings = TrialSettings.model_validate(run["settings"])
     try:
+        _folder(run).mkdir(exist_ok=True)
         if settings.scaling.workers_per_trial > 1:
             _follow_group(run, settings)
         else:
@@ -137,6 +138,7 @@ def train_group(settings: TrialSettings, split: str) -> tuple[Metrics, Path]:
     storage = tempfile.mkdtemp(prefix="crh-train-")
     run = {"name": "train", "settings": settings.model_dump(mode="json"), "stage": "final"}
     run |= {"split": split, "aggregator": name, "storage": storage}
+    _folder(run).mkdir(parents=True)
     _fit_group(run, settings.scaling)
     ray.kill(aggregator)
     metrics, checkpoint = _reports(run)[-1], checkpoints.newest(_folder(run))
@@ -152,7 +154,6 @@ def _follow_group(run: dict[str, Any], settings: TrialSettings) -> None:
     Ray's own way for this loses the last report when training ends right after it, and all of them with the node that
     its queue happens to be on.
     """
-    _folder(run).mkdir(parents=True, exist_ok=True)
     (_folder(run) / _REPORTS_FILE).unlink(missing_ok=True)
     errors: list[Exception] = []
     group = threading.Thread(target=_fit_in_thread, args=(run, settings.scaling, errors), daemon=True)

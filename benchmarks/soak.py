@@ -183,7 +183,7 @@ def _results(folder: Path) -> Counter[str]:
 
 def _kill(left: list[str], driver: Driver, report: Report, folder: Path) -> None:
     """Do the next thing of the plan, once there is such a process."""
-    kind, begun = left[0], time.monotonic()
+    kind, begun, running = left[0], time.monotonic(), len(driver.victims("trial"))
     if kind in VICTIMS:
         victims = driver.victims(kind)
         if not victims or not driver.running():
@@ -196,7 +196,7 @@ def _kill(left: list[str], driver: Driver, report: Report, folder: Path) -> None
         driver.process.wait()
         report.ending = time.monotonic() - begun
     report.kills[left.pop(0)] += 1
-    _wait_for_results(driver, folder, len(driver.victims("trial")))
+    _wait_for_results(driver, folder, running)
 
 
 def _check(report: Report, storage: Path, name: str, trials: int) -> None:

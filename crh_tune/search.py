@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -102,6 +103,10 @@ def run_command(command: Callable[[], None], name: str) -> int:
         return 2
     except SearchFailed as error:
         print(f"{name}: failed: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:  # nothing of the above: where it comes from matters too
+        traceback.print_exc()
+        print(f"{name}: failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
 

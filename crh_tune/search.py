@@ -78,6 +78,8 @@ def _search(settings: SearchSettings, prepared: Prepared, storage: Path, resume:
         try:
             result = run_search(settings, prepared, storage, _say, stop, resume)
         except Interrupted as interrupted:
+            if not str(interrupted):  # before there was a search
+                raise
             raise Interrupted(f"go on with crh-tune search --resume {interrupted}{storage_option(storage)}") from None
         target = result.folder / "export"
         export_search(result.folder, target)

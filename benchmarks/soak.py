@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/soak.py [--kills 100] [--trials 30] [--seed 0]
 
-Every few seconds a random process of the search gets a SIGKILL: the driver (which is then resumed), a trial's process
-or the aggregator. At the end every trial is trained again, undisturbed and in this process, and must have ended with
-the same metrics to the last bit; MLflow must have one run a trial, and one value a metric and step.
+A few seconds after the search has recovered from the last, a random process of it gets a SIGKILL: the driver (which is
+then resumed), a trial's process or the aggregator. At the end every trial is trained again, undisturbed and in this
+process, and must have ended with the same metrics to the last bit; MLflow must have one run a trial, and one value a
+metric and step.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ from crh_tune.tuning.trial import open_split
 
 SPACE = {
     "name": "soak",
-    "dataset": {"name": "digit_pairs", "images_per_class": 12},
-    "trial": {"bits": 16, "epochs": 120, "batch_size": 128, "learning_rate": 2.0e-3, "evaluate_every": 2},
+    "dataset": {"name": "digit_pairs", "images_per_class": 5},
+    "trial": {"bits": 16, "epochs": 240, "batch_size": 128, "learning_rate": 2.0e-3, "evaluate_every": 2},
     "search": {
         "codebook_ratio": {"choice": [1, 2, 4]},
         "quantization_weight": {"log_uniform": [0.001, 1.0]},
         "margin": {"uniform": [0.0, 0.5]},
         "update_interval": {"int": [1, 10]},
     },
-    "scheduler": {"asha": {"grace_epochs": 60, "reduction": 2}},
+    "scheduler": {"asha": {"grace_epochs": 120, "reduction": 2}},
     "confirm": {"top": 1, "seeds": 1},
 }
 VICTIMS = {"trial": "ray::ImplicitFunc", "aggregator": "ray::Aggregator"}
@@ -140,11 +141,11 @@ def soak(
     folder = storage / f"{space['name']}-001"
     driver = Driver(["search", str(storage / "space.yaml"), *common], next(outputs))
     while True:
-        if _wait_for_result(driver, folder) and report.outputs:
+        if _wait_for_results(driver, folder) and report.outputs:
             report.recovery.append(time.monotonic() - driver.begun)
         while left and driver.running():
             time.sleep(random.uniform(*pause))
-            _kill(left, driver, report)
+            _kill(left, driver, report, folder)
         code = driver.process.wait()
         report.outputs.append(driver.lines)
         if code not in (-signal.SIGKILL, INTERRUPTED_CODE):
@@ -158,24 +159,31 @@ def soak(
     return report
 
 
-def _wait_for_result(driver: Driver, folder: Path) -> bool:
-    """Wait until this driver has had a new result, so that every one gets that far; false where it ends before."""
-    before = _results(folder)
-    while driver.running():
-        if _results(folder) > before:
+def _wait_for_results(driver: Driver, folder: Path, runs: int = 1) -> bool:
+    """Wait until so many runs have had a new result, or a minute has passed; false where the driver ends before.
+
+    So every driver gets that far; and a trial's process, which needs seconds to start, is not killed while it does
+    until the search takes the trial for one that always dies.
+    """
+    before, deadline = _results(folder), time.monotonic() + 60
+    while driver.running() and time.monotonic() < deadline:
+        now = _results(folder)
+        if sum(now[run] > before[run] for run in now) >= runs:
             return True
-        time.sleep(0.05)
+        time.sleep(0.1)
     return False
 
 
-def _results(folder: Path) -> int:
+def _results(folder: Path) -> Counter[str]:
+    """How many results each run has had."""
     outbox = folder / "mlflow_outbox.jsonl"
-    return outbox.read_bytes().count(b'["metrics"') if outbox.exists() else 0
+    lines = outbox.read_text(encoding="utf-8").splitlines() if outbox.exists() else []
+    return Counter(line.split('"', 4)[3] for line in lines if line.startswith('["metrics", "'))
 
 
-def _kill(left: list[str], driver: Driver, report: Report) -> None:
+def _kill(left: list[str], driver: Driver, report: Report, folder: Path) -> None:
     """Do the next thing of the plan, once there is such a process."""
-    kind, begun = left[0], time.monotonic()
+    kind, begun, running = left[0], time.monotonic(), len(driver.victims("trial"))
     if kind in VICTIMS:
         victims = driver.victims(kind)
         if not victims or not driver.running():
@@ -188,6 +196,7 @@ def _kill(left: list[str], driver: Driver, report: Report) -> None:
         driver.process.wait()
         report.ending = time.monotonic() - begun
     report.kills[left.pop(0)] += 1
+    _wait_for_results(driver, folder, running)
 
 
 def _check(report: Report, storage: Path, name: str, trials: int) -> None:

@@ -25,6 +25,9 @@ from crh_tune.tuning.study import SearchFailed
 from crh_tune.tuning.tracking import Tracker, default_tracking_uri
 from crh_tune.tuning.trial import device_of, open_split, train_group
 
+SYNC_PATIENCE = 10.0
+"""After how many seconds in which nothing could be sent ``sync`` gives up."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command: 0 done, 1 failed, 2 a mistake in the arguments or settings, 130 interrupted."""
@@ -114,7 +117,7 @@ def sync(arguments: argparse.Namespace) -> None:
     with held(folder):
         tracker = Tracker(uri, experiment, arguments.storage, folder)
         before = tracker.unsent()
-        remaining = tracker.drain()
+        remaining = tracker.drain(SYNC_PATIENCE)
     print(f"{before - remaining} entries sent to {uri}, {remaining} remain")
     if remaining:
         raise SearchFailed(f"{remaining} entries remain: {tracker.last_error}")

@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -79,6 +80,8 @@ def _search(settings: SearchSettings, prepared: Prepared, storage: Path, resume:
         try:
             result = run_search(settings, prepared, storage, _say, stop, resume)
         except Interrupted as interrupted:
+            if not str(interrupted):  # before there was a search
+                raise
             raise Interrupted(f"go on with crh-tune search --resume {interrupted}{storage_option(storage)}") from None
         target = result.folder / "export"
         export_search(result.folder, target)
@@ -104,6 +107,10 @@ def run_command(command: Callable[[], None], name: str) -> int:
         return 2
     except SearchFailed as error:
         print(f"{name}: failed: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:  # nothing of the above: where it comes from matters too
+        traceback.print_exc()
+        print(f"{name}: failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -64,8 +64,13 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def keep(run_folder: Path, epoch: int, write: Callable[[Path], None]) -> None:
-    """Add a run's checkpoint of this epoch, written by ``write`` into a folder, and drop all but the newest two."""
-    write(run_folder / f"checkpoint_{epoch:06d}")
+    """Add a run's checkpoint of this epoch, written by ``write`` into a folder, and drop all but the newest two.
+
+    Raises OSError where the disk is full, or the run's folder is gone.
+    """
+    folder = run_folder / f"checkpoint_{epoch:06d}"
+    folder.mkdir(exist_ok=True)
+    write(folder)
     for old in _newest_first(run_folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -135,13 +135,16 @@ class RunEvents(tune.Callback):
 
     def close(self) -> None:
         """End the runs that Tune has stopped without a word: by the budget for good, otherwise to be gone on with."""
+        for_good = self._place.stop.out_of_time and not self._place.stop.interrupted
         for outcome in self.outcomes.values():
             if outcome.name in self._alive and outcome.name not in self._ended:
-                if self._place.stop.out_of_time and not self._place.stop.interrupted:
+                if for_good:
                     outcome.status, outcome.error = outcome.status or FAILED, OUT_OF_TIME
                     self._end(outcome)
                 else:
                     self._place.tracker.end_run(self._place.key(outcome.name), "KILLED")
+        if for_good and self._searcher:
+            self._searcher.give_up()
 
     def _end(self, outcome: Outcome) -> None:
         checkpoint = newest(self._place.folder / RUNS_FOLDER / outcome.name)
@@ -206,6 +209,7 @@ def run_trials(
     fixed = [run for run in fixed if run["name"] not in known or known[run["name"]].status != COMPLETE]
     if not (searcher.has_work if searcher else fixed):
         return events.outcomes
+    (place.folder / RUNS_FOLDER).mkdir(exist_ok=True)
     common = {"splits": place.splits, "aggregator": place.aggregator, "storage": str(place.folder)}
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_run_with, common=common), trial_resources(scaling)),

@@ -100,6 +100,13 @@ class OptunaSearcher(Searcher):
         else:
             self._study.tell(trial, state=TrialState.PRUNED)
 
+    def give_up(self) -> None:
+        """Tell the study that the trials which were handed out and have not ended never will."""
+        for trial in self._running.values():
+            self._study.tell(trial, state=TrialState.FAIL)
+        self._running.clear()
+        self._again.clear()
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune's own call, before anything is on disk: nothing to do."""
 

@@ -7,6 +7,7 @@ import json
 import statistics
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,8 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
         raise SearchFailed(_last_line(error)) from error
     finally:
         ray.kill(aggregator)
-        tracker.end_run(key, status)
+        with suppress(OSError):  # where storage is gone, that is why it ends
+            tracker.end_run(key, status)
         unsent = tracker.close(patience)
     return replace(result, unsent=unsent)
 

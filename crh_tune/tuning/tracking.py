@@ -15,6 +15,7 @@ import os
 import re
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ class Tracker:
         self._thread.join(patience)
         return self.unsent()
 
-    def drain(self, patience: float = 10.0) -> int:
+    def drain(self, patience: float) -> int:
         """Wait until the outbox is empty, or nothing was sent for so many seconds; returns how many are unsent."""
         last, since = self.unsent(), time.monotonic()
         while self.unsent() and time.monotonic() - since < patience:
@@ -262,8 +263,9 @@ class Sent:
         self.count += 1
         content = json.dumps({"sent": self.count, "server": self._server})
         aside = self._path.with_name(f".{self._path.name}")
-        aside.write_text(content, encoding="utf-8")  # where a crash loses it, entries are sent again
-        aside.replace(self._path)
+        with suppress(OSError):  # what is not kept, also in a crash, is sent again, and that is safe
+            aside.write_text(content, encoding="utf-8")
+            aside.replace(self._path)
 
 
 def unsent_in(folder: Path, uri: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -24,7 +25,6 @@ import torch.distributed as dist
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import Split, Stage, final_split, search_split
@@ -44,7 +44,9 @@ ERROR = "error"
 """Reported in place of metrics by a run that failed of itself: the reason, in one line."""
 RESTARTS = 3
 """How many times in a row a run goes on from the same checkpoint after a process of it died."""
+_REPORTS_FILE = "reports.jsonl"
 _RETRY_SECONDS = 0.5
+_POLL_SECONDS = 0.1
 
 
 def open_split(settings: TrialSettings, stage: Stage) -> Split:
@@ -97,10 +99,11 @@ def run_trial(run: dict[str, Any]) -> None:
     """
     settings = TrialSettings.model_validate(run["settings"])
     try:
+        _folder(run).mkdir(exist_ok=True)
         if settings.scaling.workers_per_trial > 1:
-            _fit_group(run, settings, [TuneReportCallback()])
+            _follow_group(run, settings)
         else:
-            _train(run, settings, Workers(device=device_of(settings)), _report_to(tune, run), uuid.uuid4().hex)
+            _train(run, settings, Workers(device=device_of(settings)), tune.report, uuid.uuid4().hex)
     except Exception as error:
         tune.report({ERROR: reason_of(error)})
 
@@ -138,16 +141,47 @@ def train_group(settings: TrialSettings, split: str) -> tuple[Metrics, Path]:
     storage = tempfile.mkdtemp(prefix="crh-train-")
     run = {"name": "train", "settings": settings.model_dump(mode="json"), "stage": "final"}
     run |= {"split": split, "aggregator": name, "storage": storage}
-    result = _fit_group(run, settings, [])
+    _folder(run).mkdir(parents=True)
+    _fit_group(run, settings.scaling)
     ray.kill(aggregator)
-    if ERROR in result.metrics:
-        raise TrainingDiverged(result.metrics[ERROR])
-    checkpoint = checkpoints.newest(_folder(run))
+    metrics, checkpoint = _reports(run)[-1], checkpoints.newest(_folder(run))
+    if ERROR in metrics:
+        raise TrainingDiverged(metrics[ERROR])
     assert checkpoint is not None
-    return result.metrics, checkpoint
+    return metrics, checkpoint
 
 
-def _fit_group(run: dict[str, Any], settings: TrialSettings, callbacks: list[Any]) -> Any:
+def _follow_group(run: dict[str, Any], settings: TrialSettings) -> None:
+    """Train in a worker group, and report to Tune what its first worker writes down.
+
+    Ray's own way for this loses the last report when training ends right after it, and all of them with the node that
+    its queue happens to be on.
+    """
+    (_folder(run) / _REPORTS_FILE).unlink(missing_ok=True)
+    errors: list[Exception] = []
+    group = threading.Thread(target=_fit_in_thread, args=(run, settings.scaling, errors), daemon=True)
+    group.start()
+    told = 0
+    while True:
+        ended = not group.is_alive()  # asked first: what it wrote until then is read below
+        for metrics in _reports(run)[told:]:
+            tune.report(metrics)
+            told += 1
+        if ended:
+            break
+        time.sleep(_POLL_SECONDS)
+    if errors:
+        raise errors[0]
+
+
+def _fit_in_thread(run: dict[str, Any], scaling: ScalingSettings, errors: list[Exception]) -> None:
+    try:
+        _fit_group(run, scaling)
+    except Exception as error:
+        errors.append(error)
+
+
+def _fit_group(run: dict[str, Any], scaling: ScalingSettings) -> None:
     """Train in a worker group, started again as long as that brings new checkpoints.
 
     Raises Train's error when the last restarts brought none.
@@ -155,13 +189,14 @@ def _fit_group(run: dict[str, Any], settings: TrialSettings, callbacks: list[Any
     while True:
         before = checkpoints.newest(_folder(run))
         try:
-            return _group(run, settings.scaling, callbacks).fit()
+            _group(run, scaling).fit()
+            return
         except ray.train.TrainingFailedError:
             if checkpoints.newest(_folder(run)) == before:
                 raise
 
 
-def _group(run: dict[str, Any], scaling: ScalingSettings, callbacks: list[Any]) -> TorchTrainer:
+def _group(run: dict[str, Any], scaling: ScalingSettings) -> TorchTrainer:
     gpu = scaling.gpus_per_worker > 0
     return TorchTrainer(
         _train_as_worker,
@@ -175,7 +210,6 @@ def _group(run: dict[str, Any], scaling: ScalingSettings, callbacks: list[Any]) 
         run_config=ray.train.RunConfig(
             name=f"{run['name']}-{uuid.uuid4().hex}",  # nothing of an earlier group of this run is taken up by Train
             storage_path=str(Path(run["storage"]) / "train"),
-            callbacks=callbacks,
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
         ),
     )
@@ -192,14 +226,32 @@ def _train_as_worker(run: dict[str, Any]) -> None:
     workers = Workers(context.get_world_rank(), context.get_world_size(), device)
     token = [uuid.uuid4().hex]
     dist.broadcast_object_list(token, src=0)
-    report = _report_to(ray.train, run)
+
+    def write(metrics: dict[str, Any]) -> None:
+        if workers.rank == 0:
+            with (_folder(run) / _REPORTS_FILE).open("a", encoding="utf-8") as reports:
+                reports.write(json.dumps(metrics) + "\n")
+
     try:
-        _train(run, settings, workers, report, token[0])
+        _train(run, settings, workers, write, token[0])
     except TrainingDiverged as error:  # on every worker at once, and again however often the group is restarted
-        ray.train.report({ERROR: reason_of(error)})
+        write({ERROR: reason_of(error)})
 
 
-def _train(run: dict[str, Any], settings: TrialSettings, workers: Workers, report: Any, attempt: str) -> None:
+def _reports(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a group's first worker has reported so far."""
+    path = _folder(run) / _REPORTS_FILE
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _train(
+    run: dict[str, Any],
+    settings: TrialSettings,
+    workers: Workers,
+    report: Callable[[dict[str, Any]], None],
+    attempt: str,
+) -> None:
     split = open_split(settings, run["stage"])
     if split.fingerprint != run["split"]:
         raise RuntimeError(
@@ -210,18 +262,13 @@ def _train(run: dict[str, Any], settings: TrialSettings, workers: Workers, repor
     checkpoint = workers.from_first(lambda: checkpoints.newest(_folder(run)))
     if checkpoint is not None:
         training.restore(checkpoint)
-    training.train(report)
 
-
-def _report_to(platform: Any, run: dict[str, Any]) -> Callable[[Metrics, Save | None], None]:
-    """Reporting to ``ray.tune`` from a trial's own process, or to ``ray.train`` from every worker of a group."""
-
-    def report(metrics: Metrics, save: Save | None) -> None:
+    def keep_and_report(metrics: Metrics, save: Save | None) -> None:
         if save is not None:
             checkpoints.keep(_folder(run), int(metrics["epoch"]), save)
-        platform.report(dict(metrics))
+        report(dict(metrics))
 
-    return report
+    training.train(keep_and_report)
 
 
 def _folder(run: dict[str, Any]) -> Path:

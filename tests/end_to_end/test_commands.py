@@ -69,6 +69,9 @@ def test_a_mistake_in_a_space_file_is_one_line_with_file_and_field(changes, expe
         (["search", "table2", "--dataset", "mnist"], "unknown dataset 'mnist'"),
         (["train", "missing.yaml"], "missing.yaml: No such file or directory"),
         (["export", "nothing-001"], "no such search"),
+        (["sync", "nothing-001"], "no search 'nothing-001' in crh_runs: there is "),
+        (["search", "--resume", "nothing-001"], "no search 'nothing-001' in crh_runs: there is "),
+        (["search", "--resume", "nothing-001", "--trials", "3"], "--resume goes on with a search as it was begun"),
     ],
 )
 def test_a_mistake_in_the_arguments_is_one_line(ray_session, arguments, expected, capsys):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -17,10 +18,12 @@ from mlflow import MlflowClient
 from benchmarks.soak import differences, processes_below
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
+from crh_tune.training import checkpoints
 from crh_tune.tuning.record import Outcome, held, read_outcomes
 from crh_tune.tuning.stopping import Clock
 from crh_tune.tuning.study import SearchFailed, SearchResult, how_it_ended, prepare, run_search
 
+SEARCH = "failing-001"
 GRID = {"learning_rate": {"grid": [1.0e-3, 2.0e-3]}}
 SPACE = {
     "name": "failing",
@@ -90,7 +93,7 @@ def test_a_search_whose_first_trials_all_fail_stops_early_with_the_reason(ray_se
 
 def test_hours_that_are_over_stop_the_trials_that_run_and_everyone_is_told(ray_session, tmp_path: Path):
     long = {**SPACE["trial"], "epochs": 100_000}
-    with pytest.raises(SearchFailed, match="none of 1 trials came to its end: stopped by budget.hours"):
+    with pytest.raises(SearchFailed, match="none of 1 trials came to its end: stopped by budget"):
         search(tmp_path, trial=long, budget={"concurrent": 1, "hours": 15 / 3600}, search=GRID)
     folder = tmp_path / "failing-001"
     [outcome] = read_outcomes(folder).values()
@@ -113,6 +116,40 @@ def test_a_result_says_whether_the_hours_ended_it():
     said = "stopped by budget: 0.5 hours were over after 2 of 24 trials"
     assert how_it_ended(settings, [whole, cut], 24) == said
     assert how_it_ended(settings, [whole, whole], 24) == said
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for the databases of a search, and not for its checkpoints."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a full disk needs the right to mount one")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_fails_the_trials_and_stops_the_search_with_the_reason(ray_session, small_disk: Path):
+    rates = {"learning_rate": {"grid": [n * 1e-3 for n in range(1, 9)]}}
+    with pytest.raises(SearchFailed, match="all of 5 trials failed, the last one: OSError: "):
+        search(small_disk, search=rates)
+    assert all("checkpoint could not be written" in each.error for each in read_outcomes(small_disk / SEARCH).values())
+    for path in small_disk.glob("*/runs/*/checkpoint_*/checkpoint.pt"):  # there was room for one
+        checkpoints.load(path.parent)
+    assert list(small_disk.glob("*/runs/*/checkpoint_*/.*")) == []
+
+
+def test_a_folder_that_is_gone_stops_the_search_with_the_reason(ray_session, tmp_path: Path):
+    def vanish() -> None:
+        while not list(tmp_path.glob("*/runs/*/checkpoint_*/checkpoint.pt")):
+            time.sleep(0.02)
+        (tmp_path / SEARCH).rename(tmp_path / "elsewhere")
+
+    threading.Thread(target=vanish, daemon=True).start()
+    long = {**SPACE["trial"], "epochs": 100_000}
+    with pytest.raises(SearchFailed, match=r"No such file or directory: .*failing-001"):
+        search(tmp_path, trial=long, search=GRID)
 
 
 def test_two_processes_never_run_the_same_search(tmp_path: Path):

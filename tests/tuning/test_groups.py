@@ -1,0 +1,100 @@
+"""A worker of a group killed in the middle of training, and the aggregator: the group ends as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+
+from benchmarks.soak import processes_below
+from crh_tune.settings.search import SearchSettings
+from crh_tune.settings.trial import TrialSettings
+from crh_tune.training.aggregator import solve_locally
+from crh_tune.training.loop import TrainingRun
+from crh_tune.training.workers import Workers
+from crh_tune.tuning import tracking
+from crh_tune.tuning.record import Outcome
+from crh_tune.tuning.runs import Place, run_trials
+from crh_tune.tuning.trial import open_split, start_aggregator
+
+SPACE = {
+    "name": "groups",
+    "dataset": {"name": "digits"},
+    "trial": {"bits": 16, "epochs": 30, "batch_size": 128, "learning_rate": 2.0e-3},
+    "search": {"margin": {"grid": [0.2]}},
+    "scaling": {"workers_per_trial": 2},
+}
+
+
+def train_undisturbed(rank: int, size: int, content: dict, target: Path) -> None:
+    settings = TrialSettings.model_validate(content)
+
+    def solve(round_, statistic):
+        shards = torch.from_numpy(statistic.copy())
+        torch.distributed.all_reduce(shards)
+        return solve_locally(round_, shards.numpy())
+
+    metrics = TrainingRun(settings, open_split(settings, "search"), Workers(rank, size), solve).train(lambda *_: None)
+    if rank == 0:
+        target.write_text(json.dumps(metrics))
+
+
+def run_group(storage: Path, settings: SearchSettings, content: dict) -> Outcome:
+    """One run in a group of workers, through Ray Tune."""
+    uri = tracking.default_tracking_uri(storage)
+    tracker = tracking.Tracker(uri, "groups", storage, storage)
+    split = open_split(TrialSettings.model_validate(content), "search").fingerprint
+    place = Place("groups", storage, "aggregator-groups", tracker, {"search": split})
+    tracker.start_run("groups", "groups")
+    aggregator = start_aggregator(place.aggregator)
+    run = {"name": "group", "settings": content, "stage": "search", "start": "fixed"}
+    outcomes = run_trials(place, settings.scaling, settings.budget, lambda outcome: None, fixed=[run])
+    ray.kill(aggregator)
+    assert tracker.close() == 0
+    return outcomes["group"]
+
+
+def test_a_group_that_loses_a_worker_and_its_aggregator_ends_as_if_it_had_not(ray_session, in_group, tmp_path: Path):
+    settings = SearchSettings.model_validate(SPACE)
+    resolved = settings.trial_settings({"margin": 0.2}, 0).resolve(10, False)
+    content = resolved.model_dump(mode="json")
+    in_group(2, train_undisturbed, content, tmp_path / "undisturbed.json")
+    expected = json.loads((tmp_path / "undisturbed.json").read_text())
+    killed: list[str] = []
+
+    def kill_after(epoch: int, title: str) -> None:
+        deadline = time.monotonic() + 100
+        while not (tmp_path / "runs" / "group" / f"checkpoint_{epoch:06d}").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        victims = [number for number, name in processes_below(os.getpid()).items() if name.startswith(title)]
+        os.kill(victims[0], signal.SIGKILL)
+        killed.append(title)
+
+    dangers = [(3, "ray::RayTrainWorker"), (12, "ray::Aggregator")]
+    threads = [threading.Thread(target=kill_after, args=danger) for danger in dangers]
+    for thread in threads:
+        thread.start()
+    outcome = run_group(tmp_path, settings, content)
+    for thread in threads:
+        thread.join()
+    assert len(killed) == 2
+    assert outcome.status == "complete"
+    names = {name for name in expected if "/" in name and not name.startswith("seconds/")}
+    assert {name: outcome.metrics[name] for name in names} == {name: expected[name] for name in names}
+    centers = np.load(Path(outcome.checkpoint or "") / "centers.npy")
+    assert centers.shape == (10, 16)
+
+    deadline = time.monotonic() + 20
+    while left := [title for title in processes_below(os.getpid()).values() if title.startswith("ray::RayTrain")]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    states = {group["state"] for group in ray.util.placement_group_table().values()}
+    assert states <= {"REMOVED"}

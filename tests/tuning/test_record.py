@@ -1,0 +1,97 @@
+"""What a search's folder holds, and what a searcher makes of a study that was left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+
+from crh_tune.settings.base import SettingsError
+from crh_tune.settings.search import SearchSettings
+from crh_tune.training.checkpoints import CheckpointError, keep, load, newest, save
+from crh_tune.tuning.proposals import enqueue
+from crh_tune.tuning.record import Outcome, find_folder, new_folder, read_outcomes, read_settings, write_outcome
+from crh_tune.tuning.searcher import OptunaSearcher
+
+SETTINGS = SearchSettings.model_validate(
+    {
+        "name": "left",
+        "dataset": {"name": "digits"},
+        "trial": {"bits": 16},
+        "search": {"margin": {"uniform": [0.0, 0.5]}, "codebook_ratio": {"choice": [1, 2]}},
+        "budget": {"trials": 4},
+    }
+)
+
+
+def searcher(study: optuna.Study) -> OptunaSearcher:
+    return OptunaSearcher(study, SETTINGS, 10, False, 4)
+
+
+def handed_out(of: OptunaSearcher) -> list[dict]:
+    given = []
+    while (suggested := of.suggest("any")) != "FINISHED":
+        given.append(suggested["run"])
+    return given
+
+
+def ended(run: dict, **changes) -> Outcome:
+    return Outcome(run["name"], run["settings"], run["start"], **{"status": "complete", **changes})
+
+
+def test_running_trials_are_handed_out_again_as_they_were_and_the_budget_is_what_was_left():
+    study = optuna.create_study(direction="maximize")
+    enqueue(study, SETTINGS, 10, False)
+    first = searcher(study)
+    runs = [first.suggest("any")["run"] for _ in range(3)]
+    first.tell(ended(runs[0], metrics={"epoch": 9.0, "val/map": 0.5}))
+    study.ask()  # killed before it had drawn anything
+    enqueue(study, SETTINGS, 10, False)
+    again = handed_out(searcher(study))
+    assert again[:2] == runs[1:]
+    assert [run["name"] for run in again] == ["trial-0001", "trial-0002", "trial-0003"]
+    assert "margin" in again[2]["settings"]["trial"]
+    assert sum("start" in trial.user_attrs for trial in study.trials) == 1
+
+
+def test_an_outcome_that_the_study_was_not_told_is_told_once():
+    study = optuna.create_study(direction="maximize")
+    run = searcher(study).suggest("any")["run"]
+    outcome = ended(run, metrics={"epoch": 9.0, "val/map": 0.5})
+    for _ in range(2):
+        resumed = searcher(study)
+        resumed.tell(outcome)
+    assert study.trials[0].state.name == "COMPLETE"
+    assert study.trials[0].value == 0.5
+
+
+def test_a_search_is_found_again_with_its_settings_and_outcomes(tmp_path: Path):
+    folder = new_folder(tmp_path, SETTINGS)
+    assert folder.name == "left-001"
+    assert new_folder(tmp_path, SETTINGS).name == "left-002"
+    assert find_folder(tmp_path, "left-001") == folder
+    assert read_settings(folder) == SETTINGS
+    outcome = Outcome("trial-0000", {"a": 1}, "paper", "failed", {"epoch": 1.0}, None, "why")
+    write_outcome(folder, outcome)
+    assert read_outcomes(folder) == {"trial-0000": outcome}
+    with pytest.raises(SettingsError, match=r"no search 'left-003' .*left-001, left-002"):
+        find_folder(tmp_path, "left-003")
+    (folder / "search.json").write_text(json.dumps(SETTINGS.model_dump(mode="json"))[:50])
+    with pytest.raises(SettingsError, match=r"search\.json: not readable"):
+        read_settings(folder)
+
+
+def test_the_newest_readable_checkpoint_is_found_and_two_are_kept(tmp_path: Path):
+    assert newest(tmp_path) is None
+    for epoch in (8, 9, 10):
+        keep(tmp_path, epoch, lambda folder, epoch=epoch: save({"epoch": epoch}, folder))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_000009", "checkpoint_000010"]
+    path = tmp_path / "checkpoint_000010" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError):
+        load(path.parent)
+    assert newest(tmp_path) == tmp_path / "checkpoint_000009"
+    path.unlink()
+    assert newest(tmp_path) == tmp_path / "checkpoint_000009"

@@ -1,0 +1,139 @@
+"""The outbox: kept in order, sent once, whatever a crash or the tracking server does to it."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from crh_tune.cli import main
+from crh_tune.settings.search import SearchSettings
+from crh_tune.tuning.record import new_folder
+from crh_tune.tuning.tracking import Tracker, connect, default_tracking_uri
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+def log_a_run(tracker: Tracker, last_step: int = 3) -> None:
+    tracker.start_run("a", "a")
+    tracker.params("a", {"seed": 0})
+    for step in range(1, last_step + 1):
+        tracker.metrics("a", {"val/map": step / 10}, step)
+    tracker.end_run("a", "FINISHED")
+
+
+def history(uri: str) -> tuple[str, list[tuple[int, float]]]:
+    """The status and the metric of the one run that is there."""
+    client = MlflowClient(uri)
+    [run] = client.search_runs([client.get_experiment_by_name("outbox").experiment_id])
+    points = client.get_metric_history(run.info.run_id, "val/map")
+    return run.info.status, sorted((point.step, point.value) for point in points)
+
+
+def test_what_a_run_that_is_gone_on_with_logs_again_is_there_once(tmp_path: Path):
+    uri = default_tracking_uri(tmp_path)
+    for last_step in (3, 4):
+        tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
+        log_a_run(tracker, last_step)
+        assert tracker.has_ended("a")
+        assert tracker.close() == 0
+    assert history(uri) == ("FINISHED", [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)])
+
+
+@pytest.mark.parametrize("sent", ["", '{"sent": 2', '{"sent": 3, "server": "other"}', "[]", None])
+def test_entries_that_are_sent_a_second_time_change_nothing(tmp_path: Path, sent: str | None):
+    """What says how many were sent is behind, cut off, of another server, or gone."""
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
+    log_a_run(tracker)
+    assert tracker.close() == 0
+    expected = history(uri)
+    if sent is None:
+        (tmp_path / "mlflow_sent").unlink()
+    else:
+        (tmp_path / "mlflow_sent").write_text(sent)
+    again = Tracker(uri, "outbox", tmp_path, tmp_path)
+    assert again.close() == 0
+    assert history(uri) == expected
+
+
+@pytest.mark.parametrize("rest", ['["metrics", "a", {"val', "\0\0\0\0", '["tags"]\n', "7\n"])
+def test_what_a_crash_left_half_written_is_cut_off_and_the_log_goes_on(tmp_path: Path, rest: str):
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(NOWHERE, "outbox", tmp_path, tmp_path)
+    tracker.start_run("a", "a")
+    tracker.close(0)
+    with (tmp_path / "mlflow_outbox.jsonl").open("a") as outbox:
+        outbox.write(rest)
+    later = Tracker(uri, "outbox", tmp_path, tmp_path)
+    later.metrics("a", {"val/map": 0.5}, 1)
+    later.end_run("a", "FINISHED")
+    assert later.close() == 0
+    assert history(uri) == ("FINISHED", [(1, 0.5)])
+
+
+def test_a_slow_server_does_not_keep_the_end_waiting(tmp_path: Path):
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            time.sleep(3)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    tracker = Tracker(f"http://127.0.0.1:{server.server_port}", "outbox", tmp_path, tmp_path)
+    log_a_run(tracker)
+    begun = time.monotonic()
+    assert tracker.close(patience=0.5) == 6
+    assert time.monotonic() - begun < 2
+    server.shutdown()
+
+
+def test_sync_sends_what_was_left_and_says_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    space = {"name": "outbox", "dataset": {"name": "digits"}, "search": {"margin": {"uniform": [0, 0.5]}}}
+    settings = SearchSettings.model_validate(space)
+    folder = new_folder(tmp_path, settings)
+    tracker = Tracker(NOWHERE, "outbox", tmp_path, folder)
+    log_a_run(tracker)
+    assert tracker.close(0) == 6
+    monkeypatch.setattr("crh_tune.cli.SYNC_PATIENCE", 0.5)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+    assert main(["sync", "outbox-001", "--storage", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith(f"0 entries sent to {NOWHERE}, 6 remain")
+    assert "failed: 6 entries remain: MLFLOW_TRACKING_URI: the tracking server at" in said.err
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert main(["sync", "outbox-001", "--storage", str(tmp_path)]) == 0
+    uri = default_tracking_uri(tmp_path)
+    assert capsys.readouterr().out == f"6 entries sent to {uri}, 0 remain\n"
+    assert history(uri) == ("FINISHED", [(1, 0.1), (2, 0.2), (3, 0.3)])
+    assert main(["sync", "outbox-002", "--storage", str(tmp_path)]) == 2
+    assert "there is outbox-001" in capsys.readouterr().err
+
+
+def test_processes_that_make_a_new_database_at_once_do_not_break_it(tmp_path: Path):
+    uri, failed = default_tracking_uri(tmp_path), []
+
+    def reach(name: str) -> None:
+        try:
+            connect(uri, name, tmp_path)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=reach, args=(name,)) for name in ("one", "two", "one")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert {each.name for each in MlflowClient(uri).search_experiments()} >= {"one", "two"}
+
+
+def test_a_password_in_the_address_is_not_written_down(tmp_path: Path):
+    tracker = Tracker("http://me:secret@127.0.0.1:9", "outbox", tmp_path, tmp_path)
+    tracker._sent.add_one()
+    tracker.close(0)
+    assert json.loads((tmp_path / "mlflow_sent").read_text())["server"] == "http://127.0.0.1:9"

@@ -1,5 +1,5 @@
 # make search: the built-in search, from nothing.   make test: the tests.   make check: lint, types, import order.
-# make soak: a search under a hundred kills (about 25 minutes).
+# make soak: a search under a hundred kills.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready

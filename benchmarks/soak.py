@@ -41,14 +41,14 @@ from crh_tune.tuning.trial import open_split
 SPACE = {
     "name": "soak",
     "dataset": {"name": "digit_pairs", "images_per_class": 5},
-    "trial": {"bits": 16, "epochs": 240, "batch_size": 128, "learning_rate": 2.0e-3, "evaluate_every": 2},
+    "trial": {"bits": 16, "epochs": 300, "batch_size": 128, "learning_rate": 2.0e-3, "evaluate_every": 1},
     "search": {
         "codebook_ratio": {"choice": [1, 2, 4]},
         "quantization_weight": {"log_uniform": [0.001, 1.0]},
         "margin": {"uniform": [0.0, 0.5]},
         "update_interval": {"int": [1, 10]},
     },
-    "scheduler": {"asha": {"grace_epochs": 120, "reduction": 2}},
+    "scheduler": {"asha": {"grace_epochs": 150, "reduction": 2}},
     "confirm": {"top": 1, "seeds": 1},
 }
 VICTIMS = {"trial": "ray::ImplicitFunc", "aggregator": "ray::Aggregator"}

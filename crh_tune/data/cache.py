@@ -15,15 +15,16 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
+from joblib import Parallel, delayed
 from numpy.lib.format import open_memmap
 from PIL import Image
 from tqdm import tqdm
@@ -37,6 +38,7 @@ Say = Callable[[str], None]
 THUMBNAIL = 32
 _FORMAT = 1
 _BLOCK = 64
+_FEW_BLOCKS = 8
 _VALUES = np.arange(256)
 _COMPLETE, _PROGRESS, _CHECKED = "cache.json", "progress.jsonl", "checked.json"
 _ARRAYS = ("images.npy", "thumbnails.npy", "moments.npy")
@@ -48,6 +50,9 @@ class ImageSource(Protocol):
     @property
     def names(self) -> Sequence[str]:
         """What to call each image."""
+
+    def part(self, rows: slice) -> ImageSource:
+        """Some of the images."""
 
     def signature(self) -> str:
         """Changes whenever a file does; costs no reading."""
@@ -65,6 +70,9 @@ class FileImages:
 
     root: Path
     names: Sequence[str]
+
+    def part(self, rows: slice) -> FileImages:
+        return replace(self, names=self.names[rows])
 
     def signature(self) -> str:
         digest = hashlib.sha256(str(self.root).encode())
@@ -95,6 +103,9 @@ class ArrayImages:
     names: Sequence[str]
     files: Sequence[Path]
     images: Bytes
+
+    def part(self, rows: slice) -> ArrayImages:
+        return replace(self, names=self.names[rows], images=self.images[rows])
 
     def signature(self) -> str:
         return FileImages(Path("/"), [str(path) for path in self.files]).signature()
@@ -179,8 +190,8 @@ def _digests(source: ImageSource, root: Path) -> Bytes:
     known = _load(memo, (len(source.names) + 1, 16), np.uint8)
     if known is not None and _own_digest(known[:-1]).tobytes() == known[-1].tobytes():
         return np.array(known[:-1])
-    with ThreadPoolExecutor(_threads()) as pool:
-        blocks = list(pool.map(lambda block: _digest_block(source, block), range(_blocks(len(source.names)))))
+    parts = [source.part(_slice(block)) for block in range(_blocks(len(source.names)))]
+    blocks = list(_in_processes(_digest_block, [(part,) for part in parts]))
     digests = np.frombuffer(b"".join(found for found, _ in blocks), dtype=np.uint8).reshape(-1, 16)
     if all(whole for _, whole in blocks):
         aside = memo.with_suffix(f".{uuid.uuid4().hex}.npy")
@@ -210,10 +221,10 @@ _UNREAD = _digest(b"")
 """The digest that stands for a file that cannot be read."""
 
 
-def _digest_block(source: ImageSource, block: int) -> tuple[bytes, bool]:
+def _digest_block(source: ImageSource) -> tuple[bytes, bool]:
     """The digests of a block's images, and whether all of them could be read."""
     digests, whole = [], True
-    for row in _rows(block, len(source.names)).tolist():
+    for row in range(len(source.names)):
         try:
             digests.append(_digest(source.read(row)))
         except BadImage:
@@ -222,8 +233,22 @@ def _digest_block(source: ImageSource, block: int) -> tuple[bytes, bool]:
     return b"".join(digests), whole
 
 
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _in_processes(work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """What each task gives, in order, from as many processes as there are cores; few tasks are done in this one.
+
+    Threads would wait for each other: most of the work on a small image is Python's.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = min(cores, len(tasks) // _FEW_BLOCKS)
+    if processes < 2:
+        yield from (work(*task) for task in tasks)
+        return
+    try:
+        yield from Parallel(processes, backend="loky", return_as="generator")(delayed(work)(*task) for task in tasks)
+    except BrokenExecutor:
+        raise DataError(
+            "a decoding process was killed, perhaps for memory: start again, what is done is kept"
+        ) from None
 
 
 def _open_checked(folder: Path, size: int, digests: Bytes) -> ImageCache | None:
@@ -285,11 +310,11 @@ def _build(source: ImageSource, size: int, folder: Path, digests: Bytes, say: Sa
         say(f"{count - _size(left, count)} of them are there already")
     (part / _PROGRESS).write_text("".join(json.dumps(entry) + "\n" for entry in done.values()), encoding="utf-8")
     with (
-        ThreadPoolExecutor(_threads()) as pool,
         (part / _PROGRESS).open("a", encoding="utf-8") as progress,
         tqdm(total=count, initial=count - _size(left, count), unit=" images") as bar,
     ):
-        for entry in pool.map(lambda block: _decode_block(source, size, digests, part, arrays, block), left):
+        tasks = [(source.part(_slice(block)), size, digests[_slice(block)], part, block) for block in left]
+        for entry in _in_processes(_decode_block, tasks):
             progress.write(json.dumps(entry) + "\n")
             progress.flush()
             done[entry["block"]] = entry
@@ -355,6 +380,10 @@ def _rows(block: int, count: int) -> Rows:
     return np.arange(block * _BLOCK, min((block + 1) * _BLOCK, count))
 
 
+def _slice(block: int) -> slice:
+    return slice(block * _BLOCK, (block + 1) * _BLOCK)
+
+
 def _size(blocks: Sequence[int], count: int) -> int:
     return sum(_rows(block, count).size for block in blocks)
 
@@ -372,34 +401,38 @@ def _checksum_of(parts: Sequence[Any], bad: dict[int, str], checksum: int = 0) -
     return zlib.crc32(json.dumps(sorted(bad.items())).encode(), checksum)
 
 
-def _decode_block(
-    source: ImageSource, size: int, digests: Bytes, part: Path, arrays: Sequence[Any], block: int
-) -> dict[str, Any]:
+def _decode_block(source: ImageSource, size: int, digests: Bytes, part: Path, block: int) -> dict[str, Any]:
     """Decode a block into its place in the files; says its checksum, and what could not be decoded and why.
 
     Raises DataError where a file has changed since its digest was taken.
     """
-    rows = _rows(block, len(digests))
-    images, thumbnails, moments = arrays
-    small = np.zeros((len(rows), *thumbnails.shape[1:]), dtype=np.uint8)
-    summed = np.zeros((len(rows), *moments.shape[1:]), dtype=np.int64)
+    count, first = len(source.names), block * _BLOCK
+    small, moments = (np.zeros(shape, dtype=dtype) for shape, dtype in _kinds(count, size)[1:])
     bad: dict[int, str] = {}
     checksum = 0
     with (part / _ARRAYS[0]).open("r+b", buffering=0) as file:
-        file.seek(images.offset + int(rows[0]) * size * size * 3)
-        for place, row in enumerate(rows.tolist()):
+        file.seek(_header_bytes(part / _ARRAYS[0]) + first * size * size * 3)
+        for row in range(count):
             pixels = bytes(size * size * 3)
             try:
                 image = source.open(row, _read_again(source, row, digests[row].tobytes()), size)
                 pixels = image.tobytes()
-                small[place] = image if size <= THUMBNAIL else _thumbnail(image)
-                summed[place] = _moments(image)
+                small[row] = image if size <= THUMBNAIL else _thumbnail(image)
+                moments[row] = _moments(image)
             except BadImage as error:
-                bad[row] = str(error)
+                bad[first + row] = str(error)
             checksum = zlib.crc32(pixels, checksum)
             file.write(pixels)
-    thumbnails[rows], moments[rows] = small, summed
-    return {"block": block, "checksum": _checksum_of([small, summed], bad, checksum), "bad": bad}
+    for name, values in zip(_ARRAYS[1:], (small, moments), strict=True):
+        with (part / name).open("r+b", buffering=0) as file:
+            file.seek(_header_bytes(part / name) + first * values.nbytes // count)
+            file.write(values.data)
+    return {"block": block, "checksum": _checksum_of([small, moments], bad, checksum), "bad": bad}
+
+
+def _header_bytes(path: Path) -> int:
+    """Where the values of an array's file begin."""
+    return int(np.load(path, mmap_mode="r", allow_pickle=False).offset)
 
 
 def _read_again(source: ImageSource, row: int, digest: bytes) -> bytes:

@@ -38,7 +38,8 @@ class StoredRows:
         return self.array.dtype
 
     def __getitem__(self, index: Rows | slice) -> Array:
-        return np.asarray(self.array[self.rows[index]])
+        values = self.array[self.rows[index]]
+        return np.asarray(values, dtype=values.dtype.newbyteorder("="))
 
     def pick(self, index: Rows) -> Self:
         """The same array with some of these rows."""

@@ -62,7 +62,7 @@ class Encoder:
         if len(self.shape) != 3 or self.shape[0] != 3 or self.shape[1] != self.shape[2]:
             raise ValueError(f"image files are for encoders of square RGB images, this one takes {self.shape}")
         codes = [self.encode(self._decoded(paths[i : i + _FILES])) for i in range(0, len(paths), _FILES)]
-        return np.concatenate(codes)
+        return np.concatenate(codes) if codes else self.encode(np.empty((0, *self.shape), dtype=np.uint8))
 
     def _decoded(self, paths: Sequence[str | Path]) -> npt.NDArray[np.uint8]:
         images = []
@@ -124,7 +124,8 @@ def load_encoder(folder: Path) -> Encoder:
         network = HashNetwork(content["backbone"], shape, content["bits"], blank, blank, content["hash_layer"])
         network.load_state_dict(content["weights"])
     except Exception as error:
-        raise SettingsError(f"{path}: not a readable encoder: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SettingsError(f"{path}: not a readable encoder: {reason}") from None
     return Encoder(network.eval(), inputs, content["bits"], tuple(content["class_names"]))
 
 
@@ -134,8 +135,9 @@ def load_index(folder: Path) -> Index:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return Index(arrays["words"], arrays["labels"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise SettingsError(f"{path}: not a readable index: {str(error).splitlines()[0]}") from None
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SettingsError(f"{path}: not a readable index: {reason}") from None
 
 
 def _usage(inputs: Inputs) -> list[str]:

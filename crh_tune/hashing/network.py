@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -74,6 +76,10 @@ def _vector_length(name: str, shape: Shape) -> int:
     return shape[0]
 
 
+_OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+"""torchvision's files of DenseNets have a dot in names of layers where its models have none."""
+
+
 class Torchvision(nn.Module):
     """A classifier of torchvision's registry without its last linear layer, whose inputs are the features.
 
@@ -88,7 +94,8 @@ class Torchvision(nn.Module):
         try:
             self.body = torchvision.models.get_model(name, weights=None, **_size_options(name, shape))
         except (AssertionError, ValueError) as error:
-            raise ValueError(f"backbone {name} cannot take inputs of shape {shape}: {error}") from None
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"backbone {name} cannot take inputs of shape {shape}: {reason}") from None
         layers = [(path, module) for path, module in self.body.named_modules() if isinstance(module, nn.Linear)]
         if not layers or name in ("inception_v3", "googlenet"):
             raise ValueError(f"backbone {name} has no last linear layer to take off: another one is needed")
@@ -106,10 +113,12 @@ class Torchvision(nn.Module):
 
         Raises ValueError where they do not fit.
         """
-        kept = {name: value for name, value in state.items() if not name.startswith(f"{self.removed}.")}
+        new = {_OLD_NAME.sub(r"\1\2", name): value for name, value in state.items()}
+        kept = OrderedDict((name, value) for name, value in new.items() if not name.startswith(f"{self.removed}."))
+        kept._metadata = getattr(state, "_metadata", {})  # type: ignore[attr-defined]  # versions of its layers
         try:
             self.body.load_state_dict(kept)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise ValueError(" ".join(str(error).split())[:300]) from None
 
     @torch.no_grad()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 import torchvision
@@ -82,24 +82,35 @@ def _pretrained(backbone: str, weights: str) -> Mapping[str, Tensor]:
     if named is None:
         return _from_file(Path(weights))
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(named.url).name
-    try:
-        return named.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (URLError, OSError, RuntimeError) as error:
-        raise SettingsError(
-            f"trial.weights: {weights} of {backbone} are not at {file} and cannot be downloaded "
-            f"({str(error).splitlines()[0]}): put them there, give a file, or leave weights out to train from scratch"
-        ) from None
+    if not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            prefix = torch.hub.HASH_REGEX.search(file.name)
+            torch.hub.download_url_to_file(named.url, str(file), prefix.group(1) if prefix else None, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise SettingsError(
+                f"trial.weights: {weights} of {backbone} are not at {file} and cannot be downloaded "
+                f"({_said(error)}): put them there, give a file, or leave weights out to train from scratch"
+            ) from None
+    return _from_file(file)
 
 
 def _from_file(path: Path) -> Mapping[str, Tensor]:
+    """A state dict of tensors. Raises SettingsError for anything else; nothing in the file is executed."""
     if not path.is_file():
         raise SettingsError(f"trial.weights: {path}: no such file, nor weights that torchvision has under this name")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise SettingsError(f"trial.weights: {path}: not readable weights: {str(error).splitlines()[0]}") from None
+    except Exception:  # whatever torch raises on a broken file, with advice that would execute it
+        raise SettingsError(f"trial.weights: {path}: cut short, or no file of weights alone") from None
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise SettingsError(f"trial.weights: {path}: expected a state dict of tensors")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    plain = OrderedDict((name.removeprefix("module."), value) for name, value in state.items())
+    plain._metadata = getattr(state, "_metadata", {})  # type: ignore[attr-defined]  # versions of its layers
+    return plain
+
+
+def _said(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -77,8 +77,12 @@ class Counted(FileImages):
     opened: list[int] = field(default_factory=list)
 
     def open(self, row: int, content: bytes, size: int) -> Image.Image:
-        self.opened.append(row)
+        self.opened.append(self.number(row))
         return super().open(row, content, size)
+
+    def number(self, row: int) -> int:
+        """Which image a row of a part is."""
+        return int(Path(self.names[row]).stem)
 
 
 def pixels_of(count: int, side: int = 8, seed: int = 0) -> np.ndarray:
@@ -454,14 +458,13 @@ class Stopped(Counted):
     row: int = 0
 
     def open(self, row: int, content: bytes, size: int) -> Image.Image:
-        if row == self.row:
+        if self.number(row) == self.row:
             raise KeyboardInterrupt
         return super().open(row, content, size)
 
 
 def interrupted(source: Counted, row: int, monkeypatch) -> None:
     """Decode one block after the other up to the one that has ``row``, which is not finished."""
-    monkeypatch.setattr("crh_tune.data.cache._threads", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         opened(Stopped(source.root, source.names, row=row))
 
@@ -630,8 +633,8 @@ class Touched(Counted):
     reads: list[int] = field(default_factory=list)
 
     def read(self, row: int) -> bytes:
-        self.reads.append(row)
-        if row == self.row and self.reads.count(row) == 2:
+        self.reads.append(self.number(row))
+        if self.number(row) == self.row and self.reads.count(self.row) == 2:
             self.happens[0](self.root / self.names[row])
         return super().read(row)
 
@@ -732,3 +735,16 @@ def test_reading_an_epoch_takes_no_more_memory_for_more_images(tmp_path):
         assert int(total) == int((np.arange(count) % 256).sum()) * 3072
         peaks.append(float(peak))
     assert peaks[1] - peaks[0] < 20
+
+
+def test_many_images_are_decoded_by_several_processes_with_the_same_result(tmp_path, root, monkeypatch):
+    images = pixels_of(1100)
+    source = written(tmp_path / "data", images)
+    cache = open_cache(source, 8, lambda line: None)
+    assert source.opened == []  # decoded elsewhere
+    assert np.array_equal(cache.images, images)
+    monkeypatch.setenv("CRH_TUNE_CACHE", str(tmp_path / "alone"))
+    monkeypatch.setattr("crh_tune.data.cache._FEW_BLOCKS", 1000)
+    alone = open_cache(source, 8, lambda line: None)
+    assert source.opened == list(range(1100))
+    assert (alone.folder / "cache.json").read_text() == (cache.folder / "cache.json").read_text()

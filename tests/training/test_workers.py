@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from crh_tune.training.aggregator import solve_locally
+from crh_tune.training.batches import load_batches
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import Workers
 from tests.training.conftest import settings_for, split_of
@@ -17,7 +18,8 @@ from tests.training.conftest import settings_for, split_of
 def gradients(run: TrainingRun, batch: np.ndarray) -> dict[str, torch.Tensor]:
     run.take_first_centers()
     run.wrapped.train()
-    run._train_step(batch, torch.from_numpy(run.centers).float())
+    loaded = load_batches(run.split.train, run._parts(batch), run.split.classes, run.workers.device)
+    run._train_step(batch, loaded, torch.from_numpy(run.centers).float())
     return {
         name: parameter.grad.clone() for name, parameter in run.model.named_parameters() if parameter.grad is not None
     }

@@ -7,7 +7,6 @@ crh_tune/search.py``; there it uses the running cluster, elsewhere it starts Ray
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import shlex
 import shutil
@@ -20,8 +19,6 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
-import ray
-
 from crh_tune.data.listing import DataError
 from crh_tune.export.of_search import export_search
 from crh_tune.paper import search_study
@@ -33,6 +30,7 @@ from crh_tune.tuning.progress import describe
 from crh_tune.tuning.record import SETTINGS_FILE, find_folder, read_settings
 from crh_tune.tuning.stopping import INTERRUPTED_CODE, Interrupted, Stop
 from crh_tune.tuning.study import Prepared, SearchFailed, SearchResult, prepare, run_search
+from crh_tune.tuning.trial import connect_ray
 
 DEFAULT_SPACE = "digit_pairs"
 DEFAULT_STORAGE = "crh_runs"
@@ -74,7 +72,7 @@ def _resume(arguments: argparse.Namespace) -> None:
 
 def _search(settings: SearchSettings, prepared: Prepared, storage: Path, resume: Path | None) -> None:
     """Run a search, or go on with one, and print what it found. Raises SettingsError, SearchFailed, Interrupted."""
-    _connect_ray()
+    connect_ray()
     stop = Stop()
     with stop.on_signals():
         try:
@@ -124,7 +122,7 @@ def _study(path: Path, arguments: argparse.Namespace) -> None:
         if arguments.dataset is None:
             raise SettingsError("--data: say which of the study's datasets lies there with --dataset")
         study = study.with_data(arguments.dataset, arguments.data)
-    _connect_ray()
+    connect_ray()
     stop = Stop()
     with stop.on_signals():
         try:
@@ -135,11 +133,6 @@ def _study(path: Path, arguments: argparse.Namespace) -> None:
 
 def _folder(text: str) -> Path:
     return Path(text).expanduser()
-
-
-def _connect_ray() -> None:
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
 
 
 def _say(line: str) -> None:

@@ -18,6 +18,6 @@ import ray
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Ray on this machine with two CPUs."""
-    ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
 import tempfile
 import threading
 import time
@@ -46,6 +48,7 @@ RESTARTS = 3
 """How many times in a row a run goes on from the same checkpoint after a process of it died."""
 _REPORTS_FILE = "reports.jsonl"
 _RETRY_SECONDS = 0.5
+_ADDRESS_SECONDS = 3.0
 _POLL_SECONDS = 0.1
 
 
@@ -62,6 +65,27 @@ def _open_split(key: str, stage: Stage) -> Split:
     opened = open_dataset(dataset.pop("name"), dataset)
     split = search_split(opened, **validation) if stage == "search" else final_split(opened)
     return replace(split, reference=reference_similarity(split))
+
+
+def connect_ray() -> None:
+    """Connect to the cluster of this machine, or start Ray here where there is none.
+
+    A cluster that was killed leaves its address behind, which Ray would try for minutes.
+    """
+    if ray.is_initialized():
+        return
+    left = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    stale = "RAY_ADDRESS" not in os.environ and left.is_file() and not _answers(left.read_text().strip())
+    ray.init(address="local" if stale else None, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_ADDRESS_SECONDS):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def start_aggregator(name: str) -> Any:
@@ -132,8 +156,7 @@ def train_group(settings: TrialSettings, split: str) -> tuple[Metrics, Path]:
     Returns its last metrics and the folder of its last checkpoint. Raises SettingsError when the machine is too small.
     """
     needed = settings.scaling.workers_per_trial * settings.scaling.cpus_per_worker
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    connect_ray()
     if needed > ray.cluster_resources().get("CPU", 0):
         raise SettingsError(f"scaling: {needed} CPUs asked for, there are {ray.cluster_resources().get('CPU', 0):g}")
     name = f"crh-aggregator-{uuid.uuid4().hex}"

@@ -140,6 +140,7 @@ def run_search(
         say(
             f"search {place.search_id}: {settings.method} on {settings.dataset.name} "
             f"({first.classes} classes, {len(first.train)} training samples, {len(first.queries)} validation queries), "
+            f"batches of {settings.trial.batch_size} ({settings.trial.batch_size_of}), "
             f"{settings.budget.trials} trials, {at_once} at a time"
         )
         return _run(settings, prepared, place, uri, say)

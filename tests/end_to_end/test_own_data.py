@@ -77,7 +77,7 @@ def test_a_folder_of_photos_is_checked_searched_and_found_again(ray_session, pho
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "decoding 75 images to 32 x 32 pixels, once, into" in said
-    assert "(3 classes, 48 training samples, 12 validation queries)" in said
+    assert "(3 classes, 48 training samples, 12 validation queries), batches of 32 (global), 2 trials" in said
     assert main(arguments) == 0
     assert "decoding" not in capsys.readouterr().out
     export = runs / "photos-001" / "export"

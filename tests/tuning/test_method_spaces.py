@@ -59,6 +59,8 @@ def test_every_study_of_the_paper_can_be_run_on_digit_pairs(path: Path):
     assert len({settings.resolve(100, False).model_dump_json() for _, settings in trials}) > 1
     assert {row for row, _ in trials} == set(study.rows())
     assert set(study.datasets) == {"stanford_cars", "nabirds", "coco"}
+    for name in study.datasets:
+        assert {settings.trial.weights for _, settings in study.trials(name)} == {"IMAGENET1K_V1"}
 
 
 def test_there_is_a_study_for_every_table_and_figure():
@@ -73,8 +75,8 @@ def test_a_mistake_in_a_study_names_the_cell(tmp_path: Path):
     path.write_text(text.replace("method: crh}", "method: crh, margin: 7}"))
     with pytest.raises(SettingsError, match=r"table5: cells\.1: margin: .*got 7"):
         read_study(path).trials("digit_pairs")
-    with pytest.raises(SettingsError, match="unknown dataset 'nabirds'"):
-        read_study(path).trials("nabirds")
+    with pytest.raises(SettingsError, match="unknown dataset 'mnist'"):
+        read_study(path).trials("mnist")
     path.write_text(text.replace("row: Init,", ""))
     with pytest.raises(SettingsError, match=r"s\.yaml: cells: 0\.row: is required"):
         read_study(path)

@@ -164,7 +164,8 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
         status, patience = "KILLED", tracking.SHORT_PATIENCE
         raise Interrupted(place.search_id) from None
     except (OSError, StorageInternalError, TuneError) as error:
-        raise SearchFailed(_last_line(error)) from error
+        gone = None if place.folder.is_dir() else f"No such file or directory: {place.folder}"
+        raise SearchFailed(gone or _last_line(error)) from error
     finally:
         ray.kill(aggregator)
         with suppress(OSError):  # where storage is gone, that is why it ends

@@ -14,6 +14,7 @@ from crh_tune.data.datasets import open_dataset
 from crh_tune.export import load_encoder, load_index
 from crh_tune.settings.search import read_search
 from crh_tune.spaces import shipped
+from crh_tune.tuning.study import prepare
 
 CLASSES = ("red fox", "sea", "grass")
 COLOURS = {"red fox": (200, 60, 20), "sea": (10, 60, 190), "grass": (40, 180, 40)}
@@ -73,14 +74,17 @@ def test_a_folder_of_photos_is_checked_searched_and_found_again(ray_session, pho
         "problems    none",
     ):
         assert line in checked.splitlines()
-    runs = tmp_path / "runs"
-    arguments = ["search", space(tmp_path, "folder"), "--data", str(photos), "--storage", str(runs)]
-    assert main(arguments) == 0
+    broken = photos / "train" / "sea" / "99.jpg"
+    broken.write_bytes(b"no photo")
+    runs, file = tmp_path / "runs", Path(space(tmp_path, "folder"))
+    file.write_text(file.read_text().replace("on_bad_image: stop", "on_bad_image: skip"))
+    assert main(["search", str(file), "--data", str(photos), "--storage", str(runs)]) == 0
     said = capsys.readouterr().out
-    assert "decoding 75 images to 32 x 32 pixels, once, into" in said
+    assert "decoding 76 images to 32 x 32 pixels, once, into" in said
+    assert (runs / "photos-001" / "skipped_images.txt").read_text() == f"{broken}: not an image\n"
     assert "(3 classes, 48 training samples, 12 validation queries), batches of 32 (global), 2 trials" in said
     heard: list[str] = []
-    open_dataset("folder", {"path": str(photos), "size": 32}, heard.append)
+    open_dataset("folder", {"path": str(photos), "size": 32, "on_bad_image": "skip"}, heard.append)
     assert heard == []
     export = runs / "photos-001" / "export"
     encoder, index = load_encoder(export), load_index(export)
@@ -93,7 +97,7 @@ def test_a_folder_of_photos_is_checked_searched_and_found_again(ray_session, pho
     assert 'encode_files(["photo.jpg"])' in (export / "model_card.md").read_text()
 
 
-def test_a_broken_photo_stops_the_search_before_any_trial_unless_it_is_skipped(ray_session, photos, tmp_path, capsys):
+def test_a_broken_photo_stops_the_search_before_any_trial_unless_it_is_skipped(photos, tmp_path, capsys):
     broken = photos / "train" / "sea" / "99.jpg"
     broken.write_bytes((photos / "train" / "sea" / "00.jpg").read_bytes()[:400])
     file, runs = space(tmp_path, "folder"), tmp_path / "runs"
@@ -109,11 +113,11 @@ def test_a_broken_photo_stops_the_search_before_any_trial_unless_it_is_skipped(r
     content = yaml.safe_load(Path(file).read_text())
     content["dataset"]["on_bad_image"] = "skip"
     Path(file).write_text(yaml.safe_dump(content))
-    assert main(arguments) == 0
-    said = capsys.readouterr().out
-    assert f"skipped 1 unreadable images: {broken}: Truncated File Read" in said
-    assert "48 training samples" in said
-    assert (runs / "photos-001" / "skipped_images.txt").read_text() == f"{broken}: Truncated File Read\n"
+    heard: list[str] = []
+    prepared = prepare(read_search(Path(file), None, photos), heard.append)
+    assert heard[-1] == f"skipped 1 unreadable images: {broken}: Truncated File Read"
+    assert prepared.skipped == (f"{broken}: Truncated File Read",)
+    assert (len(prepared.first.train), len(prepared.last.train)) == (48, 60)
 
 
 def test_embeddings_are_searched_from_one_file(ray_session, tmp_path, capsys):

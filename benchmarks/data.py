@@ -141,17 +141,17 @@ def memory(data: Path) -> Row:
 
 
 def trials_memory(data: Path) -> Row:
-    """Private memory after thirteen trials in one process, over that after three."""
+    """Private memory after ten more trials in one process; medians of five, for the allocator gives back late."""
     split = photos(data, 32)
     few = replace(split, train=split.train[np.arange(0, len(split.train), 20)], queries=split.queries[np.arange(200)])
     content = {"dataset": {"name": "folder"}, "trial": {"epochs": 1, "crop": 32, "padding": 4, "channels_last": True}}
     settings = TrialSettings.model_validate(content).resolve(split.classes, False)
     taken = []
-    for _ in range(13):
+    for _ in range(17):
         TrainingRun(settings, few, Workers(), solve_locally).train(lambda metrics, save: None)
         gc.collect()
         taken.append(private_bytes())
-    growth = (taken[-1] - taken[2]) / 2**20
+    growth = (statistics.median(taken[-5:]) - statistics.median(taken[2:7])) / 2**20
     return "private memory after ten more trials in one process", f"{growth:+.1f} MiB", "<= 16 MiB", growth <= 16
 
 

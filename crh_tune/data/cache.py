@@ -17,9 +17,9 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,11 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 from tqdm import tqdm
 
-from crh_tune.data.decode import BadImage, open_image, stretched
+from crh_tune.data.decode import BadImage
 from crh_tune.data.listing import DataError
+from crh_tune.data.sources import Bytes, ImageSource
 from crh_tune.data.stored import CachedImages, Rows
 
-Bytes = npt.NDArray[np.uint8]
 Say = Callable[[str], None]
 THUMBNAIL = 32
 _FORMAT = 1
@@ -42,79 +42,6 @@ _FEW_BLOCKS = 8
 _VALUES = np.arange(256)
 _COMPLETE, _PROGRESS, _CHECKED = "cache.json", "progress.jsonl", "checked.json"
 _ARRAYS = ("images.npy", "thumbnails.npy", "moments.npy")
-
-
-class ImageSource(Protocol):
-    """Images that can be decoded, by row."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """What to call each image."""
-
-    def part(self, rows: slice) -> ImageSource:
-        """Some of the images."""
-
-    def signature(self) -> str:
-        """Changes whenever a file does; costs no reading."""
-
-    def read(self, row: int) -> bytes:
-        """The image's content as it is stored. Raises BadImage."""
-
-    def open(self, row: int, content: bytes, size: int) -> Image.Image:
-        """That content as an RGB image of size x size. Raises BadImage."""
-
-
-@dataclass(frozen=True)
-class FileImages:
-    """Image files below a folder."""
-
-    root: Path
-    names: Sequence[str]
-
-    def part(self, rows: slice) -> FileImages:
-        return replace(self, names=self.names[rows])
-
-    def signature(self) -> str:
-        digest = hashlib.sha256(str(self.root).encode())
-        for name in self.names:
-            try:
-                found = os.stat(self.root / name)
-                state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-            except OSError as error:
-                raise DataError(f"{self.root / name}: {error.strerror}") from None
-            digest.update(f"{name}\0{state}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()[:32]
-
-    def read(self, row: int) -> bytes:
-        try:
-            with open(os.path.join(self.root, self.names[row]), "rb", buffering=0) as file:
-                return file.read()
-        except OSError as error:
-            raise BadImage(str(error.strerror)) from None
-
-    def open(self, row: int, content: bytes, size: int) -> Image.Image:
-        return open_image(content, size)
-
-
-@dataclass(frozen=True)
-class ArrayImages:
-    """Images that came as an array N x S x S x 3 out of some files."""
-
-    names: Sequence[str]
-    files: Sequence[Path]
-    images: Bytes
-
-    def part(self, rows: slice) -> ArrayImages:
-        return replace(self, names=self.names[rows], images=self.images[rows])
-
-    def signature(self) -> str:
-        return FileImages(Path("/"), [str(path) for path in self.files]).signature()
-
-    def read(self, row: int) -> bytes:
-        return self.images[row].tobytes()
-
-    def open(self, row: int, content: bytes, size: int) -> Image.Image:
-        return stretched(Image.fromarray(self.images[row]), size)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from crh_tune.data.stored import Array, Rows
 _PARTS = ("train_", "test_", "database_")
 _NAMES = ("class_names", *(f"{part}{kind}" for part in ("", *_PARTS) for kind in ("features", "labels")))
 _CHUNK = 2**22
+# What NumPy and zipfile raise on damaged archives, and on kinds of compression that zipfile cannot read.
 _UNREADABLE = (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 

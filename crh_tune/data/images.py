@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from crh_tune.data.cache import ArrayImages, FileImages, ImageCache, Say, open_cache
+from crh_tune.data.cache import ImageCache, Say, open_cache
 from crh_tune.data.cifar import ArrayListing
 from crh_tune.data.features import FeatureListing, FeaturePart
 from crh_tune.data.files import problem
 from crh_tune.data.listing import DataError, Listing
 from crh_tune.data.options import FileOptions, ImageOptions
 from crh_tune.data.reference import read_reference
+from crh_tune.data.sources import ArrayImages, FileImages
 from crh_tune.data.splits import Dataset, Samples
 from crh_tune.data.stored import Array, Rows, StoredRows
 

@@ -19,15 +19,17 @@ import pytest
 from numpy.lib.format import open_memmap
 from PIL import Image
 
-from crh_tune.data.cache import ArrayImages, FileImages, ImageCache, cache_root, open_cache
+from crh_tune.data.cache import ImageCache, cache_root, open_cache
 from crh_tune.data.decode import BadImage
 from crh_tune.data.listing import DataError
+from crh_tune.data.sources import ArrayImages, FileImages
 
 BLOCK = 64
 DRIVER = """
 import hashlib, json, sys, time
 from pathlib import Path
-from crh_tune.data.cache import FileImages, open_cache
+from crh_tune.data.cache import open_cache
+from crh_tune.data.sources import FileImages
 
 class Slow(FileImages):
     opened = []

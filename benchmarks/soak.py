@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/soak.py [--kills 100] [--trials 30] [--seed 0]
 
-A few seconds after the search has recovered from the last, a random process of it gets a SIGKILL: the driver (which is
+Some results after the search has recovered from the last, a random process of it gets a SIGKILL: the driver (which is
 then resumed), a trial's process or the aggregator. At the end every trial is trained again, undisturbed and in this
 process, and must have ended with the same metrics to the last bit; MLflow must have one run a trial, and one value a
 metric and step.
@@ -126,13 +126,16 @@ class Report:
 
 
 def soak(
-    plan: Sequence[str],
+    plan: Sequence[tuple[str, int]],
     space: dict[str, Any],
     storage: Path,
-    pause: tuple[float, float],
     before_resuming: Callable[[Path], None] = lambda folder: None,
 ) -> Report:
-    """Run a search to its end while what ``plan`` names is killed, and check what is left of it."""
+    """Run a search to its end while what ``plan`` names is killed, and check what is left of it.
+
+    Each thing of the plan is killed so many results after the search has recovered from the last: by results and not by
+    seconds, so that the same search has the same kills on a slow machine.
+    """
     report, left, begun = Report(), list(plan), time.monotonic()
     storage.mkdir(parents=True, exist_ok=True)
     (storage / "space.yaml").write_text(yaml.safe_dump(space))
@@ -144,7 +147,6 @@ def soak(
         if _wait_for_results(driver, folder) and report.outputs:
             report.recovery.append(time.monotonic() - driver.begun)
         while left and driver.running():
-            time.sleep(random.uniform(*pause))
             _kill(left, driver, report, folder)
         code = driver.process.wait()
         report.outputs.append(driver.lines)
@@ -159,18 +161,18 @@ def soak(
     return report
 
 
-def _wait_for_results(driver: Driver, folder: Path, runs: int = 1) -> bool:
-    """Wait until so many runs have had a new result, or a minute has passed; false where the driver ends before.
+def _wait_for_results(driver: Driver, folder: Path, results: int = 1, runs: int = 1) -> bool:
+    """Wait for so many new results, of so many runs, for two minutes at most; false where the driver ends before.
 
     So every driver gets that far; and a trial's process, which needs seconds to start, is not killed while it does
     until the search takes the trial for one that always dies.
     """
-    before, deadline = _results(folder), time.monotonic() + 60
+    before, deadline = _results(folder), time.monotonic() + 120
     while driver.running() and time.monotonic() < deadline:
-        now = _results(folder)
-        if sum(now[run] > before[run] for run in now) >= runs:
+        new = _results(folder) - before
+        if len(new) >= runs and new.total() >= results:
             return True
-        time.sleep(0.1)
+        time.sleep(0.02)
     return False
 
 
@@ -181,9 +183,11 @@ def _results(folder: Path) -> Counter[str]:
     return Counter(line.split('"', 4)[3] for line in lines if line.startswith('["metrics", "'))
 
 
-def _kill(left: list[str], driver: Driver, report: Report, folder: Path) -> None:
-    """Do the next thing of the plan, once there is such a process."""
-    kind, begun, running = left[0], time.monotonic(), len(driver.victims("trial"))
+def _kill(left: list[tuple[str, int]], driver: Driver, report: Report, folder: Path) -> None:
+    """Do the next thing of the plan once its results are there, if there is such a process, and let it recover."""
+    kind, results = left[0]
+    _wait_for_results(driver, folder, results)
+    begun, running = time.monotonic(), len(driver.victims("trial"))
     if kind in VICTIMS:
         victims = driver.victims(kind)
         if not victims or not driver.running():
@@ -195,8 +199,9 @@ def _kill(left: list[str], driver: Driver, report: Report, folder: Path) -> None
         os.killpg(driver.process.pid, signal.SIGINT)
         driver.process.wait()
         report.ending = time.monotonic() - begun
-    report.kills[left.pop(0)] += 1
-    _wait_for_results(driver, folder, running)
+    left.pop(0)
+    report.kills[kind] += 1
+    _wait_for_results(driver, folder, runs=running)
 
 
 def _check(report: Report, storage: Path, name: str, trials: int) -> None:
@@ -270,10 +275,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="crh-soak-") as folder:
         space = {**SPACE, "budget": {"trials": arguments.trials}}
         random.seed(arguments.seed)
-        plan = random.choices(["driver", "trial", "aggregator"], weights=[1, 2, 1], k=arguments.kills)
-        report = soak(plan, space, Path(folder), (1.0, 5.0))
+        kinds = random.choices(["driver", "trial", "aggregator"], weights=[1, 2, 1], k=arguments.kills)
+        report = soak([(kind, random.randint(1, 15)) for kind in kinds], space, Path(folder))
         print(report, flush=True)
-    return 1 if report.lost or report.duplicated else 0
+    if report.kills.total() < arguments.kills:
+        print(f"the search ended before the last {arguments.kills - report.kills.total()} kills")
+    return 1 if report.lost or report.duplicated or report.kills.total() < arguments.kills else 0
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+import ray
 
 from crh_tune.data.listing import DataError
 from crh_tune.export.of_search import export_search
@@ -72,18 +75,34 @@ def _resume(arguments: argparse.Namespace) -> None:
 
 def _search(settings: SearchSettings, prepared: Prepared, storage: Path, resume: Path | None) -> None:
     """Run a search, or go on with one, and print what it found. Raises SettingsError, SearchFailed, Interrupted."""
-    connect_ray()
-    stop = Stop()
-    with stop.on_signals():
+    name = resume.name if resume else ""
+    with _interruptible_ray() as stop:
         try:
+            stop.raise_if_interrupted()
             result = run_search(settings, prepared, storage, _say, stop, resume)
+            name, target = result.search_id, result.folder / "export"
+            export_search(result.folder, target)
+            print("\n".join(_last_lines(result, target)), flush=True)
         except Interrupted as interrupted:
-            if not str(interrupted):  # before there was a search
+            name = str(interrupted) or name
+            if not name:  # before there was a search
                 raise
-            raise Interrupted(f"go on with crh-tune search --resume {interrupted}{storage_option(storage)}") from None
-        target = result.folder / "export"
-        export_search(result.folder, target)
-        print("\n".join(_last_lines(result, target)), flush=True)
+            raise Interrupted(f"go on with crh-tune search --resume {name}{storage_option(storage)}") from None
+
+
+@contextmanager
+def _interruptible_ray() -> Iterator[Stop]:
+    """Ray, and what ends the search in order, until both are gone: a signal never meets Ray as it starts or ends."""
+    stop, others = Stop(), ray.is_initialized()
+    with stop.on_signals():
+        with stop.in_order():
+            connect_ray()
+        try:
+            yield stop
+        finally:
+            with stop.in_order():
+                if not others:
+                    ray.shutdown()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,10 +141,9 @@ def _study(path: Path, arguments: argparse.Namespace) -> None:
         if arguments.dataset is None:
             raise SettingsError("--data: say which of the study's datasets lies there with --dataset")
         study = study.with_data(arguments.dataset, arguments.data)
-    connect_ray()
-    stop = Stop()
-    with stop.on_signals():
+    with _interruptible_ray() as stop:
         try:
+            stop.raise_if_interrupted()
             search_study(study, arguments.dataset, arguments.storage, _say, stop)
         except Interrupted:
             raise Interrupted(f"the same command goes on with study {study.name}") from None

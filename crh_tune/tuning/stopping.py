@@ -65,13 +65,24 @@ class Stop(tune.Stopper):
     @contextmanager
     def while_running(self, clock: Clock | None) -> Iterator[None]:
         """Within it, Tune's steps ask what to do: a signal stops the runs in order. Raises Interrupted after one."""
-        self._clock, self._running = clock, True
+        self._clock = clock
+        with self.in_order():
+            yield
+        self.raise_if_interrupted()
+
+    def raise_if_interrupted(self) -> None:
+        """Raises Interrupted where a signal has come."""
+        if self.interrupted:
+            raise Interrupted
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        """Within it, a first signal raises nothing: what is done there is done to its end."""
+        self._running = True
         try:
             yield
         finally:
             self._running = False
-        if self.interrupted:
-            raise Interrupted
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:

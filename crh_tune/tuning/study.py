@@ -143,7 +143,10 @@ def run_search(
             f"batches of {settings.trial.batch_size} ({settings.trial.batch_size_of}), "
             f"{settings.budget.trials} trials, {at_once} at a time"
         )
-        return _run(settings, prepared, place, uri, say)
+        try:
+            return _run(settings, prepared, place, uri, say)
+        except (Interrupted, KeyboardInterrupt):
+            raise Interrupted(place.search_id) from None
 
 
 def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, say: Say) -> SearchResult:
@@ -162,15 +165,16 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
         status = "FINISHED"
     except (Interrupted, KeyboardInterrupt):
         status, patience = "KILLED", tracking.SHORT_PATIENCE
-        raise Interrupted(place.search_id) from None
+        raise
     except (OSError, StorageInternalError, TuneError) as error:
         gone = None if place.folder.is_dir() else f"No such file or directory: {place.folder}"
         raise SearchFailed(gone or _last_line(error)) from error
     finally:
-        ray.kill(aggregator)
-        with suppress(OSError):  # where storage is gone, that is why it ends
-            tracker.end_run(key, status)
-        unsent = tracker.close(patience)
+        with place.stop.in_order():
+            ray.kill(aggregator)
+            with suppress(OSError):  # where storage is gone, that is why it ends
+                tracker.end_run(key, status)
+            unsent = tracker.close(patience)
     return replace(result, unsent=unsent)
 
 

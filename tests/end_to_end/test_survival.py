@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import optuna
 import pytest
 
-from benchmarks.soak import SPACE, Report, soak
+from benchmarks.soak import SPACE, Driver, Report, soak
 from crh_tune.cli import main
 from crh_tune.training.checkpoints import CHECKPOINT_FILE
 
-PLAN = ["trial", "driver", "aggregator", "trial", "interrupted"]
+PLAN = [("driver", 2), ("trial", 2), ("aggregator", 2), ("trial", 2), ("interrupted", 18)]
+"""The first trial, of 16 epochs, is in its beginning at the first death, and has ended at the last."""
 TRIALS = 5
 
 
@@ -26,8 +30,8 @@ class Survived:
         self.cut: list[Path] = []
         trial = {**SPACE["trial"], "epochs": 16, "evaluate_every": 1}
         asha = {"asha": {"grace_epochs": 6, "reduction": 2}}
-        space = {**SPACE, "trial": trial, "scheduler": asha, "budget": {"trials": TRIALS}}
-        self.report: Report = soak(PLAN, space, storage, (1.0, 2.5), self.damage)
+        space = {**SPACE, "trial": trial, "scheduler": asha, "budget": {"trials": TRIALS, "concurrent": 1}}
+        self.report: Report = soak(PLAN, space, storage, self.damage)
 
     def damage(self, folder: Path) -> None:
         self.before.append({path.name: path.stat().st_mtime_ns for path in (folder / "outcomes").glob("*.json")})
@@ -83,14 +87,18 @@ def test_an_interruption_ends_it_in_order_and_says_how_to_go_on(survived: Surviv
     assert said[-1] == f"interrupted: go on with crh-tune search --resume soak-001 --storage {survived.storage}"
 
 
-def test_it_says_that_it_finished_and_says_it_again(
-    survived: Survived, ray_session, capsys: pytest.CaptureFixture[str]
-):
+def test_it_says_that_it_finished_and_says_it_again_interrupted_or_not(survived: Survived, tmp_path: Path):
+    """The interruption comes while Ray ends, when nothing is left to be interrupted."""
     assert survived.report.outputs[-1][-1] == "finished"
-    assert main(["search", "--resume", "soak-001", "--storage", str(survived.storage)]) == 0
-    again = capsys.readouterr().out.splitlines()
-    assert again[-1] == "finished"
-    assert next(line for line in again if line.startswith("test mAP")) in survived.report.outputs[-1]
+    again = Driver(["search", "--resume", "soak-001", "--storage", str(survived.storage)], tmp_path / "again.txt")
+    while "finished" not in again.lines:
+        assert again.running()
+        time.sleep(0.01)
+    os.killpg(again.process.pid, signal.SIGINT)
+    assert again.process.wait(30) == 0
+    ended = again.lines.index("finished")
+    assert again.lines[ended + 1 :] in ([], ["interrupted: ending in order; once more ends it at once"])
+    assert next(line for line in again.lines if line.startswith("test mAP")) in survived.report.outputs[-1]
 
 
 def test_a_search_that_is_not_there_is_named_beside_those_that_are(

@@ -123,6 +123,7 @@ class Loopback:
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
         shutil.copy(self.client / ".ssh" / "crh_tune.pub", self.head / ".ssh" / "authorized_keys")
         (self.project / "loopback.yaml").write_text(yaml.safe_dump(_loopback_cluster()))
+        (self.project / "search_spaces" / "short.yaml").write_text(yaml.safe_dump(_short_space()))
 
     def _start_sshd(self) -> subprocess.Popen[bytes]:
         options = {"ListenAddress": "127.0.0.1", "HostKey": HOME / ".ssh" / "host_key", "PidFile": "none"}
@@ -154,6 +155,17 @@ def _loopback_cluster() -> dict[str, object]:
         "provider": {"type": "local", "head_ip": "127.0.0.1", "worker_ips": []},
         "auth": {"ssh_user": "root", "ssh_private_key": "~/.ssh/crh_tune"},
         "setup_commands": [f"echo {shlex.quote(profile)} > ~/.crh_tune_profile", *kept],
+    }
+
+
+def _short_space() -> dict[str, object]:
+    """The built-in search space, with trials of seconds."""
+    space = yaml.safe_load((PROJECT / "search_spaces" / "digit_pairs.yaml").read_text())
+    return {
+        **space,
+        "trial": {**space["trial"], "epochs": 4, "evaluate_every": 2},
+        "scheduler": {},
+        "confirm": {"top": 1, "seeds": 1},
     }
 
 
@@ -189,7 +201,7 @@ def test_the_head_demands_the_token(cluster: Loopback) -> None:
 
 def test_submit_runs_a_search_to_its_end_on_the_running_cluster(cluster: Loopback) -> None:
     assert not (cluster.head / "search.py").exists()
-    done = cluster.run("ray", "submit", "loopback.yaml", "crh_tune/search.py", "--", "digit_pairs", "--trials", "4")
+    done = cluster.run("ray", "submit", "loopback.yaml", "crh_tune/search.py", "--", "short", "--trials", "4")
     assert done.returncode == 0, done.stdout
 
     said = done.stdout.splitlines()

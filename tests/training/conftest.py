@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ import torch.multiprocessing as mp
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import Split, final_split, search_split
 from crh_tune.settings.trial import TrialSettings
+
+# The processes of a group are forked from one that has imported, once for all tests, what takes seconds.
+multiprocessing.set_forkserver_preload(["torch._dynamo", "crh_tune.training.loop", "crh_tune.data.datasets"])
 
 
 def split_of(name: str = "digits", stage: str = "search") -> Split:
@@ -41,6 +45,7 @@ def in_group() -> Callable[..., None]:
 
     def run(size: int, work: Callable[..., None], *arguments: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(_enter, args=(size, str(Path(folder) / "meeting"), work, arguments), nprocs=size)
+            meeting = str(Path(folder) / "meeting")
+            mp.start_processes(_enter, args=(size, meeting, work, arguments), nprocs=size, start_method="forkserver")
 
     return run

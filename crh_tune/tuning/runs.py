@@ -212,7 +212,7 @@ def run_trials(
     (place.folder / RUNS_FOLDER).mkdir(exist_ok=True)
     common = {"splits": place.splits, "aggregator": place.aggregator, "storage": str(place.folder)}
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_run_with, common=common), trial_resources(scaling)),
+        tune.with_resources(tune.with_parameters(run_trial, common=common), trial_resources(scaling)),
         param_space={} if searcher else {"run": tune.grid_search(fixed)},
         tune_config=tune.TuneConfig(
             search_alg=searcher,
@@ -239,11 +239,6 @@ def run_trials(
         finally:
             events.close()
     return events.outcomes
-
-
-def _run_with(config: dict[str, Any], common: dict[str, Any]) -> None:
-    run = config["run"]
-    run_trial({**run, **common, "split": common["splits"][run["stage"]]})
 
 
 def _trial_name(trial: Trial) -> str:

@@ -1,5 +1,7 @@
 """The function Ray Tune runs for a trial: in the trial's own process, or as a Ray Train worker group.
 
+Every new process of a trial imports this module: it leaves MLflow and Optuna, which take seconds, to the driver.
+
 Checkpoints are kept here, and neither by Tune nor by Train: a run that is started again, by a group's controller, by
 Tune, or by a search that is resumed, finds the newest whole one in its folder and goes on from there.
 """
@@ -114,13 +116,14 @@ def ask_aggregator(name: str, workers: Workers, trial: str, attempt: str) -> Sol
     return solve_with(call, workers, trial, attempt)
 
 
-def run_trial(run: dict[str, Any]) -> None:
+def run_trial(config: dict[str, Any], common: dict[str, Any]) -> None:
     """Train a trial, keep its checkpoints, and report each evaluation to Tune.
 
-    ``run`` holds its name, resolved settings and stage, the split's fingerprint, the aggregator's name and the storage.
-    An error is reported as the run's last result: it would come again, so Tune is not to try again. Only the death of
-    a process ends the function without a report.
+    ``config["run"]`` holds its name, resolved settings and stage; ``common`` the fingerprint of each stage's split, the
+    aggregator's name and the storage. An error is reported as the run's last result: it would come again, so Tune is
+    not to try again. Only the death of a process ends the function without a report.
     """
+    run = {**config["run"], **common, "split": common["splits"][config["run"]["stage"]]}
     settings = TrialSettings.model_validate(run["settings"])
     try:
         _folder(run).mkdir(exist_ok=True)

@@ -144,6 +144,10 @@ class RunEvents(tune.Callback):
                 else:
                     self._place.tracker.end_run(self._place.key(outcome.name), "KILLED")
         if for_good and self._searcher:
+            for outcome in self._searcher.unfinished():  # those that a process before this one had begun
+                if self._place.tracker.is_open(self._place.key(outcome.name)):
+                    outcome.status, outcome.error = FAILED, OUT_OF_TIME
+                    self._end(outcome)
             self._searcher.give_up()
 
     def _end(self, outcome: Outcome) -> None:

@@ -100,6 +100,11 @@ class OptunaSearcher(Searcher):
         else:
             self._study.tell(trial, state=TrialState.PRUNED)
 
+    def unfinished(self) -> list[Outcome]:
+        """The trials that were handed out, now or before the search was resumed, and have not ended."""
+        attributes = {name: trial.user_attrs for name, trial in self._running.items()}
+        return [Outcome(n, of[SETTINGS], of.get(START, "drawn")) for n, of in attributes.items() if SETTINGS in of]
+
     def give_up(self) -> None:
         """Tell the study that the trials which were handed out and have not ended never will."""
         for trial in self._running.values():

@@ -81,6 +81,7 @@ class Tracker:
         self._run_ids: dict[str, str] = {}
         self._logged: set[tuple[str, int]] = set()
         self._described: set[str] = set()
+        self._open: set[str] = set()
         self._ended: set[str] = set()
         self._wake = threading.Condition()
         self._closing, self._until = False, math.inf
@@ -117,6 +118,10 @@ class Tracker:
     def has_ended(self, key: str) -> bool:
         """Whether the run of this key was closed, and not opened again since."""
         return key in self._ended
+
+    def is_open(self, key: str) -> bool:
+        """Whether the run of this key was started, and not closed since."""
+        return key in self._open
 
     def close(self, patience: float = PATIENCE) -> int:
         """Wait up to ``patience`` seconds for the outbox to empty; returns how many entries are unsent."""
@@ -164,8 +169,10 @@ class Tracker:
         elif kind == "params":
             self._described.add(key)
         elif kind == "start":
+            self._open.add(key)
             self._ended.discard(key)
         elif kind == "end":
+            self._open.discard(key)
             self._ended.add(key)
 
     def _send_all(self) -> None:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crh_tune.data.splits import Stage
 from crh_tune.settings.base import SettingsError, validated
 from crh_tune.settings.search import SearchSettings
 from crh_tune.training.checkpoints import write_whole
 
 SETTINGS_FILE = "search.json"
+SPLITS_FILE = "splits.json"
 STUDY_FILE = "optuna.db"
 SUMMARY_FILE = "summary.json"
 CLOCK_FILE = "seconds_used"
@@ -92,6 +94,18 @@ def read_settings(folder: Path) -> SearchSettings:
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: not readable: {error}") from None
     return validated(SearchSettings, content, str(path))
+
+
+def same_splits(folder: Path, splits: Mapping[Stage, str]) -> None:
+    """Keep the fingerprint of each stage's split. Raises SettingsError where a search was begun with others."""
+    path = folder / SPLITS_FILE
+    begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else splits
+    if begun != splits:
+        raise SettingsError(
+            f"{folder.name} was begun on other data (split {begun['search']}, now {splits['search']}): "
+            "bring the data back as it was, or begin a new search"
+        )
+    write_json(path, splits)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from crh_tune.tuning.record import (
     held,
     new_folder,
     read_outcomes,
+    same_splits,
     write_json,
 )
 from crh_tune.tuning.runs import OUT_OF_TIME, Place, asha, concurrency, run_trials
@@ -119,9 +120,9 @@ def run_search(
 ) -> SearchResult:
     """Run a search to its end, in a new folder of ``storage`` or in the one that is resumed; Ray is up already.
 
-    Raises SettingsError before anything starts where the machine is too small, MLflow does not answer or another
-    process runs this search; SearchFailed where no trial ends well or storage fails; Interrupted, with the search's
-    name, where ``stop`` was signalled.
+    Raises SettingsError before anything starts where the machine is too small, MLflow does not answer, another process
+    runs this search or it was begun on other data; SearchFailed where no trial ends well or storage fails; Interrupted,
+    with the search's name, where ``stop`` was signalled.
     """
     at_once = concurrency(settings.scaling, settings.budget)
     storage.mkdir(parents=True, exist_ok=True)
@@ -132,8 +133,9 @@ def run_search(
     with held(folder):
         if (folder / SUMMARY_FILE).exists():
             return read_result(folder, uri)
-        tracker = tracking.Tracker(uri, settings.name, storage, folder)
         splits: dict[Stage, str] = {"search": prepared.first.fingerprint, "final": prepared.last.fingerprint}
+        same_splits(folder, splits)
+        tracker = tracking.Tracker(uri, settings.name, storage, folder)
         name = f"crh-aggregator-{folder.name}-{time.time_ns()}"
         place = Place(folder.name, folder, name, tracker, splits, stop or Stop())
         first = prepared.first

@@ -7,13 +7,24 @@ from pathlib import Path
 
 import optuna
 import pytest
+from mlflow import MlflowClient
 
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.search import SearchSettings
+from crh_tune.settings.search import BudgetSettings, SearchSettings
 from crh_tune.training.checkpoints import CheckpointError, keep, load, newest, save
 from crh_tune.tuning.proposals import enqueue
-from crh_tune.tuning.record import Outcome, find_folder, new_folder, read_outcomes, read_settings, write_outcome
+from crh_tune.tuning.record import (
+    Outcome,
+    find_folder,
+    new_folder,
+    read_outcomes,
+    read_settings,
+    same_splits,
+    write_outcome,
+)
+from crh_tune.tuning.runs import OUT_OF_TIME, Place, RunEvents
 from crh_tune.tuning.searcher import OptunaSearcher
+from crh_tune.tuning.tracking import Tracker, default_tracking_uri
 
 SETTINGS = SearchSettings.model_validate(
     {
@@ -95,3 +106,41 @@ def test_the_newest_readable_checkpoint_is_found_and_two_are_kept(tmp_path: Path
     assert newest(tmp_path) == tmp_path / "checkpoint_000009"
     path.unlink()
     assert newest(tmp_path) == tmp_path / "checkpoint_000009"
+
+
+def test_hours_that_were_over_at_a_crash_end_the_trials_it_left_everywhere(tmp_path: Path):
+    """A process that ran two trials was killed; the one that goes on finds that no time is left for them."""
+    study = optuna.create_study(direction="maximize")
+    begun = searcher(study)
+    uri = default_tracking_uri(tmp_path)
+    before = Tracker(uri, "left", tmp_path, tmp_path)
+    before.start_run("left-001", "left-001")
+    for run in (begun.suggest("any")["run"], begun.suggest("any")["run"]):
+        before.start_run(f"left-001/{run['name']}", run["name"], "left-001")
+    begun.suggest("any")  # handed out, and killed before it had started
+    assert before.close() == 0
+
+    tracker = Tracker(uri, "left", tmp_path, tmp_path)
+    place = Place("left-001", tmp_path, "no-aggregator", tracker, {"search": "0"})
+    place.stop.out_of_time = True
+    said: list[Outcome] = []
+    RunEvents(place, BudgetSettings(), said.append, searcher(study)).close()
+    assert tracker.close() == 0
+    assert [trial.state.name for trial in study.trials] == ["FAIL"] * 3
+    assert {name: outcome.error for name, outcome in read_outcomes(tmp_path).items()} == {
+        "trial-0000": OUT_OF_TIME,
+        "trial-0001": OUT_OF_TIME,
+    }
+    assert len(said) == 2
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("left").experiment_id])
+    statuses = {run.info.run_name: run.info.status for run in runs}
+    assert statuses == {"left-001": "RUNNING", "trial-0000": "FAILED", "trial-0001": "FAILED"}
+
+
+def test_a_search_does_not_go_on_with_other_data(tmp_path: Path):
+    folder = new_folder(tmp_path, SETTINGS)
+    same_splits(folder, {"search": "abc", "final": "def"})
+    same_splits(folder, {"search": "abc", "final": "def"})
+    with pytest.raises(SettingsError, match=r"^left-001 was begun on other data \(split abc, now xyz\): bring"):
+        same_splits(folder, {"search": "xyz", "final": "def"})

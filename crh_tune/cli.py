@@ -10,6 +10,7 @@ from pathlib import Path
 from crh_tune import search as searching
 from crh_tune.data.check import check_data
 from crh_tune.data.datasets import DATASETS
+from crh_tune.data.files import printable
 from crh_tune.export.bundle import model_card, write_bundle
 from crh_tune.export.of_search import export_search
 from crh_tune.paper import report_lines
@@ -92,7 +93,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise SettingsError(f"--dataset: unknown dataset of files {arguments.dataset!r}: one of {names}")
     findings = check_data(arguments.path.expanduser().absolute(), arguments.dataset)
     for name, text in findings.lines:
-        print(f"{name:<12}{text}")
+        print(f"{name:<12}{printable(text)}")
     print(f"{'problems':<12}{len(findings.problems) or 'none'}")
     for problem in findings.problems:
         print(f"  {problem}")

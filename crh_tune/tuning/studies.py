@@ -22,7 +22,7 @@ from crh_tune.settings.study import StudySettings
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.tuning import tracking
 from crh_tune.tuning.progress import Progress, Say
-from crh_tune.tuning.record import COMPLETE, held
+from crh_tune.tuning.record import COMPLETE, held, make_storage
 from crh_tune.tuning.runs import Place, run_trials
 from crh_tune.tuning.stopping import Stop
 from crh_tune.tuning.tracking import PATIENCE, SHORT_PATIENCE
@@ -42,7 +42,7 @@ def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop:
     split = final_split(open_dataset(dataset, study.on(dataset).options))
     runs = _runs(study, dataset, split, say)
     uri = tracking.default_tracking_uri(storage)
-    storage.mkdir(parents=True, exist_ok=True)
+    make_storage(storage)
     experiment = tracking.connect(uri, study.name, storage)
     done = _complete(uri, experiment)
     key = f"{study.name}-{dataset}"

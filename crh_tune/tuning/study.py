@@ -33,6 +33,7 @@ from crh_tune.tuning.record import (
     SUMMARY_FILE,
     Outcome,
     held,
+    make_storage,
     new_folder,
     read_outcomes,
     write_json,
@@ -124,7 +125,7 @@ def run_search(
     name, where ``stop`` was signalled.
     """
     at_once = concurrency(settings.scaling, settings.budget)
-    storage.mkdir(parents=True, exist_ok=True)
+    make_storage(storage)
     uri = tracking.default_tracking_uri(storage)
     if resume is None:  # a search that goes on does so without MLflow too
         tracking.connect(uri, settings.name, storage)

@@ -150,8 +150,9 @@ class Tracker:
 
     def _append(self, kind: str, key: str, content: dict[str, Any]) -> None:
         with self._wake:
-            with self._outbox.open("a", encoding="utf-8") as outbox:
-                outbox.write(json.dumps([kind, key, content]) + "\n")
+            # a path that is no UTF-8 cannot be sent, and would hold up all that comes after it
+            with self._outbox.open("a", encoding="utf-8", errors="replace") as outbox:
+                outbox.write(line)
                 outbox.flush()
                 os.fsync(outbox.fileno())
             self._note(kind, key, content)
@@ -163,6 +164,7 @@ class Tracker:
             self._logged.add((key, content["step"]))
         elif kind == "params":
             self._described.add(key)
+        line = json.dumps([kind, key, content], ensure_ascii=False) + "\n"
         elif kind == "start":
             self._ended.discard(key)
         elif kind == "end":

@@ -23,7 +23,7 @@ from crh_tune.training.loop import Metrics, Save, TrainingRun
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.record import find_folder, held, read_settings
 from crh_tune.tuning.study import SearchFailed
-from crh_tune.tuning.tracking import Tracker, default_tracking_uri
+from crh_tune.tuning.tracking import Tracker, default_tracking_uri, shown
 from crh_tune.tuning.trial import device_of, open_split, train_group
 
 SYNC_PATIENCE = 10.0
@@ -119,7 +119,7 @@ def sync(arguments: argparse.Namespace) -> None:
         tracker = Tracker(uri, experiment, arguments.storage, folder)
         before = tracker.unsent()
         remaining = tracker.drain(SYNC_PATIENCE)
-    print(f"{before - remaining} entries sent to {uri}, {remaining} remain")
+    print(f"{before - remaining} entries sent to {shown(uri)}, {remaining} remain")
     if remaining:
         raise SearchFailed(f"{remaining} entries remain: {tracker.last_error}")
 

@@ -69,7 +69,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search that has ended found. ``best_test`` and ``paper_test`` are the test mAP, each asked once."""
+    """What a search that has ended found. ``best_test`` and ``paper_test`` are the test mAP, each asked once.
+
+    ``tracking_uri`` is without a password: the result is kept and printed.
+    """
 
     search_id: str
     folder: Path
@@ -144,7 +147,7 @@ def run_search(
             f"batches of {settings.trial.batch_size} ({settings.trial.batch_size_of}), "
             f"{settings.budget.trials} trials, {at_once} at a time"
         )
-        return _run(settings, prepared, place, uri, say)
+        return _run(settings, prepared, place, tracking.shown(uri), say)
 
 
 def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, say: Say) -> SearchResult:
@@ -218,7 +221,8 @@ def read_result(folder: Path, uri: str) -> SearchResult:
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     summary |= {name: Candidate(**summary[name]) for name in ("best", "paper")}
     summary |= {name: Outcome(**summary[name]) for name in ("best_test", "paper_test")}
-    return SearchResult(**{**summary, "folder": folder, "tracking_uri": uri, "unsent": tracking.unsent_in(folder, uri)})
+    known = {"folder": folder, "tracking_uri": tracking.shown(uri), "unsent": tracking.unsent_in(folder, uri)}
+    return SearchResult(**{**summary, **known})
 
 
 def _finalists(

@@ -40,6 +40,7 @@ PATIENCE, SHORT_PATIENCE = 30.0, 3.0
 """How many seconds the end of a search waits for the tracking server, and that of an interrupted one."""
 _BATCH = 100
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
+_REQUEST_SECONDS = 5.0
 _VALUE_LENGTH = 500
 _REASON_LENGTH = 300
 _SHORTEST_SECRET = 4
@@ -147,7 +148,9 @@ class Tracker:
             time.sleep(0.05)
             if self.unsent() != last:
                 last, since = self.unsent(), time.monotonic()
-        return self.close(0)
+        self.close(0)
+        self._thread.join(_REQUEST_SECONDS)  # what is under way now
+        return self.unsent()
 
     def unsent(self) -> int:
         return self._kept - self._sent.count
@@ -189,7 +192,7 @@ class Tracker:
         with self._outbox.open(encoding="utf-8") as outbox:
             for _ in range(self._sent.count):
                 outbox.readline()
-            while True:
+            while time.monotonic() <= self._until:  # whoever holds the folder next sends the rest, and not both at once
                 with self._wake:
                     line = outbox.readline()
                     if not line:

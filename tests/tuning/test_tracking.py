@@ -203,3 +203,23 @@ def test_an_error_without_words_does_not_end_the_sending(tmp_path: Path):
     assert tracker.drain(60) == 0
     assert heard == ["nothing", "TimeoutError"]
     assert history(uri) == ("FINISHED", [(1, 0.1), (2, 0.2), (3, 0.3)])
+
+
+def test_a_tracker_that_was_closed_sends_nothing_more_when_a_slow_server_answers(tmp_path: Path):
+    """The next one may be sending already: two at once would make every run twice."""
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
+    answered = threading.Event()
+
+    def slow() -> str:
+        answered.wait()
+        return connect(uri, "outbox", tmp_path)
+
+    tracker._connect = slow
+    log_a_run(tracker)
+    assert tracker.close(0.1) == 6
+    answered.set()
+    tracker._thread.join(60)
+    assert tracker.unsent() == 5  # the one that was under way
+    assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(60) == 0
+    assert history(uri) == ("FINISHED", [(1, 0.1), (2, 0.2), (3, 0.3)])

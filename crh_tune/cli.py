@@ -10,6 +10,7 @@ from pathlib import Path
 from crh_tune import search as searching
 from crh_tune.data.check import check_data
 from crh_tune.data.datasets import DATASETS
+from crh_tune.data.files import printable
 from crh_tune.export.bundle import model_card, write_bundle
 from crh_tune.export.of_search import export_search
 from crh_tune.paper import report_lines
@@ -22,7 +23,7 @@ from crh_tune.training.loop import Metrics, Save, TrainingRun
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.record import find_folder, held, read_settings
 from crh_tune.tuning.study import SearchFailed
-from crh_tune.tuning.tracking import Tracker, default_tracking_uri
+from crh_tune.tuning.tracking import Tracker, default_tracking_uri, shown
 from crh_tune.tuning.trial import device_of, open_split, train_group
 
 SYNC_PATIENCE = 10.0
@@ -92,7 +93,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise SettingsError(f"--dataset: unknown dataset of files {arguments.dataset!r}: one of {names}")
     findings = check_data(arguments.path.expanduser().absolute(), arguments.dataset)
     for name, text in findings.lines:
-        print(f"{name:<12}{text}")
+        print(f"{name:<12}{printable(text)}")
     print(f"{'problems':<12}{len(findings.problems) or 'none'}")
     for problem in findings.problems:
         print(f"  {problem}")
@@ -118,7 +119,7 @@ def sync(arguments: argparse.Namespace) -> None:
         tracker = Tracker(uri, experiment, arguments.storage, folder)
         before = tracker.unsent()
         remaining = tracker.drain(SYNC_PATIENCE)
-    print(f"{before - remaining} entries sent to {uri}, {remaining} remain")
+    print(f"{before - remaining} entries sent to {shown(uri)}, {remaining} remain")
     if remaining:
         raise SearchFailed(f"{remaining} entries remain: {tracker.last_error}")
 

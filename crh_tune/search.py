@@ -7,6 +7,7 @@ crh_tune/search.py``; there it uses the running cluster, elsewhere it starts Ray
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import shutil
@@ -22,6 +23,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 import ray
 
+from crh_tune.data.files import problem
 from crh_tune.data.listing import DataError
 from crh_tune.export.of_search import export_search
 from crh_tune.paper import search_study
@@ -120,12 +122,15 @@ def run_command(command: Callable[[], None], name: str) -> int:
         print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         return INTERRUPTED_CODE
     except (SettingsError, DataError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(problem(name, str(error)), file=sys.stderr)
         return 2
     except SearchFailed as error:
-        print(f"{name}: failed: {error}", file=sys.stderr)
+        print(problem(name, f"failed: {error}"), file=sys.stderr)
         return 1
     except Exception as error:  # nothing of the above: where it comes from matters too
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a name that was given, wherever it went
+            print(problem(name, f"{error.filename}: {error.strerror}"), file=sys.stderr)
+            return 2
         traceback.print_exc()
         print(f"{name}: failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 1

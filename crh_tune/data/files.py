@@ -48,7 +48,12 @@ def read_text(file: Path) -> str:
 
 def problem(where: str | Path, what: str) -> str:
     """A problem as one line, even where a file name holds line breaks or bytes that are no UTF-8."""
-    line = f"{where}: {what}".encode(errors="backslashreplace").decode()
+    return printable(f"{where}: {what}")
+
+
+def printable(text: str) -> str:
+    """A text as one line that any terminal takes: line breaks and bytes that are no UTF-8 are written out."""
+    line = text.encode(errors="backslashreplace").decode()
     return line.replace("\n", "\\n").replace("\r", "\\r")
 
 

@@ -9,7 +9,6 @@ model_card.md   what was measured, and how
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from crh_tune.hashing.network import HashNetwork
 from crh_tune.retrieval.packing import Packed, hamming_distances, pack_codes
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings, write_trial
+from crh_tune.training.checkpoints import check_archive, read_tensors
 from crh_tune.training.evaluation import encode_share
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import Workers
@@ -118,14 +118,13 @@ def load_encoder(folder: Path) -> Encoder:
     """Read an exported encoder. Raises SettingsError, naming the file, when it is missing or broken."""
     path = folder / ENCODER_FILE
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = read_tensors(path)
         shape, inputs = tuple(content["shape"]), tuple(content["inputs"])
         blank = torch.zeros(shape[0])
         network = HashNetwork(content["backbone"], shape, content["bits"], blank, blank, content["hash_layer"])
         network.load_state_dict(content["weights"])
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SettingsError(f"{path}: not a readable encoder: {reason}") from None
+        raise SettingsError(f"{path}: not a readable encoder: {_reason(error)}") from None
     return Encoder(network.eval(), inputs, content["bits"], tuple(content["class_names"]))
 
 
@@ -133,11 +132,24 @@ def load_index(folder: Path) -> Index:
     """Read an exported index. Raises SettingsError, naming the file, when it is missing or broken."""
     path = folder / INDEX_FILE
     try:
+        check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:
-            return Index(arrays["words"], arrays["labels"])
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SettingsError(f"{path}: not a readable index: {reason}") from None
+            index = Index(arrays["words"], arrays["labels"])
+        _check_index(index)
+    except Exception as error:  # whatever zipfile and NumPy raise on a broken file
+        raise SettingsError(f"{path}: not a readable index: {_reason(error)}") from None
+    return index
+
+
+def _check_index(index: Index) -> None:
+    """Raises ValueError where these are no packed codes with their labels."""
+    words, labels = index.words, index.labels
+    if words.ndim != 2 or words.dtype.kind != "u" or len(labels) != len(words):
+        raise ValueError(f"{words.dtype} words of shape {words.shape} with labels of shape {labels.shape}")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _usage(inputs: Inputs) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,14 +52,36 @@ def _torch_save(state: dict[str, Any], path: Path) -> None:
         raise OSError(f"{path.parent}: the checkpoint could not be written: {str(error).splitlines()[0]}") from error
 
 
+def read_tensors(path: Path) -> Any:
+    """What ``torch.save`` wrote, read without executing anything.
+
+    torch does not look at the checksums it writes, and gives flipped bits back as weights; so they are looked at here.
+    Raises ValueError where one is wrong, and whatever torch raises on a broken file.
+    """
+    check_archive(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_archive(path: Path) -> None:
+    """Compare every file of a zip archive with its checksum, a piece at a time.
+
+    Raises ValueError where one is wrong, and whatever zipfile raises on what is no archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise ValueError(f"the checksum of {broken} is wrong")
+
+
 def load(folder: Path) -> dict[str, Any]:
     """Read a checkpoint. Raises CheckpointError, naming the file, when it is missing or broken."""
     path = folder / CHECKPOINT_FILE
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict):
+        state = read_tensors(path)
+    except Exception as error:  # whatever torch raises on a broken file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: not a readable checkpoint: {reason}") from None
+    if not isinstance(state, dict) or "epoch" not in state:
         raise CheckpointError(f"{path}: not a checkpoint of a training run")
     return state
 

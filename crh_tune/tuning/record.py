@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -58,6 +59,20 @@ def read_outcomes(folder: Path) -> dict[str, Outcome]:
     return {outcome.name: outcome for outcome in found}
 
 
+def make_storage(storage: Path) -> None:
+    """Make the folder that searches are kept in. Raises SettingsError where it cannot be made or used."""
+    path = str(storage.resolve())
+    taken = re.search(r"\?|%[0-9A-Fa-f]{2}|[\ud800-\udfff]", path)  # the last: bytes that are no UTF-8
+    if taken is not None:
+        raise SettingsError(
+            f"--storage: {path}: the address of a database cannot hold {taken[0]!r}: name the folder otherwise"
+        )
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--storage: {path}: cannot be created: {error.strerror}") from None
+
+
 def new_folder(storage: Path, settings: SearchSettings) -> Path:
     """Make the first free ``name-001``, ``name-002``, ... in the storage, and keep the settings in it.
 
@@ -80,7 +95,7 @@ def new_folder(storage: Path, settings: SearchSettings) -> Path:
 def find_folder(storage: Path, name: str) -> Path:
     """The folder of a search that was begun. Raises SettingsError, naming those there are, where there is no such."""
     folder = storage.resolve() / name
-    if not (folder / SETTINGS_FILE).is_file():
+    if folder.parent != storage.resolve() or not (folder / SETTINGS_FILE).is_file():
         there = sorted(path.parent.name for path in storage.glob(f"*/{SETTINGS_FILE}"))
         raise SettingsError(f"no search {name!r} in {storage}: there is {', '.join(there) or 'none'}")
     return folder

@@ -22,7 +22,7 @@ from crh_tune.settings.study import StudySettings
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.tuning import tracking
 from crh_tune.tuning.progress import Progress, Say
-from crh_tune.tuning.record import COMPLETE, held
+from crh_tune.tuning.record import COMPLETE, held, make_storage
 from crh_tune.tuning.runs import Place, run_trials
 from crh_tune.tuning.stopping import Stop
 from crh_tune.tuning.tracking import PATIENCE, SHORT_PATIENCE
@@ -42,9 +42,10 @@ def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop:
     split = final_split(open_dataset(dataset, study.on(dataset).options))
     runs = _runs(study, dataset, split, say)
     uri = tracking.default_tracking_uri(storage)
-    storage.mkdir(parents=True, exist_ok=True)
+    make_storage(storage)
     experiment = tracking.connect(uri, study.name, storage)
-    done = _complete(uri, experiment)
+    with tracking.answering(uri):
+        done = _complete(uri, experiment)
     key = f"{study.name}-{dataset}"
     missing = [run for run in runs if f"{key}/{run['name']}" not in done]
     say(f"study {key}: {len(runs)} runs, {len(runs) - len(missing)} there already, {len(missing)} to do")
@@ -135,11 +136,13 @@ def study_runs(study: str, storage: Path) -> pd.DataFrame:
     """The complete runs of a study, one row each, from MLflow; empty where there are none.
 
     Columns: row, dataset, bits, seed, map (0 to 1), pcc, pcc_std, d_min, d_avg, update_interval, early_epochs,
-    codebook_size, head_dim, reassignment; NaN where a run has no such value.
+    codebook_size, head_dim, reassignment; NaN where a run has no such value. Raises SettingsError where the tracking
+    server does not answer.
     """
     uri = tracking.default_tracking_uri(storage)
-    found = MlflowClient(tracking_uri=uri).get_experiment_by_name(study)
-    runs = [run for run in _all_runs(uri, found.experiment_id) if _is_complete(run)] if found else []
+    with tracking.answering(uri):
+        found = MlflowClient(tracking_uri=uri).get_experiment_by_name(study)
+        runs = [run for run in _all_runs(uri, found.experiment_id) if _is_complete(run)] if found else []
     return pd.DataFrame([_row(run) for run in runs], columns=list(_COLUMNS))
 
 

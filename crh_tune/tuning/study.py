@@ -33,6 +33,7 @@ from crh_tune.tuning.record import (
     SUMMARY_FILE,
     Outcome,
     held,
+    make_storage,
     new_folder,
     read_outcomes,
     same_splits,
@@ -69,7 +70,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search that has ended found. ``best_test`` and ``paper_test`` are the test mAP, each asked once."""
+    """What a search that has ended found. ``best_test`` and ``paper_test`` are the test mAP, each asked once.
+
+    ``tracking_uri`` is without a password: the result is kept and printed.
+    """
 
     search_id: str
     folder: Path
@@ -125,7 +129,7 @@ def run_search(
     with the search's name, where ``stop`` was signalled.
     """
     at_once = concurrency(settings.scaling, settings.budget)
-    storage.mkdir(parents=True, exist_ok=True)
+    make_storage(storage)
     uri = tracking.default_tracking_uri(storage)
     if resume is None:  # a search that goes on does so without MLflow too
         tracking.connect(uri, settings.name, storage)
@@ -146,7 +150,7 @@ def run_search(
             f"{settings.budget.trials} trials, {at_once} at a time"
         )
         try:
-            return _run(settings, prepared, place, uri, say)
+            return _run(settings, prepared, place, tracking.shown(uri), say)
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(place.search_id) from None
 
@@ -223,7 +227,8 @@ def read_result(folder: Path, uri: str) -> SearchResult:
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     summary |= {name: Candidate(**summary[name]) for name in ("best", "paper")}
     summary |= {name: Outcome(**summary[name]) for name in ("best_test", "paper_test")}
-    return SearchResult(**{**summary, "folder": folder, "tracking_uri": uri, "unsent": tracking.unsent_in(folder, uri)})
+    known = {"folder": folder, "tracking_uri": tracking.shown(uri), "unsent": tracking.unsent_in(folder, uri)}
+    return SearchResult(**{**summary, **known})
 
 
 def _finalists(

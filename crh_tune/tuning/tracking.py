@@ -12,15 +12,17 @@ import json
 import logging
 import math
 import os
-import re
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # a line for every run that ends, with the password
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
@@ -38,7 +40,11 @@ PATIENCE, SHORT_PATIENCE = 30.0, 3.0
 """How many seconds the end of a search waits for the tracking server, and that of an interrupted one."""
 _BATCH = 100
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
+_REQUEST_SECONDS = 5.0
 _VALUE_LENGTH = 500
+_REASON_LENGTH = 300
+_SHORTEST_SECRET = 4
+"""A shorter one is not taken out of a line word by word: it would leave nothing to read."""
 
 
 def default_tracking_uri(storage: Path) -> str:
@@ -52,29 +58,38 @@ def connect(uri: str, experiment: str, storage: Path) -> str:
     Raises SettingsError when the server does not answer.
     """
     storage.mkdir(parents=True, exist_ok=True)
+    with answering(uri), (storage / ".mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that make a new SQLite database break each other's
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        artifacts = (storage.resolve() / "mlflow_artifacts").as_uri() if uri.startswith("sqlite:") else None
+        return str(client.create_experiment(experiment, artifact_location=artifacts, tags=_EXPERIMENT_TAGS))
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Within it the tracking server is asked; raises SettingsError, without its password, when it does not answer."""
     try:
-        with (storage / ".mlflow.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that make a new SQLite database break each other's
-            client = MlflowClient(tracking_uri=uri)
-            found = client.get_experiment_by_name(experiment)
-            if found is not None:
-                return str(found.experiment_id)
-            artifacts = (storage.resolve() / "mlflow_artifacts").as_uri() if uri.startswith("sqlite:") else None
-            return str(client.create_experiment(experiment, artifact_location=artifacts, tags=_EXPERIMENT_TAGS))
+        yield
     except Exception as error:
-        reason = str(error).splitlines()[0][:200]
-        raise SettingsError(f"MLFLOW_TRACKING_URI: the tracking server at {uri} does not answer: {reason}") from None
+        raise SettingsError(
+            f"MLFLOW_TRACKING_URI: the tracking server at {shown(uri)} does not answer: {_reason(error, uri)}"
+        ) from None
 
 
 class Tracker:
-    """Logs runs by key through the outbox. One process writes a search's outbox at a time.
+    """Logs runs by key through the outbox. One process writes a search's outbox at a time. Raises SettingsError.
 
     A key's parameters, and its metrics of a step, are kept once, however often a run is gone on with.
     """
 
     def __init__(self, uri: str, experiment: str, storage: Path, folder: Path) -> None:
-        self._client = MlflowClient(tracking_uri=uri)
+        with answering(uri):  # what is no address at all
+            self._client = MlflowClient(tracking_uri=uri)
         self._connect = lambda: connect(uri, experiment, storage)
+        self._uri = uri
         self._experiment_id = ""
         self._outbox = folder / OUTBOX_FILE
         self._sent = Sent(folder / SENT_FILE, uri)
@@ -138,7 +153,9 @@ class Tracker:
             time.sleep(0.05)
             if self.unsent() != last:
                 last, since = self.unsent(), time.monotonic()
-        return self.close(0)
+        self.close(0)
+        self._thread.join(_REQUEST_SECONDS)  # what is under way now
+        return self.unsent()
 
     def unsent(self) -> int:
         return self._kept - self._sent.count
@@ -154,9 +171,11 @@ class Tracker:
         return self._last_error
 
     def _append(self, kind: str, key: str, content: dict[str, Any]) -> None:
+        line = json.dumps([kind, key, content], ensure_ascii=False) + "\n"
         with self._wake:
-            with self._outbox.open("a", encoding="utf-8") as outbox:
-                outbox.write(json.dumps([kind, key, content]) + "\n")
+            # a path that is no UTF-8 cannot be sent, and would hold up all that comes after it
+            with self._outbox.open("a", encoding="utf-8", errors="replace") as outbox:
+                outbox.write(line)
                 outbox.flush()
                 os.fsync(outbox.fileno())
             self._note(kind, key, content)
@@ -180,7 +199,7 @@ class Tracker:
         with self._outbox.open(encoding="utf-8") as outbox:
             for _ in range(self._sent.count):
                 outbox.readline()
-            while True:
+            while time.monotonic() <= self._until:  # whoever holds the folder next sends the rest, and not both at once
                 with self._wake:
                     line = outbox.readline()
                     if not line:
@@ -203,7 +222,7 @@ class Tracker:
             self._experiment_id = self._experiment_id or self._connect()
             getattr(self, f"_send_{kind}")(key, content)
         except Exception as error:
-            self._last_error = str(error).splitlines()[0]
+            self._last_error = _reason(error, self._uri)
             return False
         self._last_error = ""
         return True
@@ -257,7 +276,7 @@ class Sent:
     """How many entries of an outbox a tracking server has, on disk. Another server has none, and is sent them all."""
 
     def __init__(self, path: Path, uri: str) -> None:
-        self._path, self._server = path, _without_password(uri)
+        self._path, self._server = path, shown(uri)
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
             known = kept["server"] == self._server
@@ -300,8 +319,33 @@ def _whole_lines(outbox: Path) -> list[str]:
     return lines
 
 
-def _without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri)
+def shown(uri: str) -> str:
+    """The address of a tracking server as it may be seen: without user, password and query."""
+    scheme, mark, rest = uri.partition("://")
+    if scheme.startswith("sqlite"):  # a file's path, which may hold any character
+        return uri
+    return f"{scheme}{mark}{rest.rpartition('@')[2].partition('?')[0]}"
+
+
+def _secrets(uri: str) -> list[str]:
+    """What no one is to see: of the address, and of what MLflow reads beside it; the longest first."""
+    _, _, rest = uri.partition("://")
+    query = rest.rpartition("@")[2].partition("?")[2]
+    user_and_password = rest.rpartition("@")[0]
+    password = user_and_password.partition(":")[2]
+    others = [os.environ.get(name, "") for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")]
+    found = {user_and_password, query, password, unquote(password), *others}
+    return sorted((each for each in found if len(each) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+
+def _reason(error: Exception, uri: str) -> str:
+    """Why the tracking server was not reached, in one short line without a password."""
+    said = (str(error).splitlines() or [""])[0] or type(error).__name__
+    said = said.replace(uri, shown(uri))  # as MLflow says it
+    if not uri.startswith("sqlite"):
+        for secret in _secrets(uri):
+            said = said.replace(f"{secret}@", "").replace(secret, "***")
+    return said[:_REASON_LENGTH]
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,8 +16,10 @@ from crh_tune.settings.search import read_search
 from crh_tune.spaces import shipped
 from crh_tune.tuning.study import prepare
 
-CLASSES = ("red fox", "sea", "grass")
-COLOURS = {"red fox": (200, 60, 20), "sea": (10, 60, 190), "grass": (40, 180, 40)}
+FOX = "red 'fox' \"🦊\", 50%"
+CLASSES = (FOX, "sea", "grass")
+COLOURS = {FOX: (200, 60, 20), "sea": (10, 60, 190), "grass": (40, 180, 40)}
+PHOTOS = "my 'photos' #1? ü"
 QUICK = {
     "confirm": {"top": 1, "seeds": 1},
     "scheduler": {},
@@ -45,11 +47,11 @@ def photos(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
     for part, count in (("train", 20), ("test", 5)):
         for name in CLASSES:
-            folder = tmp_path / "my photos" / part / name
+            folder = tmp_path / PHOTOS / part / name
             folder.mkdir(parents=True)
             for number in range(count):
                 photo(generator, COLOURS[name]).save(folder / f"{number:02d}.jpg")
-    return tmp_path / "my photos"
+    return tmp_path / PHOTOS
 
 
 def space(folder: Path, name: str, **trial: object) -> str:
@@ -66,7 +68,7 @@ def test_a_folder_of_photos_is_checked_searched_and_found_again(ray_session, pho
     checked = capsys.readouterr().out
     for line in (
         "dataset     folder: class folders under train/ and test/",
-        "classes     3 (grass, red fox, sea)",
+        f"classes     3 (grass, {FOX}, sea)",
         "train       60 samples, 20 a class",
         "queries     15 samples, 5 a class",
         "sizes       60 x 48, all of them",
@@ -76,7 +78,7 @@ def test_a_folder_of_photos_is_checked_searched_and_found_again(ray_session, pho
         assert line in checked.splitlines()
     broken = photos / "train" / "sea" / "99.jpg"
     broken.write_bytes(b"no photo")
-    runs, file = tmp_path / "runs", Path(space(tmp_path, "folder"))
+    runs, file = tmp_path / 'my "runs" #2; 50% 🦊\'s', Path(space(tmp_path, "folder"))
     file.write_text(file.read_text().replace("on_bad_image: stop", "on_bad_image: skip"))
     assert main(["search", str(file), "--data", str(photos), "--storage", str(runs)]) == 0
     said = capsys.readouterr().out

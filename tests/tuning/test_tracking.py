@@ -12,11 +12,13 @@ import pytest
 from mlflow import MlflowClient
 
 from crh_tune.cli import main
+from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning.record import new_folder
-from crh_tune.tuning.tracking import Tracker, connect, default_tracking_uri
+from crh_tune.tuning.tracking import Tracker, connect, default_tracking_uri, shown
 
 NOWHERE = "http://127.0.0.1:9"
+SPACE = {"name": "outbox", "dataset": {"name": "digits"}, "search": {"margin": {"uniform": [0, 0.5]}}}
 
 
 def log_a_run(tracker: Tracker, last_step: int = 3) -> None:
@@ -93,8 +95,7 @@ def test_a_slow_server_does_not_keep_the_end_waiting(tmp_path: Path):
 
 
 def test_sync_sends_what_was_left_and_says_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    space = {"name": "outbox", "dataset": {"name": "digits"}, "search": {"margin": {"uniform": [0, 0.5]}}}
-    settings = SearchSettings.model_validate(space)
+    settings = SearchSettings.model_validate(SPACE)
     folder = new_folder(tmp_path, settings)
     tracker = Tracker(NOWHERE, "outbox", tmp_path, folder)
     log_a_run(tracker)
@@ -137,3 +138,88 @@ def test_a_password_in_the_address_is_not_written_down(tmp_path: Path):
     tracker._sent.add_one()
     tracker.close(0)
     assert json.loads((tmp_path / "mlflow_sent").read_text())["server"] == "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("uri", "seen"),
+    [
+        ("http://me:swordfish@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("http://swordfish@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("http://me:sword@fish@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("http://me:sword%40fish@127.0.0.1:9/below", "http://127.0.0.1:9/below"),
+        ("http://me:sword/fish@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("http://me:sword?fish@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("http://127.0.0.1:9/?token=swordfish", "http://127.0.0.1:9/"),
+        ("http://me:swordfish@127.0.0.1:port", "http://127.0.0.1:port"),
+        ("http://me:swordfish@[::1", "http://[::1"),
+        ("nothing://me:swordfish@127.0.0.1", "nothing://127.0.0.1"),
+        ("postgresql://me:sword/fish@127.0.0.1:9/runs", "postgresql://127.0.0.1:9/runs"),
+        ("mysql+pymysql://me:swordfish@127.0.0.1:9/runs", "mysql+pymysql://127.0.0.1:9/runs"),
+        ("mssql+pyodbc:///?odbc_connect=PWD%3Dswordfish", "mssql+pyodbc:///"),
+    ],
+)
+def test_what_is_said_of_a_server_that_does_not_answer_has_no_password_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uri: str, seen: str
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr("crh_tune.cli.SYNC_PATIENCE", 0.3)
+    begins = f"MLFLOW_TRACKING_URI: the tracking server at {seen} does not answer: "
+    with pytest.raises(SettingsError) as caught:
+        connect(uri, "outbox", tmp_path)
+    settings = SearchSettings.model_validate(SPACE)
+    folder = new_folder(tmp_path, settings)
+    (folder / "mlflow_outbox.jsonl").write_text('["tags", "a", {}]\n')
+    assert main(["sync", folder.name, "--storage", str(tmp_path)]) in (1, 2)
+    assert main(["report", "table2", "--storage", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    lines = [str(caught.value), *said.err.splitlines()]
+    assert len(lines) == 3
+    assert lines[0].startswith(begins)
+    assert begins in lines[1]
+    assert begins in lines[2]
+    for part in ("sword", "fish", "me:"):
+        assert part not in "".join([*lines, said.out])
+    assert not [path for path in folder.rglob("*") if b"fish" in path.read_bytes()]
+
+
+def test_the_file_of_a_database_is_shown_as_it_is():
+    assert shown("sqlite:////@home/me:you@here/mlflow.db") == "sqlite:////@home/me:you@here/mlflow.db"
+
+
+def test_an_error_without_words_does_not_end_the_sending(tmp_path: Path):
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
+    heard: list[str] = []
+
+    def silent_at_first() -> str:
+        if not heard:
+            heard.append("nothing")
+            raise TimeoutError
+        heard.append(tracker.last_error)
+        return connect(uri, "outbox", tmp_path)
+
+    tracker._connect = silent_at_first
+    log_a_run(tracker)
+    assert tracker.drain(60) == 0
+    assert heard == ["nothing", "TimeoutError"]
+    assert history(uri) == ("FINISHED", [(1, 0.1), (2, 0.2), (3, 0.3)])
+
+
+def test_a_tracker_that_was_closed_sends_nothing_more_when_a_slow_server_answers(tmp_path: Path):
+    """The next one may be sending already: two at once would make every run twice."""
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
+    answered = threading.Event()
+
+    def slow() -> str:
+        answered.wait()
+        return connect(uri, "outbox", tmp_path)
+
+    tracker._connect = slow
+    log_a_run(tracker)
+    assert tracker.close(0.1) == 6
+    answered.set()
+    tracker._thread.join(60)
+    assert tracker.unsent() == 5  # the one that was under way
+    assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(60) == 0
+    assert history(uri) == ("FINISHED", [(1, 0.1), (2, 0.2), (3, 0.3)])

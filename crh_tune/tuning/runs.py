@@ -23,6 +23,7 @@ from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import BudgetSettings, SearchSettings
 from crh_tune.settings.trial import ScalingSettings, TrialSettings, write_trial
 from crh_tune.training.checkpoints import CENTERS_FILE, newest
+from crh_tune.tuning.memory import survive_out_of_memory
 from crh_tune.tuning.record import COMPLETE, FAILED, PRUNED, Outcome, read_outcomes, write_outcome
 from crh_tune.tuning.searcher import OptunaSearcher, plain_metrics, trial_name
 from crh_tune.tuning.stopping import Clock, Stop
@@ -233,6 +234,7 @@ def run_trials(
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the events above say what happened
+    survive_out_of_memory()
     with place.stop.while_running(clock):
         try:
             tuner.fit()

@@ -25,7 +25,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray import tune
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from crh_tune.data.datasets import open_dataset
@@ -39,6 +39,7 @@ from crh_tune.training.aggregator import Aggregator, Round, Solve, solve_with
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.workers import Workers
+from crh_tune.tuning.memory import memory_reason
 
 RUNS_FOLDER = "runs"
 """The folder of a search in which each run has a folder with its checkpoints."""
@@ -107,7 +108,7 @@ def ask_aggregator(name: str, workers: Workers, trial: str, attempt: str) -> Sol
         try:
             answer: Any = actor.reassign.remote(round_, rank, size, shard)
             return cast("Table | None", ray.get(answer))
-        except RayActorError:
+        except (RayActorError, OutOfMemoryError):
             time.sleep(_RETRY_SECONDS)
             return None
 
@@ -136,7 +137,10 @@ def reason_of(error: Exception) -> str:
     """Why a run failed, in one line; for a worker group that gave up, why its first worker failed."""
     failures = list(getattr(error, "worker_failures", {}).values())
     cause = failures[0] if failures else error
-    cause = getattr(cause, "cause", None) or cause  # what Ray wraps
+    for wrapper in ("health_check_failure", "cause"):  # of Ray Train, of Ray
+        cause = getattr(cause, wrapper, None) or cause
+    if isinstance(cause, OutOfMemoryError):
+        return memory_reason(cause)[:500]
     lines = [line for line in str(cause).splitlines() if line.strip()]
     return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no reason given'}"[:500]
 

@@ -134,15 +134,23 @@ def run_trial(run: dict[str, Any]) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a run failed, in one line; for a worker group that gave up, why its first worker failed."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    cause = failures[0] if failures else error
-    for wrapper in ("health_check_failure", "cause"):  # of Ray Train, of Ray
-        cause = getattr(cause, wrapper, None) or cause
-    if isinstance(cause, OutOfMemoryError):
-        return memory_reason(cause)[:500]
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no reason given'}"[:500]
+    """Why a run failed, in one line; for a worker group that gave up, why its first worker failed.
+
+    Where Ray ended one of them for want of memory, that is why: the others only lost it.
+    """
+    causes = [_cause(failure) for failure in getattr(error, "worker_failures", {}).values()] or [_cause(error)]
+    for cause in causes:
+        if isinstance(cause, OutOfMemoryError):
+            return memory_reason(cause)[:500]
+    lines = [line for line in str(causes[0]).splitlines() if line.strip()]
+    return f"{type(causes[0]).__name__}: {lines[-1].strip() if lines else 'no reason given'}"[:500]
+
+
+def _cause(error: Exception) -> Exception:
+    """What Ray Train and Ray have wrapped."""
+    for wrapped in ("health_check_failure", "cause"):
+        error = getattr(error, wrapped, None) or error
+    return error
 
 
 def device_of(settings: TrialSettings) -> torch.device:

@@ -1,4 +1,4 @@
-"""A worker of a group killed in the middle of training, and the aggregator: the group ends as if nothing had been."""
+"""Worker groups: a worker or the aggregator killed in the middle of training; groups that ASHA stops one by one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import ray
 import torch
 
+from benchmarks.groups import stop_groups
 from benchmarks.soak import processes_below
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import TrialSettings
@@ -98,3 +99,11 @@ def test_a_group_that_loses_a_worker_and_its_aggregator_ends_as_if_it_had_not(ra
         time.sleep(0.1)
     states = {group["state"] for group in ray.util.placement_group_table().values()}
     assert states <= {"REMOVED"}
+
+
+def test_nothing_is_left_of_groups_that_asha_stopped(ray_session, tmp_path: Path):
+    """A few of those that ``benchmarks/groups.py`` stops: no placement group, actor, process or reserved resource."""
+    report = stop_groups(tmp_path, 4, print)
+    assert report.wrong == []
+    assert report.stopped == 3
+    assert {outcome.metrics["epoch"] for outcome in report.outcomes.values() if outcome.status == "pruned"} == {10}

@@ -102,7 +102,7 @@ def test_a_group_that_loses_a_worker_and_its_aggregator_ends_as_if_it_had_not(ra
     assert states <= {"REMOVED"}
 
 
-def kill_cleaner_of(run: Path) -> None:
+def kill_cleaner_of(run: Path, killed: list[int]) -> None:
     """Kill the process with which Ray Train frees what a group has reserved, once the group of a run trains."""
     deadline = time.monotonic() + 100
     while not list(run.glob("checkpoint_*")):
@@ -111,6 +111,7 @@ def kill_cleaner_of(run: Path) -> None:
     for number, title in processes_below(os.getpid()).items():
         if title.startswith("ray::PlacementGroupCleaner"):
             os.kill(number, signal.SIGKILL)
+            killed.append(number)
 
 
 def test_nothing_is_left_of_groups_that_asha_stopped(ray_session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -119,10 +120,12 @@ def test_nothing_is_left_of_groups_that_asha_stopped(ray_session, tmp_path: Path
     Ray Train's own process for that gives up when the cluster is slow to answer it; here it is killed for one of them.
     """
     monkeypatch.setattr(runs, "FREE_SECONDS", 3.0)
-    killing = threading.Thread(target=kill_cleaner_of, args=(tmp_path / "runs" / "trial-0001",))
+    killed: list[int] = []
+    killing = threading.Thread(target=kill_cleaner_of, args=(tmp_path / "runs" / "trial-0001", killed))
     killing.start()
     report = stop_groups(tmp_path, 4, print)
     killing.join()
+    assert killed
     assert report.wrong == []
     assert report.stopped == 3
     assert {outcome.metrics["epoch"] for outcome in report.outcomes.values() if outcome.status == "pruned"} == {10}

@@ -23,15 +23,18 @@ from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import BudgetSettings, SearchSettings
 from crh_tune.settings.trial import ScalingSettings, TrialSettings, write_trial
 from crh_tune.training.checkpoints import CENTERS_FILE, newest
+from crh_tune.tuning.memory import survive_out_of_memory
 from crh_tune.tuning.record import COMPLETE, FAILED, PRUNED, Outcome, read_outcomes, write_outcome
 from crh_tune.tuning.searcher import OptunaSearcher, plain_metrics, trial_name
 from crh_tune.tuning.stopping import Clock, Stop
 from crh_tune.tuning.tracking import Tracker, flat
-from crh_tune.tuning.trial import ERROR, RESTARTS, RUNS_FOLDER, run_trial
+from crh_tune.tuning.trial import ERROR, RESTARTS, RUNS_FOLDER, remove_groups, run_trial
 
 SETTINGS_FOLDER = "settings"
 OUT_OF_TIME = "stopped by budget.hours"
 """The error of a run that was stopped when the search's hours were over."""
+FREE_SECONDS = 10.0
+"""When a run that has ended is freed of its worker groups' reservations: its controller would make them anew before."""
 HOPELESS_TRIALS = 5
 """A search stops when this many trials have ended and every one of them failed."""
 os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a run that fails reports its error in place of metrics
@@ -71,6 +74,7 @@ class RunEvents(tune.Callback):
         self._reached: dict[str, int] = {}
         self._hung: set[str] = set()
         self.outcomes = read_outcomes(place.folder)
+        self._to_free = dict.fromkeys(self.outcomes, time.monotonic() + FREE_SECONDS)
         for outcome in self.outcomes.values():
             self._make_known(outcome)
 
@@ -82,6 +86,7 @@ class RunEvents(tune.Callback):
         run = trial.config["run"]
         key = self._place.key(run["name"])
         self._alive[run["name"]] = time.monotonic()
+        self._to_free.pop(run["name"], None)  # one that is run again frees what it left itself
         self.outcomes[run["name"]] = Outcome(run["name"], run["settings"], run["start"])
         tags = {"crh_tune.stage": run["stage"], "crh_tune.start": run["start"], **run.get("tags", {})}
         self._place.tracker.start_run(key, run["name"], self._place.search_id, tags)
@@ -121,8 +126,14 @@ class RunEvents(tune.Callback):
         self._end(outcome)
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """End the process of a run that makes no progress, and of every run once the search is interrupted."""
+        """End the process of a run that makes no progress, and of every run once the search is interrupted.
+
+        What worker groups of runs that have ended still have reserved is freed.
+        """
         now = time.monotonic()
+        for name in [name for name, due in self._to_free.items() if now > due]:
+            del self._to_free[name]
+            remove_groups(self._place.folder / RUNS_FOLDER / name)
         for trial in trials:
             if trial.status != Trial.RUNNING or trial.temporary_state.ray_actor is None:
                 continue
@@ -158,6 +169,7 @@ class RunEvents(tune.Callback):
         self._make_known(outcome)
         self._said(outcome)
         self._ended.append(outcome.name)
+        self._to_free[outcome.name] = time.monotonic() + FREE_SECONDS
         ended = [other for name, other in self.outcomes.items() if name in self._ended or name not in self._alive]
         if self._searcher and len(self._ended) >= HOPELESS_TRIALS and all(each.status == FAILED for each in ended):
             self._place.stop.hopeless = f"all of {len(ended)} trials failed, the last one: {outcome.error}"
@@ -237,6 +249,7 @@ def run_trials(
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the events above say what happened
+    survive_out_of_memory()
     with place.stop.while_running(clock):
         try:
             tuner.fit()

@@ -27,8 +27,10 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray import tune
-from ray.exceptions import RayActorError
+from ray._raylet import PlacementGroupID
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import Split, Stage, final_split, search_split
@@ -41,6 +43,7 @@ from crh_tune.training.aggregator import Aggregator, Round, Solve, solve_with
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.workers import Workers
+from crh_tune.tuning.memory import memory_reason
 
 RUNS_FOLDER = "runs"
 """The folder of a search in which each run has a folder with its checkpoints."""
@@ -49,6 +52,7 @@ ERROR = "error"
 RESTARTS = 3
 """How many times in a row a run goes on from the same checkpoint after a process of it died."""
 _REPORTS_FILE = "reports.jsonl"
+_GROUPS_FILE = "placement_groups"
 _RETRY_SECONDS = 0.5
 _ADDRESS_SECONDS = 3.0
 _POLL_SECONDS = 0.1
@@ -109,7 +113,7 @@ def ask_aggregator(name: str, workers: Workers, trial: str, attempt: str) -> Sol
         try:
             answer: Any = actor.reassign.remote(round_, rank, size, shard)
             return cast("Table | None", ray.get(answer))
-        except RayActorError:
+        except (RayActorError, OutOfMemoryError):
             time.sleep(_RETRY_SECONDS)
             return None
 
@@ -136,12 +140,23 @@ def run_trial(config: dict[str, Any], common: dict[str, Any]) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a run failed, in one line; for a worker group that gave up, why its first worker failed."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    cause = failures[0] if failures else error
-    cause = getattr(cause, "cause", None) or cause  # what Ray wraps
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no reason given'}"[:500]
+    """Why a run failed, in one line; for a worker group that gave up, why its first worker failed.
+
+    Where Ray ended one of them for want of memory, that is why: the others only lost it.
+    """
+    causes = [_cause(failure) for failure in getattr(error, "worker_failures", {}).values()] or [_cause(error)]
+    for cause in causes:
+        if isinstance(cause, OutOfMemoryError):
+            return memory_reason(cause)[:500]
+    lines = [line for line in str(causes[0]).splitlines() if line.strip()]
+    return f"{type(causes[0]).__name__}: {lines[-1].strip() if lines else 'no reason given'}"[:500]
+
+
+def _cause(error: Exception) -> Exception:
+    """What Ray Train and Ray have wrapped."""
+    for wrapped in ("health_check_failure", "cause"):
+        error = getattr(error, wrapped, None) or error
+    return error
 
 
 def device_of(settings: TrialSettings) -> torch.device:
@@ -183,6 +198,7 @@ def _follow_group(run: dict[str, Any], settings: TrialSettings) -> None:
     Ray's own way for this loses the last report when training ends right after it, and all of them with the node that
     its queue happens to be on.
     """
+    remove_groups(_folder(run))
     (_folder(run) / _REPORTS_FILE).unlink(missing_ok=True)
     errors: list[Exception] = []
     group = threading.Thread(target=_fit_in_thread, args=(run, settings.scaling, errors), daemon=True)
@@ -198,6 +214,26 @@ def _follow_group(run: dict[str, Any], settings: TrialSettings) -> None:
         time.sleep(_POLL_SECONDS)
     if errors:
         raise errors[0]
+
+
+def remove_groups(folder: Path) -> None:
+    """Free what the worker groups of a run still have reserved; their run is over, or its process died.
+
+    Ray Train has an actor for this, which gives up for good where the cluster does not answer it in time: the CPUs
+    would stay reserved, and the next group would wait for them for ever.
+    """
+    noted = folder / _GROUPS_FILE
+    for line in noted.read_text(encoding="utf-8").split() if noted.exists() else []:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(line))))
+    noted.unlink(missing_ok=True)
+
+
+def _note_group(run: dict[str, Any]) -> None:
+    """Write down what this worker's group has reserved, for whoever outlives it."""
+    group = get_current_placement_group()
+    if group is not None:
+        with (_folder(run) / _GROUPS_FILE).open("a", encoding="utf-8") as noted:
+            noted.write(f"{group.id.hex()}\n")
 
 
 def _fit_in_thread(run: dict[str, Any], scaling: ScalingSettings, errors: list[Exception]) -> None:
@@ -250,6 +286,8 @@ def _train_as_worker(run: dict[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     workers = Workers(context.get_world_rank(), context.get_world_size(), device)
+    if workers.rank == 0:
+        _note_group(run)
     token = [uuid.uuid4().hex]
     dist.broadcast_object_list(token, src=0)
 

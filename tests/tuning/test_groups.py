@@ -1,4 +1,4 @@
-"""A worker of a group killed in the middle of training, and the aggregator: the group ends as if nothing had been."""
+"""Worker groups: a worker or the aggregator killed in the middle of training; groups that ASHA stops one by one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import ray
 import torch
 
+from benchmarks.groups import stop_groups
 from benchmarks.soak import processes_below
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import Workers
-from crh_tune.tuning import tracking
+from crh_tune.tuning import runs, tracking
 from crh_tune.tuning.record import Outcome
 from crh_tune.tuning.runs import Place, run_trials
 from crh_tune.tuning.trial import open_split, start_aggregator
@@ -98,3 +100,32 @@ def test_a_group_that_loses_a_worker_and_its_aggregator_ends_as_if_it_had_not(ra
         time.sleep(0.1)
     states = {group["state"] for group in ray.util.placement_group_table().values()}
     assert states <= {"REMOVED"}
+
+
+def kill_cleaner_of(run: Path, killed: list[int]) -> None:
+    """Kill the process with which Ray Train frees what a group has reserved, once the group of a run trains."""
+    deadline = time.monotonic() + 100
+    while not list(run.glob("checkpoint_*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for number, title in processes_below(os.getpid()).items():
+        if title.startswith("ray::PlacementGroupCleaner"):
+            os.kill(number, signal.SIGKILL)
+            killed.append(number)
+
+
+def test_nothing_is_left_of_groups_that_asha_stopped(ray_session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A few of those that ``benchmarks/groups.py`` stops: no placement group, actor, process or reserved resource.
+
+    Ray Train's own process for that gives up when the cluster is slow to answer it; here it is killed for one of them.
+    """
+    monkeypatch.setattr(runs, "FREE_SECONDS", 3.0)
+    killed: list[int] = []
+    killing = threading.Thread(target=kill_cleaner_of, args=(tmp_path / "runs" / "trial-0001", killed))
+    killing.start()
+    report = stop_groups(tmp_path, 4, print)
+    killing.join()
+    assert killed
+    assert report.wrong == []
+    assert report.stopped == 3
+    assert {outcome.metrics["epoch"] for outcome in report.outcomes.values() if outcome.status == "pruned"} == {10}

@@ -40,8 +40,8 @@ from crh_tune.tuning.trial import open_split, start_aggregator
 from tests.tuning.test_groups import train_undisturbed
 
 PROJECT = Path(__file__).parents[2]
-PATIENCE = 280
-"""Seconds a cluster has for a test: on a quiet machine it needs a fifth of them."""
+PATIENCE = 400
+"""Seconds a cluster has for a test; far more than it needs, unless much else runs on the machine."""
 LOST_AT = 6
 """The epoch whose checkpoint is there when the node is lost."""
 EPOCHS = {"alone": 30, "group": 20}
@@ -264,7 +264,7 @@ def test_a_search_makes_an_empty_cluster_grow_within_its_limits_and_lets_go_of_i
     while search.poll() is None:
         assert time.monotonic() < deadline, output.read_text()
         seen.append(cluster.trials_on_nodes())
-        time.sleep(0.2)
+        time.sleep(0.5)
     assert search.returncode == 0, output.read_text()
     assert output.read_text().splitlines()[-1] == "finished"
     outcomes = read_outcomes(tmp_path / "runs" / "growing-001")

@@ -163,7 +163,7 @@ def test_a_search_ends_without_its_tracking_server_and_sync_sends_the_rest(
     monkeypatch.setattr("crh_tune.cli.SYNC_PATIENCE", 60.0)
     assert command("sync", "away-001")[:2] == (0, f"{unsent} entries sent to {server.address}, 0 remain\n")
     assert command("sync", "away-001")[:2] == (0, f"0 entries sent to {server.address}, 0 remain\n")
-    check_runs()
+    check_runs(server.address)
     for secret in (IN_ADDRESS, *SECRETS.values()):
         if secret != "me":
             assert secret not in "".join(said)
@@ -171,9 +171,9 @@ def test_a_search_ends_without_its_tracking_server_and_sync_sends_the_rest(
     assert places_of("test/map", storage, server.folder)  # what is looked for is found where it is
 
 
-def check_runs() -> None:
+def check_runs(address: str) -> None:
     """Every run is there once, with all its epochs, under the one parent."""
-    client = MlflowClient()
+    client = MlflowClient(address)
     found = client.search_runs([client.get_experiment_by_name("away").experiment_id])
     runs: dict[str, Run] = {run.info.run_name: run for run in found}
     fixed = {"confirm-paper-seed1", "final-best"} | {name for name in runs if name.startswith("confirm-trial-")}

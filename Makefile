@@ -1,16 +1,19 @@
 # make search: the built-in search, from nothing.   make test: the tests.   make check: lint, types, import order.
-# make soak: a search under a hundred kills.
+# make test-long: tests of whole clusters, of a minute and more each.   make soak: a search under a hundred kills.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search test check soak clean
+.PHONY: search test test-long check soak clean
 
 search: $(READY)
 	$(BIN)/crh-tune search
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -166,6 +166,7 @@ def train_alone(content: dict[str, Any]) -> dict[str, float]:
     return dict(TrainingRun(settings, open_split(settings, "search"), Workers(), solve_locally).train(lambda *_: None))
 
 
+@pytest.mark.long
 def test_runs_whose_node_is_lost_go_on_on_another_to_the_last_bit(start: Start, in_group, tmp_path: Path):
     code = "import sys; from tests.end_to_end.test_changing_clusters import *; Losses(Path(sys.argv[1])).go()"
     output = tmp_path / "output.txt"
@@ -251,6 +252,7 @@ class Growing:
         return [len(each) for each in trials]
 
 
+@pytest.mark.long
 def test_a_search_makes_an_empty_cluster_grow_within_its_limits_and_lets_go_of_it(start: Start, tmp_path: Path):
     cluster = Growing(start, tmp_path)
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(GROWING))

@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from benchmarks.soak import SPACE, Driver, processes_below
 from crh_tune.tuning.record import read_outcomes
 
+pytestmark = pytest.mark.long
 TRIALS = 3
 NAMES = ["soak-001", "soak-002"]
 ALIKE = ["trial-0000", "confirm-trial-0000-seed1"]

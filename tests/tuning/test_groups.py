@@ -114,6 +114,7 @@ def kill_cleaner_of(run: Path, killed: list[int]) -> None:
             killed.append(number)
 
 
+@pytest.mark.long
 def test_nothing_is_left_of_groups_that_asha_stopped(ray_session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A few of those that ``benchmarks/groups.py`` stops: no placement group, actor, process or reserved resource.
 

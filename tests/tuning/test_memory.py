@@ -67,6 +67,7 @@ def wait_for(path: Path, driver: Driver, meanwhile=lambda: None) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_trials_that_run_out_of_memory_fail_alone_and_the_search_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

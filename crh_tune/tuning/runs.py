@@ -23,18 +23,19 @@ from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import BudgetSettings, SearchSettings
 from crh_tune.settings.trial import ScalingSettings, TrialSettings, write_trial
 from crh_tune.training.checkpoints import CENTERS_FILE, newest
+from crh_tune.tuning.groups import free_groups
 from crh_tune.tuning.memory import survive_out_of_memory
 from crh_tune.tuning.record import COMPLETE, FAILED, PRUNED, Outcome, read_outcomes, write_outcome
 from crh_tune.tuning.searcher import OptunaSearcher, plain_metrics, trial_name
 from crh_tune.tuning.stopping import Clock, Stop
 from crh_tune.tuning.tracking import Tracker, flat
-from crh_tune.tuning.trial import ERROR, RESTARTS, RUNS_FOLDER, remove_groups, run_trial
+from crh_tune.tuning.trial import ERROR, RESTARTS, RUNS_FOLDER, run_trial
 
 SETTINGS_FOLDER = "settings"
 OUT_OF_TIME = "stopped by budget.hours"
 """The error of a run that was stopped when the search's hours were over."""
-FREE_SECONDS = 10.0
-"""When a run that has ended is freed of its worker groups' reservations: its controller would make them anew before."""
+_FREE_SECONDS, _GONE_SECONDS = 1.0, 10.0
+"""How often worker groups that have lost their controller are looked for; how long the last ones have to lose it."""
 HOPELESS_TRIALS = 5
 """A search stops when this many trials have ended and every one of them failed."""
 os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a run that fails reports its error in place of metrics
@@ -65,16 +66,21 @@ class RunEvents(tune.Callback):
     """
 
     def __init__(
-        self, place: Place, budget: BudgetSettings, said: Callable[[Outcome], None], searcher: OptunaSearcher | None
+        self,
+        place: Place,
+        budget: BudgetSettings,
+        said: Callable[[Outcome], None],
+        searcher: OptunaSearcher | None,
+        in_groups: bool,
     ) -> None:
         self._place, self._said, self._searcher = place, said, searcher
         self._hang_seconds = budget.hang_minutes * 60
+        self._in_groups, self._freed = in_groups, 0.0
         self._ended: list[str] = []
         self._alive: dict[str, float] = {}
         self._reached: dict[str, int] = {}
         self._hung: set[str] = set()
         self.outcomes = read_outcomes(place.folder)
-        self._to_free = dict.fromkeys(self.outcomes, time.monotonic() + FREE_SECONDS)
         for outcome in self.outcomes.values():
             self._make_known(outcome)
 
@@ -86,7 +92,6 @@ class RunEvents(tune.Callback):
         run = trial.config["run"]
         key = self._place.key(run["name"])
         self._alive[run["name"]] = time.monotonic()
-        self._to_free.pop(run["name"], None)  # one that is run again frees what it left itself
         self.outcomes[run["name"]] = Outcome(run["name"], run["settings"], run["start"])
         tags = {"crh_tune.stage": run["stage"], "crh_tune.start": run["start"], **run.get("tags", {})}
         self._place.tracker.start_run(key, run["name"], self._place.search_id, tags)
@@ -126,14 +131,11 @@ class RunEvents(tune.Callback):
         self._end(outcome)
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """End the process of a run that makes no progress, and of every run once the search is interrupted.
-
-        What worker groups of runs that have ended still have reserved is freed.
-        """
+        """End the process of a run that makes no progress, and of every run once the search is interrupted."""
         now = time.monotonic()
-        for name in [name for name, due in self._to_free.items() if now > due]:
-            del self._to_free[name]
-            remove_groups(self._place.folder / RUNS_FOLDER / name)
+        if self._in_groups and now - self._freed > _FREE_SECONDS:
+            self._freed = now
+            free_groups()
         for trial in trials:
             if trial.status != Trial.RUNNING or trial.temporary_state.ray_actor is None:
                 continue
@@ -145,7 +147,10 @@ class RunEvents(tune.Callback):
                 ray.kill(trial.temporary_state.ray_actor)
 
     def close(self) -> None:
-        """End the runs that Tune has stopped without a word: by the budget for good, otherwise to be gone on with."""
+        """End the runs that Tune has stopped without a word: by the budget for good, otherwise to be gone on with.
+
+        Waits until nothing of worker groups is left: their controllers die soon after Tune has ended their trials.
+        """
         for_good = self._place.stop.out_of_time and not self._place.stop.interrupted
         for outcome in self.outcomes.values():
             if outcome.name in self._alive and outcome.name not in self._ended:
@@ -160,6 +165,9 @@ class RunEvents(tune.Callback):
                     outcome.status, outcome.error = FAILED, OUT_OF_TIME
                     self._end(outcome)
             self._searcher.give_up()
+        deadline = time.monotonic() + _GONE_SECONDS
+        while self._in_groups and free_groups() and time.monotonic() < deadline:
+            time.sleep(_FREE_SECONDS)
 
     def _end(self, outcome: Outcome) -> None:
         checkpoint = newest(self._place.folder / RUNS_FOLDER / outcome.name)
@@ -169,7 +177,6 @@ class RunEvents(tune.Callback):
         self._make_known(outcome)
         self._said(outcome)
         self._ended.append(outcome.name)
-        self._to_free[outcome.name] = time.monotonic() + FREE_SECONDS
         ended = [other for name, other in self.outcomes.items() if name in self._ended or name not in self._alive]
         if self._searcher and len(self._ended) >= HOPELESS_TRIALS and all(each.status == FAILED for each in ended):
             self._place.stop.hopeless = f"all of {len(ended)} trials failed, the last one: {outcome.error}"
@@ -220,7 +227,7 @@ def run_trials(
     Returns the outcomes of all runs of the place, those that had ended before among them. A fixed run that is complete
     is not run again. Raises Interrupted.
     """
-    events = RunEvents(place, budget, said, searcher)
+    events = RunEvents(place, budget, said, searcher, in_groups=scaling.workers_per_trial > 1)
     known = events.outcomes
     fixed = [run for run in fixed if run["name"] not in known or known[run["name"]].status != COMPLETE]
     if not (searcher.has_work if searcher else fixed):

@@ -27,10 +27,8 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray import tune
-from ray._raylet import PlacementGroupID
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
+from ray.train.torch import TorchConfig, get_device
 
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import Split, Stage, final_split, search_split
@@ -43,6 +41,7 @@ from crh_tune.training.aggregator import Aggregator, Round, Solve, solve_with
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.workers import Workers
+from crh_tune.tuning.groups import GroupTrainer
 from crh_tune.tuning.memory import memory_reason
 
 RUNS_FOLDER = "runs"
@@ -52,7 +51,6 @@ ERROR = "error"
 RESTARTS = 3
 """How many times in a row a run goes on from the same checkpoint after a process of it died."""
 _REPORTS_FILE = "reports.jsonl"
-_GROUPS_FILE = "placement_groups"
 _RETRY_SECONDS = 0.5
 _ADDRESS_SECONDS = 3.0
 _POLL_SECONDS = 0.1
@@ -198,7 +196,6 @@ def _follow_group(run: dict[str, Any], settings: TrialSettings) -> None:
     Ray's own way for this loses the last report when training ends right after it, and all of them with the node that
     its queue happens to be on.
     """
-    remove_groups(_folder(run))
     (_folder(run) / _REPORTS_FILE).unlink(missing_ok=True)
     errors: list[Exception] = []
     group = threading.Thread(target=_fit_in_thread, args=(run, settings.scaling, errors), daemon=True)
@@ -214,26 +211,6 @@ def _follow_group(run: dict[str, Any], settings: TrialSettings) -> None:
         time.sleep(_POLL_SECONDS)
     if errors:
         raise errors[0]
-
-
-def remove_groups(folder: Path) -> None:
-    """Free what the worker groups of a run still have reserved; their run is over, or its process died.
-
-    Ray Train has an actor for this, which gives up for good where the cluster does not answer it in time: the CPUs
-    would stay reserved, and the next group would wait for them for ever.
-    """
-    noted = folder / _GROUPS_FILE
-    for line in noted.read_text(encoding="utf-8").split() if noted.exists() else []:
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(line))))
-    noted.unlink(missing_ok=True)
-
-
-def _note_group(run: dict[str, Any]) -> None:
-    """Write down what this worker's group has reserved, for whoever outlives it."""
-    group = get_current_placement_group()
-    if group is not None:
-        with (_folder(run) / _GROUPS_FILE).open("a", encoding="utf-8") as noted:
-            noted.write(f"{group.id.hex()}\n")
 
 
 def _fit_in_thread(run: dict[str, Any], scaling: ScalingSettings, errors: list[Exception]) -> None:
@@ -258,9 +235,9 @@ def _fit_group(run: dict[str, Any], scaling: ScalingSettings) -> None:
                 raise
 
 
-def _group(run: dict[str, Any], scaling: ScalingSettings) -> TorchTrainer:
+def _group(run: dict[str, Any], scaling: ScalingSettings) -> GroupTrainer:
     gpu = scaling.gpus_per_worker > 0
-    return TorchTrainer(
+    return GroupTrainer(
         _train_as_worker,
         train_loop_config=run,
         scaling_config=ray.train.ScalingConfig(
@@ -286,8 +263,6 @@ def _train_as_worker(run: dict[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     workers = Workers(context.get_world_rank(), context.get_world_size(), device)
-    if workers.rank == 0:
-        _note_group(run)
     token = [uuid.uuid4().hex]
     dist.broadcast_object_list(token, src=0)
 

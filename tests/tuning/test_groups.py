@@ -21,7 +21,7 @@ from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import Workers
-from crh_tune.tuning import runs, tracking
+from crh_tune.tuning import tracking
 from crh_tune.tuning.record import Outcome
 from crh_tune.tuning.runs import Place, run_trials
 from crh_tune.tuning.trial import open_split, start_aggregator
@@ -102,31 +102,10 @@ def test_a_group_that_loses_a_worker_and_its_aggregator_ends_as_if_it_had_not(ra
     assert states <= {"REMOVED"}
 
 
-def kill_cleaner_of(run: Path, killed: list[int]) -> None:
-    """Kill the process with which Ray Train frees what a group has reserved, once the group of a run trains."""
-    deadline = time.monotonic() + 100
-    while not list(run.glob("checkpoint_*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    for number, title in processes_below(os.getpid()).items():
-        if title.startswith("ray::PlacementGroupCleaner"):
-            os.kill(number, signal.SIGKILL)
-            killed.append(number)
-
-
 @pytest.mark.long
-def test_nothing_is_left_of_groups_that_asha_stopped(ray_session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A few of those that ``benchmarks/groups.py`` stops: no placement group, actor, process or reserved resource.
-
-    Ray Train's own process for that gives up when the cluster is slow to answer it; here it is killed for one of them.
-    """
-    monkeypatch.setattr(runs, "FREE_SECONDS", 3.0)
-    killed: list[int] = []
-    killing = threading.Thread(target=kill_cleaner_of, args=(tmp_path / "runs" / "trial-0001", killed))
-    killing.start()
+def test_nothing_is_left_of_groups_that_asha_stopped(ray_session, tmp_path: Path):
+    """A few of those that ``benchmarks/groups.py`` stops: no placement group, actor, process or reserved resource."""
     report = stop_groups(tmp_path, 4, print)
-    killing.join()
-    assert killed
     assert report.wrong == []
     assert report.stopped == 3
     assert {outcome.metrics["epoch"] for outcome in report.outcomes.values() if outcome.status == "pruned"} == {10}

@@ -124,7 +124,7 @@ def test_hours_that_were_over_at_a_crash_end_the_trials_it_left_everywhere(tmp_p
     place = Place("left-001", tmp_path, "no-aggregator", tracker, {"search": "0"})
     place.stop.out_of_time = True
     said: list[Outcome] = []
-    RunEvents(place, BudgetSettings(), said.append, searcher(study)).close()
+    RunEvents(place, BudgetSettings(), said.append, searcher(study), in_groups=False).close()
     assert tracker.close() == 0
     assert [trial.state.name for trial in study.trials] == ["FAIL"] * 3
     assert {name: outcome.error for name, outcome in read_outcomes(tmp_path).items()} == {

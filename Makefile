@@ -10,7 +10,7 @@ search: $(READY)
 	$(BIN)/crh-tune search
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long

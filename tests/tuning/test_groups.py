@@ -63,6 +63,7 @@ def run_group(storage: Path, settings: SearchSettings, content: dict) -> Outcome
     return outcomes["group"]
 
 
+@pytest.mark.long
 def test_a_group_that_loses_a_worker_and_its_aggregator_ends_as_if_it_had_not(ray_session, in_group, tmp_path: Path):
     settings = SearchSettings.model_validate(SPACE)
     resolved = settings.trial_settings({"margin": 0.2}, 0).resolve(10, False)

@@ -184,6 +184,7 @@ def test_progress_names_every_run_and_counts_to_the_budget(finished: Finished):
     assert any(line.startswith("[  8/8]") for line in finished.said)
 
 
+@pytest.mark.long
 def test_a_second_search_is_a_new_one(finished: Finished):
     again = search(space(budget={"trials": 1}, confirm={"top": 1, "seeds": 1}), finished.storage, lambda line: None)
     assert finished.result.search_id == "small-001"

@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/soak.py [--kills 100] [--trials 30] [--seed 0]
 
 Some results after the search has recovered from the last, a random process of it gets a SIGKILL: the driver (which is
-then resumed), a trial's process or the aggregator. At the end every trial is trained again, undisturbed and in this
-process, and must have ended with the same metrics to the last bit; MLflow must have one run a trial, and one value a
+then resumed), a trial's process or the aggregator. At the end every trial is trained again, undisturbed and without
+Ray, and must have ended with the same metrics to the last bit; MLflow must have one run a trial, and one value a
 metric and step.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import random
 import signal
@@ -20,7 +21,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,14 +43,14 @@ from crh_tune.tuning.trial import open_split
 SPACE = {
     "name": "soak",
     "dataset": {"name": "digit_pairs", "images_per_class": 5},
-    "trial": {"bits": 16, "epochs": 300, "batch_size": 128, "learning_rate": 2.0e-3, "evaluate_every": 1},
+    "trial": {"bits": 16, "epochs": 220, "batch_size": 128, "learning_rate": 2.0e-3, "evaluate_every": 1},
     "search": {
         "codebook_ratio": {"choice": [1, 2, 4]},
         "quantization_weight": {"log_uniform": [0.001, 1.0]},
         "margin": {"uniform": [0.0, 0.5]},
         "update_interval": {"int": [1, 10]},
     },
-    "scheduler": {"asha": {"grace_epochs": 150, "reduction": 2}},
+    "scheduler": {"asha": {"grace_epochs": 110, "reduction": 2}},
     "confirm": {"top": 1, "seeds": 1},
 }
 VICTIMS = {"trial": "ray::ImplicitFunc", "aggregator": "ray::Aggregator"}
@@ -130,11 +132,12 @@ def soak(
     space: dict[str, Any],
     storage: Path,
     before_resuming: Callable[[Path], None] = lambda folder: None,
+    map_: Callable[..., Iterable[list[str]]] = map,
 ) -> Report:
     """Run a search to its end while what ``plan`` names is killed, and check what is left of it.
 
     Each thing of the plan is killed so many results after the search has recovered from the last: by results and not by
-    seconds, so that the same search has the same kills on a slow machine.
+    seconds, so that the same search has the same kills on a slow machine. ``map_`` maps the check over the trials.
     """
     report, left, begun = Report(), list(plan), time.monotonic()
     storage.mkdir(parents=True, exist_ok=True)
@@ -157,7 +160,7 @@ def soak(
     if code != 0:
         report.lost.append(f"the search ended with {code}: {driver.lines[-1:]}")
     report.seconds = time.monotonic() - begun
-    _check(report, storage, folder.name, space["budget"]["trials"])
+    _check(report, storage, folder.name, space["budget"]["trials"], map_)
     return report
 
 
@@ -204,12 +207,12 @@ def _kill(left: list[tuple[str, int]], driver: Driver, report: Report, folder: P
     _wait_for_results(driver, folder, runs=running)
 
 
-def _check(report: Report, storage: Path, name: str, trials: int) -> None:
+def _check(report: Report, storage: Path, name: str, trials: int, map_: Callable[..., Iterable[list[str]]]) -> None:
     outcomes = {key: each for key, each in read_outcomes(storage / name).items() if each.start != "fixed"}
     expected = {f"trial-{number:04d}" for number in range(trials)}
     report.lost += [f"{missing} has no outcome" for missing in sorted(expected - set(outcomes))]
     report.duplicated += [f"{more} is one too many" for more in sorted(set(outcomes) - expected)]
-    report.lost += [difference for outcome in outcomes.values() for difference in differences(outcome)]
+    report.lost += itertools.chain.from_iterable(map_(differences, outcomes.values()))
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{storage / name / 'optuna.db'}")
     for trial in study.trials:
         ended = outcomes.get(f"trial-{trial.number:04d}")
@@ -235,7 +238,7 @@ class _Enough(Exception):
 
 
 def undisturbed(settings: TrialSettings, epoch: int) -> Metrics:
-    """The metrics of a trial after an epoch, trained in this process."""
+    """The metrics of a trial after an epoch, trained without Ray."""
     kept: Metrics = {}
 
     def report(metrics: Metrics, save: Save | None) -> None:
@@ -272,11 +275,12 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="crh-soak-") as folder:
+    pool = ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))
+    with tempfile.TemporaryDirectory(prefix="crh-soak-") as folder, pool:
         space = {**SPACE, "budget": {"trials": arguments.trials}}
         random.seed(arguments.seed)
         kinds = random.choices(["driver", "trial", "aggregator"], weights=[1, 2, 1], k=arguments.kills)
-        report = soak([(kind, random.randint(1, 15)) for kind in kinds], space, Path(folder))
+        report = soak([(kind, random.randint(1, 15)) for kind in kinds], space, Path(folder), map_=pool.map)
         print(report, flush=True)
     if report.kills.total() < arguments.kills:
         print(f"the search ended before the last {arguments.kills - report.kills.total()} kills")

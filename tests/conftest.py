@@ -20,6 +20,7 @@ import ray
 WITH_RAY = ("tuning", "end_to_end")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in WITH_RAY:

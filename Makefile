@@ -3,14 +3,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+WITH_RAY := tests/tuning tests/end_to_end
 
 .PHONY: search test test-long check soak clean
 
 search: $(READY)
 	$(BIN)/crh-tune search
 
+# The tests that start Ray, and beside them, on the second core, all others.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest $(WITH_RAY:%=--ignore=%) > .tests_without_ray.log 2>&1 & without=$$!; \
+	$(BIN)/python -m pytest $(WITH_RAY); with=$$?; \
+	wait $$without; without=$$?; cat .tests_without_ray.log; exit $$((with + without))
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long

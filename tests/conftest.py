@@ -1,7 +1,4 @@
-"""One Ray for the whole test session, with a short health-check interval and without token authentication.
-
-`make test` has two processes: the tests that start Ray run one after the other in one, all others in what is left.
-"""
+"""One Ray for the whole test session, with a short health-check interval and without token authentication."""
 
 from __future__ import annotations
 
@@ -16,16 +13,6 @@ from collections.abc import Iterator
 
 import pytest
 import ray
-
-WITH_RAY = ("tuning", "end_to_end")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent.name in WITH_RAY:
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:

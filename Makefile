@@ -1,9 +1,9 @@
 # make search: the built-in search, from nothing.   make test: the tests.   make check: lint, types, import order.
-# make test-long: tests of whole clusters, of a minute and more each.   make soak: a search under a hundred kills.
+# make test-long: more tests, of about a minute and more each.   make soak: a search under a hundred kills.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-WITH_RAY := tests/tuning tests/end_to_end
+WITH_RAY := tests/end_to_end tests/tuning
 
 .PHONY: search test test-long check soak clean
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Ray on this machine with two CPUs."""

@@ -110,6 +110,7 @@ def places_of(secret: str, *folders: Path) -> list[Path]:
     return found
 
 
+@pytest.mark.long
 def test_a_search_ends_without_its_tracking_server_and_sync_sends_the_rest(
     ray_session, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):

@@ -95,7 +95,7 @@ def test_a_search_whose_first_trials_all_fail_stops_early_with_the_reason(ray_se
 def test_hours_that_are_over_stop_the_trials_that_run_and_everyone_is_told(ray_session, tmp_path: Path):
     long = {**SPACE["trial"], "epochs": 100_000}
     with pytest.raises(SearchFailed, match="none of 1 trials came to its end: stopped by budget"):
-        search(tmp_path, trial=long, budget={"concurrent": 1, "hours": 15 / 3600}, search=GRID)
+        search(tmp_path, trial=long, budget={"concurrent": 1, "hours": 30 / 3600}, search=GRID)
     folder = tmp_path / "failing-001"
     [outcome] = read_outcomes(folder).values()
     assert outcome.status == "pruned"
@@ -106,8 +106,8 @@ def test_hours_that_are_over_stop_the_trials_that_run_and_everyone_is_told(ray_s
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("failing").experiment_id])
     assert {run.info.run_name: run.info.status for run in runs} == {"failing-001": "FAILED", "trial-0000": "FINISHED"}
-    clock = Clock(folder / "seconds_used", 15)
-    assert clock.over() or clock._used > 10  # what was used before counts when it is gone on with
+    clock = Clock(folder / "seconds_used", 30)
+    assert clock.over() or clock._used > 25  # what was used before counts when it is gone on with
 
 
 def test_a_result_says_whether_the_hours_ended_it():

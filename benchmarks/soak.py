@@ -117,9 +117,10 @@ class Report:
 
     def __str__(self) -> str:
         killed = ", ".join(f"{count} x {kind}" for kind, count in sorted(self.kills.items()))
-        mean = sum(self.recovery) / max(1, len(self.recovery))
-        back = f"a resumed search had new results after {mean:.1f} s (at most {max(self.recovery, default=0):.1f} s)"
-        lines = [f"{self.kills.total()} kills ({killed}) in {self.seconds:.0f} s; {back}"]
+        lines = [f"{self.kills.total()} kills ({killed}) in {self.seconds:.0f} s"]
+        if self.recovery:
+            mean, most = sum(self.recovery) / len(self.recovery), max(self.recovery)
+            lines += [f"a resumed search had new results after {mean:.1f} s (at most {most:.1f} s)"]
         return "\n".join([*lines, *self.lost, *self.duplicated, self.verdict])
 
     @property

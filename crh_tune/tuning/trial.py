@@ -1,6 +1,6 @@
 """The function Ray Tune runs for a trial: in the trial's own process, or as a Ray Train worker group.
 
-Every new process of a trial imports this module: it leaves MLflow and Optuna, which take seconds, to the driver.
+Every new process of a trial imports this module: it leaves MLflow and Optuna, which take a second, to the driver.
 
 Checkpoints are kept here, and neither by Tune nor by Train: a run that is started again, by a group's controller, by
 Tune, or by a search that is resumed, finds the newest whole one in its folder and goes on from there.

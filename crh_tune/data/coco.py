@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,12 +15,15 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from crh_tune.data.cache import cache_root
 from crh_tune.data.files import data_folder, files_in, missing_files, problem, too_few_classes
 from crh_tune.data.listing import DataError, Listing, Part, inside
 from crh_tune.data.lists import Row, multi_hot_labels, read_rows, row_conflicts
 from crh_tune.data.options import ImageOptions
+from crh_tune.data.sources import FileImages
 from crh_tune.data.stored import Rows
 
+_FORMAT = 1
 _PARTS = ("train2014", "val2014")
 
 
@@ -52,7 +59,7 @@ def list_coco(options: CocoOptions) -> Listing:
     root = data_folder(options)
     files = files_in(root, [f"annotations/instances_{part}.json" for part in _PARTS])
     problems: list[str] = []
-    images = _read_images(root, files, problems)
+    images = _known_images(root, files, problems)
     problems += too_few_classes(root / "annotations", images.class_names)
     if options.lists is None:
         parts = _drawn(root, images, options, problems)
@@ -125,6 +132,45 @@ def _less(database: Part, train: Part) -> Part:
     trained = set(train.paths)
     kept = [row for row, path in enumerate(database.paths) if path not in trained]
     return Part(tuple(database.paths[row] for row in kept), database.labels[kept])
+
+
+def _known_images(root: Path, files: list[Path], problems: list[str]) -> _Images:
+    """The images of the annotation files; kept beside the image caches, since reading the files takes long."""
+    signature = FileImages(root, [str(file.relative_to(root)) for file in files]).signature()
+    memo = cache_root() / "annotations" / f"{signature}-{_FORMAT}.npz"
+    images = _recalled(memo)
+    if images is None:
+        images = _read_images(root, files, problems)
+        if not problems:
+            _keep(images, memo)
+    return images
+
+
+def _keep(images: _Images, memo: Path) -> None:
+    """Write the images aside, after the digest of what is written, and rename them."""
+    packed = io.BytesIO()
+    np.savez_compressed(packed, paths=images.paths, labels=images.labels, class_names=images.class_names)
+    content = packed.getvalue()
+    aside = memo.with_suffix(f".{uuid.uuid4().hex}")
+    with suppress(OSError):  # nothing is lost but time
+        try:
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(hashlib.sha256(content).digest() + content)
+            aside.replace(memo)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _recalled(memo: Path) -> _Images | None:
+    """The images that were kept; None where none were, or not these bytes."""
+    try:
+        content = memo.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        return None
+    with np.load(io.BytesIO(content[32:]), allow_pickle=False) as kept:
+        return _Images(kept["paths"].tolist(), kept["labels"], tuple(kept["class_names"].tolist()))
 
 
 def _read_images(root: Path, files: list[Path], problems: list[str]) -> _Images:

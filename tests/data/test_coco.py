@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from crh_tune.data import coco as coco_module
 from crh_tune.data.coco import CocoOptions, list_coco
 from crh_tune.data.listing import DataError
 from tests.data.test_folder import touch
@@ -61,10 +62,20 @@ def write(root: Path, part: str, content: dict) -> Path:
 
 
 @pytest.fixture
-def coco(tmp_path) -> Path:
+def coco(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("CRH_TUNE_CACHE", str(tmp_path / "cache"))
     for part in IDS:
         write(tmp_path, part, content_of(part))
     return touch(tmp_path, *(path_of(image) for part in IDS.values() for image in part))
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[Path]:
+    """The annotation files that were read, in order."""
+    files: list[Path] = []
+    real = coco_module._read
+    monkeypatch.setattr(coco_module, "_read", lambda file: files.append(file) or real(file))
+    return files
 
 
 def listed(root: Path, **options):
@@ -219,3 +230,61 @@ def test_list_files_that_are_missing_are_asked_for(coco):
 def test_other_options_are_refused(options):
     with pytest.raises(ValidationError, match=next(iter(options))):
         CocoOptions(**options)
+
+
+def same(one, other) -> bool:
+    parts = ("train", "queries", "database")
+    return one.class_names == other.class_names and all(
+        getattr(one, part).paths == getattr(other, part).paths
+        and np.array_equal(getattr(one, part).labels, getattr(other, part).labels)
+        for part in parts
+    )
+
+
+def test_annotations_are_read_once_and_again_when_they_change(coco, read):
+    first = listed(coco)
+    assert [file.name for file in read] == ["instances_train2014.json", "instances_val2014.json"]
+    assert same(listed(coco), first)
+    assert listed(coco).train.labels.dtype == np.uint8
+    assert not same(listed(coco, seed=1), first)
+    assert len(read) == 2
+    content = content_of("val2014")
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != 101]
+    write(coco, "val2014", content)
+    changed = listed(coco, queries=1, train=20)
+    assert len(read) == 4
+    assert path_of(101) not in {*changed.train.paths, *changed.queries.paths, *changed.database.paths}
+
+
+def test_annotations_with_problems_are_read_every_time(coco, read):
+    content = content_of("val2014")
+    content["annotations"].append({"image_id": 999, "category_id": 1})
+    write(coco, "val2014", content)
+    problems = listed(coco).problems
+    assert len(problems) == 1
+    assert listed(coco).problems == problems
+    assert len(read) == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "folder"])
+def test_what_was_kept_of_annotations_is_not_used_when_damaged(coco, read, damage):
+    first = listed(coco)
+    (memo,) = (coco / "cache/annotations").iterdir()
+    content = bytearray(memo.read_bytes())
+    if damage == "folder":
+        memo.unlink()
+        memo.mkdir()
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 4
+        memo.write_bytes(content)
+    else:
+        memo.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+    assert same(listed(coco), first)
+    assert len(read) == 4
+
+
+def test_annotations_are_read_where_nothing_can_be_kept(coco, read):
+    (coco / "cache").write_text("a file")
+    assert listed(coco).problems == ()
+    assert listed(coco).problems == ()
+    assert len(read) == 4

@@ -41,7 +41,7 @@ from crh_tune.training.aggregator import Aggregator, Round, Solve, solve_with
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.workers import Workers
-from crh_tune.tuning.groups import GroupTrainer
+from crh_tune.tuning.groups import GroupTrainer, free_groups
 from crh_tune.tuning.memory import memory_reason
 
 RUNS_FOLDER = "runs"
@@ -223,16 +223,20 @@ def _fit_in_thread(run: dict[str, Any], scaling: ScalingSettings, errors: list[E
 def _fit_group(run: dict[str, Any], scaling: ScalingSettings) -> None:
     """Train in a worker group, started again as long as that brings new checkpoints.
 
-    Raises Train's error when the last restarts brought none.
+    Train starts its workers again, RESTARTS times; when its controller dies, the group is started again here, as often.
+    Raises Train's error, or Ray's, when the last restarts brought no checkpoint.
     """
+    deaths = 0
     while True:
         before = checkpoints.newest(_folder(run))
         try:
             _group(run, scaling).fit()
             return
-        except ray.train.TrainingFailedError:
-            if checkpoints.newest(_folder(run)) == before:
+        except (ray.train.TrainingFailedError, RayActorError, OutOfMemoryError) as error:
+            deaths = deaths + 1 if checkpoints.newest(_folder(run)) == before else 0
+            if deaths > (0 if isinstance(error, ray.train.TrainingFailedError) else RESTARTS):
                 raise
+            free_groups()
 
 
 def _group(run: dict[str, Any], scaling: ScalingSettings) -> GroupTrainer:

@@ -1,4 +1,4 @@
-"""Worker groups: a worker or the aggregator killed in the middle of training; groups that ASHA stops one by one."""
+"""Worker groups: any process of one killed in the middle of training; groups that ASHA stops one by one."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run_group(storage: Path, settings: SearchSettings, content: dict) -> Outcome
 
 
 @pytest.mark.long
-def test_a_group_that_loses_a_worker_and_its_aggregator_ends_as_if_it_had_not(ray_session, in_group, tmp_path: Path):
+def test_a_group_ends_as_if_undisturbed_whichever_process_of_it_is_killed(ray_session, in_group, tmp_path: Path):
     settings = SearchSettings.model_validate(SPACE)
     resolved = settings.trial_settings({"margin": 0.2}, 0).resolve(10, False)
     content = resolved.model_dump(mode="json")
@@ -73,7 +73,7 @@ def test_a_group_that_loses_a_worker_and_its_aggregator_ends_as_if_it_had_not(ra
     killed: list[str] = []
 
     def kill_after(epoch: int, title: str) -> None:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 400
         while not (tmp_path / "runs" / "group" / f"checkpoint_{epoch:06d}").exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -81,14 +81,15 @@ def test_a_group_that_loses_a_worker_and_its_aggregator_ends_as_if_it_had_not(ra
         os.kill(victims[0], signal.SIGKILL)
         killed.append(title)
 
-    dangers = [(3, "ray::RayTrainWorker"), (12, "ray::Aggregator")]
+    titles = ["ray::RayTrainWorker", "ray::Aggregator", "ray::TrainController", "ray::ImplicitFunc"]
+    dangers = zip((3, 10, 17, 24), titles, strict=True)
     threads = [threading.Thread(target=kill_after, args=danger) for danger in dangers]
     for thread in threads:
         thread.start()
     outcome = run_group(tmp_path, settings, content)
     for thread in threads:
         thread.join()
-    assert len(killed) == 2
+    assert killed == titles
     assert outcome.status == "complete"
     names = {name for name in expected if "/" in name and not name.startswith("seconds/")}
     assert {name: outcome.metrics[name] for name in names} == {name: expected[name] for name in names}

@@ -9,6 +9,7 @@ Runs on a GPU where there is one. All methods have the same network, epochs and 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -55,7 +56,8 @@ def train(split: Split, method: str, shape: dict[str, Any]) -> dict[str, float]:
     on_gpu = torch.cuda.is_available()
     trial = {"bits": 32, "batch_size": 128, "crop": 32, "padding": 4, "flip": True, "channels_last": True, **shape}
     trial |= {"precision": "bf16"} if on_gpu else {}
-    content = {"dataset": {"name": "cifar100"}, "method": method, "trial": trial}
+    content: dict[str, Any] = {"dataset": {"name": "cifar100"}, "method": method, "trial": trial}
+    content |= {"scaling": {"cpus_per_worker": os.cpu_count()}}
     settings = TrialSettings.model_validate(content).resolve(split.classes, False)
     workers = Workers(device=torch.device("cuda" if on_gpu else "cpu"))
     return TrainingRun(settings, split, workers, solve_locally).train(lambda metrics, save: None)

@@ -81,6 +81,7 @@ def train(arguments: argparse.Namespace) -> None:
     else:
         metrics, checkpoint = train_group(settings, split.fingerprint)
         run.restore(checkpoint)
+    print("encoding the database for the index", flush=True)
     write_bundle(arguments.to, run, model_card(settings, split, metrics, []))
     print(f"test mAP     {metrics['test/map']:.6f}")
     print(f"exported to  {arguments.to}")

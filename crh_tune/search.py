@@ -83,6 +83,7 @@ def _search(settings: SearchSettings, prepared: Prepared, storage: Path, resume:
             stop.raise_if_interrupted()
             result = run_search(settings, prepared, storage, _say, stop, resume)
             name, target = result.search_id, result.folder / "export"
+            _say("encoding the database for the index")
             export_search(result.folder, target)
             print("\n".join(_last_lines(result, target)), flush=True)
         except Interrupted as interrupted:

@@ -34,14 +34,16 @@ def image_dataset(name: str, listing: Listing | ArrayListing, options: ImageOpti
         rows = [np.array([row_of[path] for path in part.paths], dtype=np.int64) for part in parts]
         labels = [part.labels for part in parts]
         cache = open_cache(FileImages(listing.root, names), options.size, say)
+        items = np.array(names, dtype=object)
     else:
         names = [f"image {row} of {listing.layout}" for row in range(len(listing.images))]
         rows = [part for part in (listing.train_rows, listing.query_rows, listing.database_rows) if part is not None]
         labels = [listing.labels[part] for part in rows]
         cache = open_cache(ArrayImages(names, listing.files, listing.images), options.size, say)
+        items = np.arange(len(names))
     reference = own_reference(options, listing.class_names, labels[0], listing.reference)
     skipped = bad_images(listing.root, names, cache, options)
-    return cached_dataset(name, listing.class_names, cache, rows, labels, reference, skipped)
+    return cached_dataset(name, listing.class_names, cache, items, rows, labels, reference, skipped)
 
 
 def feature_dataset(name: str, listing: FeatureListing, options: FileOptions) -> Dataset:
@@ -55,7 +57,7 @@ def feature_dataset(name: str, listing: FeatureListing, options: FileOptions) ->
 
 def _features(part: FeaturePart) -> Samples:
     rows = np.arange(len(part)) if part.rows is None else part.rows
-    return Samples(StoredRows(part.features, rows), part.labels)
+    return Samples(StoredRows(part.features, rows), part.labels, rows)
 
 
 def no_problems(root: Path, problems: Sequence[str]) -> None:
@@ -85,6 +87,7 @@ def cached_dataset(
     name: str,
     class_names: tuple[str, ...],
     cache: ImageCache,
+    items: Array,
     rows: Sequence[Rows],
     labels: Sequence[Array],
     reference: npt.NDArray[np.float64] | None,
@@ -101,7 +104,8 @@ def cached_dataset(
         if not len(mine):
             raise DataError(f"{name}: the {part} are all unreadable: {skipped[0] if skipped else 'none is listed'}")
     samples = [
-        Samples(cache.rows(mine), own[readable[each]]) for mine, own, each in zip(kept, labels, rows, strict=True)
+        Samples(cache.rows(mine), own[readable[each]], items[mine])
+        for mine, own, each in zip(kept, labels, rows, strict=True)
     ]
     dataset = Dataset(name, class_names, samples[0], samples[1], reference=reference, skipped=skipped)
     if len(samples) == 2:

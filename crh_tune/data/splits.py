@@ -22,16 +22,20 @@ Stage = Literal["search", "final"]
 
 @dataclass(frozen=True)
 class Samples:
-    """N inputs (uint8 images N x C x H x W, or float features N x D) and labels: N class indices or N x C multi-hot."""
+    """N inputs (uint8 images N x C x H x W, or float features N x D) and labels: N class indices or N x C multi-hot.
+
+    ``items`` says what each of them is to the user: its file, below the data folder, or its row in the user's array.
+    """
 
     inputs: Inputs
     labels: Array
+    items: Array | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: Rows) -> Samples:
-        return Samples(pick(self.inputs, rows), self.labels[rows])
+        return Samples(pick(self.inputs, rows), self.labels[rows], None if self.items is None else self.items[rows])
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits over every input and label, in order."""

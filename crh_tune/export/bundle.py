@@ -3,7 +3,7 @@
 settings.yaml   resolved settings; ``crh-tune train settings.yaml`` gives the same result again
 encoder.pt      the hash network, loadable with ``weights_only=True``
 centers.npy     class centres, C x K, int8, -1 and +1 (methods with centres)
-index.npz       packed codes and labels of the database
+index.npz       packed codes and labels of the database, and what each item of it is
 model_card.md   what was measured, and how
 """
 
@@ -33,6 +33,9 @@ from crh_tune.training.workers import Workers
 SETTINGS_FILE, ENCODER_FILE, CENTERS_FILE = "settings.yaml", "encoder.pt", "centers.npy"
 INDEX_FILE, CARD_FILE = "index.npz", "model_card.md"
 _FILES = 256
+_PAIRS = 2**24
+"""How many distances a search holds at a time."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Encoder:
     shape: tuple[int, ...]
     bits: int
     class_names: tuple[str, ...]
+    device: torch.device = CPU
 
     def encode(self, inputs: Inputs) -> Packed:
         """Packed codes (N x W machine words) of N inputs: uint8 images N x C x H x W, or features N x D.
@@ -52,7 +56,7 @@ class Encoder:
         if inputs.shape[1:] != self.shape:
             raise ValueError(f"inputs of shape N x {' x '.join(map(str, self.shape))} expected, got {inputs.shape}")
         samples = Samples(inputs, np.zeros(len(inputs), dtype=np.int64))
-        return pack_codes(encode_share(self.network, samples, Workers()).numpy())
+        return pack_codes(encode_share(self.network, samples, Workers(device=self.device)).cpu().numpy())
 
     def encode_files(self, paths: Sequence[str | Path]) -> Packed:
         """Packed codes (N x W machine words) of N image files, resized as the training images were.
@@ -76,16 +80,26 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Index:
-    """Packed codes of a database (N x W) with their labels."""
+    """Packed codes of a database (N x W), their labels, and what each item is.
+
+    ``items`` are N file names below the data folder, or N rows in the array that held the features or images.
+    """
 
     words: Packed
     labels: npt.NDArray[Any]
+    items: npt.NDArray[Any]
 
     def search(self, queries: Packed, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
         """Rows of the ``count`` nearest database items of each packed query, nearest first, and their distances.
 
-        Equal distances come in database order. Both results are Q x count.
+        Equal distances come in database order. Both results are Q x count; ``items[rows]`` says what was found.
         """
+        size = max(1, _PAIRS // max(1, len(self.words)))
+        starts = range(0, max(1, len(queries)), size)
+        found = [self._nearest(queries[start : start + size], count) for start in starts]
+        return np.concatenate([rows for rows, _ in found]), np.concatenate([distances for _, distances in found])
+
+    def _nearest(self, queries: Packed, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
         distances = hamming_distances(queries, self.words)
         rows = np.argsort(distances, axis=1, kind="stable")[:, :count]
         return rows, np.take_along_axis(distances, rows, axis=1)
@@ -109,14 +123,17 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
     if run.has_centers:
         np.save(folder / CENTERS_FILE, run.centers, allow_pickle=False)
     database = split.database or split.train
-    words = load_encoder(folder).encode(database.inputs)  # as whoever loads it will encode queries
-    np.savez_compressed(folder / INDEX_FILE, words=words, labels=database.labels)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    words = load_encoder(folder, device).encode(database.inputs)  # as whoever loads it will encode queries
+    items = np.arange(len(database)) if database.items is None else database.items
+    items = items.astype(str) if items.dtype == object else items  # text without pickle
+    np.savez_compressed(folder / INDEX_FILE, words=words, labels=database.labels, items=items)
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def load_encoder(folder: Path) -> Encoder:
+def load_encoder(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
     """Read an exported encoder. Raises SettingsError, naming the file, when it is missing or broken."""
-    path = folder / ENCODER_FILE
+    path = Path(folder) / ENCODER_FILE
     try:
         content: dict[str, Any] = read_tensors(path)
         shape, inputs = tuple(content["shape"]), tuple(content["inputs"])
@@ -125,16 +142,17 @@ def load_encoder(folder: Path) -> Encoder:
         network.load_state_dict(content["weights"])
     except Exception as error:
         raise SettingsError(f"{path}: not a readable encoder: {_reason(error)}") from None
-    return Encoder(network.eval(), inputs, content["bits"], tuple(content["class_names"]))
+    device = torch.device(device)
+    return Encoder(network.to(device).eval(), inputs, content["bits"], tuple(content["class_names"]), device)
 
 
-def load_index(folder: Path) -> Index:
+def load_index(folder: str | Path) -> Index:
     """Read an exported index. Raises SettingsError, naming the file, when it is missing or broken."""
-    path = folder / INDEX_FILE
+    path = Path(folder) / INDEX_FILE
     try:
         check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:
-            index = Index(arrays["words"], arrays["labels"])
+            index = Index(arrays["words"], arrays["labels"], arrays["items"])
         _check_index(index)
     except Exception as error:  # whatever zipfile and NumPy raise on a broken file
         raise SettingsError(f"{path}: not a readable index: {_reason(error)}") from None
@@ -142,18 +160,20 @@ def load_index(folder: Path) -> Index:
 
 
 def _check_index(index: Index) -> None:
-    """Raises ValueError where these are no packed codes with their labels."""
-    words, labels = index.words, index.labels
-    if words.ndim != 2 or words.dtype.kind != "u" or len(labels) != len(words):
-        raise ValueError(f"{words.dtype} words of shape {words.shape} with labels of shape {labels.shape}")
+    """Raises ValueError where these are no packed codes with their labels and items."""
+    words, labels, items = index.words, index.labels, index.items
+    if words.ndim != 2 or words.dtype.kind != "u" or len(labels) != len(words) or items.shape != (len(words),):
+        shapes = f"labels of shape {labels.shape} and items of shape {items.shape}"
+        raise ValueError(f"{words.dtype} words of shape {words.shape} with {shapes}")
 
 
 def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _usage(inputs: Inputs) -> list[str]:
+def _usage(samples: Samples) -> list[str]:
     """How to ask, for a person with files where the inputs came from files."""
+    inputs = samples.inputs
     kind = "images: uint8" if inputs.ndim == 4 else "features: float"
     lines = [
         f"rows, distances = index.search(encoder.encode(inputs), 10)   # {kind}, N x "
@@ -161,7 +181,9 @@ def _usage(inputs: Inputs) -> list[str]:
     ]
     if isinstance(inputs, CachedImages):
         lines.append('rows, distances = index.search(encoder.encode_files(["photo.jpg"]), 10)')
-    return lines
+    of_files = samples.items is not None and samples.items.dtype == object
+    found = "their files" if of_files else "their rows in the array they came from"
+    return [*lines, f"index.items[rows]   # what was found: {found}"]
 
 
 def model_card(settings: TrialSettings, split: Split, metrics: dict[str, float], lines: list[str]) -> str:
@@ -193,11 +215,10 @@ def model_card(settings: TrialSettings, split: Split, metrics: dict[str, float],
             measured,
             "",
             "```python",
-            "from pathlib import Path",
             "from crh_tune.export import load_encoder, load_index",
             "",
-            'encoder, index = load_encoder(Path(".")), load_index(Path("."))',
-            *_usage(split.train.inputs),
+            'encoder, index = load_encoder("."), load_index(".")',
+            *_usage(split.train),
             "```",
             "",
             f"Run it again: `crh-tune train {SETTINGS_FILE}`",

@@ -95,6 +95,8 @@ def test_a_folder_of_photos_is_checked_searched_and_found_again(ray_session, pho
     names = np.array(encoder.class_names)[index.labels[rows]]
     right = names == np.array([path.parent.name for path in asked])[:, None]
     assert right.mean() > 0.9
+    assert (np.vectorize(lambda item: Path(item).parent.name)(index.items[rows]) == names).all()
+    assert all((photos / item).is_file() for item in index.items)
     assert (np.diff(distances.astype(int), axis=1) >= 0).all()
     assert 'encode_files(["photo.jpg"])' in (export / "model_card.md").read_text()
 
@@ -135,6 +137,7 @@ def test_embeddings_are_searched_from_one_file(ray_session, tmp_path, capsys):
     assert encoder.class_names == ("ant", "bee", "cat", "dog", "elk")
     rows, _ = index.search(encoder.encode(features[:50]), 3)
     assert (index.labels[rows] == labels[:50, None]).mean() > 0.9
+    assert (labels[index.items] == index.labels).all()
     with pytest.raises(ValueError, match="image files are for encoders of square RGB images"):
         encoder.encode_files(["photo.jpg"])
 

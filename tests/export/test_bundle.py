@@ -123,7 +123,7 @@ def files_of(root: Path, part: str) -> list[Path]:
 
 @pytest.mark.parametrize("stage", ["final", "search"])
 def test_images_exported_and_loaded_again_have_the_same_codes(tmp_path, stage):
-    run, _ = image_run(tmp_path, stage)
+    run, root = image_run(tmp_path, stage)
     split = run.split
     centers, train, queries = run.centers, split.train.inputs, split.queries.inputs
     folder = exported(run, tmp_path / "export", "# A card\n")
@@ -135,6 +135,8 @@ def test_images_exported_and_loaded_again_have_the_same_codes(tmp_path, stage):
     assert np.array_equal(codes_of(encoder.encode(queries)), by_hand(run, queries[np.arange(len(queries))]))
     assert np.array_equal(index.words, encoder.encode(train))
     assert np.array_equal(index.labels, split.train.labels)
+    assert np.array_equal(encoder.encode_files([root / item for item in index.items]), index.words)
+    assert [item.split("/")[1] for item in index.items] == [encoder.class_names[label] for label in index.labels]
     assert len(np.unique(index.words)) > 3
     assert np.array_equal(np.load(folder / "centers.npy"), centers)
     assert read_trial(folder / "settings.yaml") == run.settings
@@ -202,7 +204,21 @@ def test_features_exported_and_loaded_again_have_the_same_codes(tmp_path, databa
     assert len(np.unique(index.words)) > 3
 
 
-def test_a_search_gives_the_nearest_first_and_equal_distances_in_database_order(tmp_path):
+def test_items_of_drawn_features_are_rows_of_the_users_array(tmp_path):
+    features = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)
+    np.savez(tmp_path / "drawn.npz", features=features, labels=np.arange(60) % 4)
+    options = {"path": str(tmp_path / "drawn.npz")}
+    run = trained(final_split(open_dataset("features", options)), {"name": "features", **options}, backbone="mlp")
+    folder = exported(run, tmp_path / "export")
+    encoder, index = load_encoder(str(folder)), load_index(str(folder))
+    assert len(index.items) == 48
+    assert np.array_equal(encoder.encode(features[index.items]), index.words)
+    assert np.array_equal(index.items % 4, index.labels)
+
+
+@pytest.mark.parametrize("pairs", [1, 60, 2**24])
+def test_a_search_gives_the_nearest_first_and_equal_distances_in_database_order(tmp_path, monkeypatch, pairs):
+    monkeypatch.setattr("crh_tune.export.bundle._PAIRS", pairs)
     run = feature_run(tmp_path)
     folder = exported(run, tmp_path / "export")
     encoder, index = load_encoder(folder), load_index(folder)
@@ -215,6 +231,7 @@ def test_a_search_gives_the_nearest_first_and_equal_distances_in_database_order(
         assert own_rows.tolist() == expected
         assert own_distances.tolist() == distances[query, expected].tolist()
     assert index.search(words, 1000)[0].shape == (8, 25)
+    assert [part.shape for part in index.search(words[:0], 3)] == [(0, 3), (0, 3)]
     own_rows, own_distances = index.search(index.words, 1)
     assert not own_distances.any()
     assert np.array_equal(index.words[own_rows[:, 0]], index.words)

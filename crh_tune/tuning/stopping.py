@@ -20,8 +20,8 @@ _KEEP_SECONDS = 2.0
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own handler would end the runs, and then go on with the search
 
 
-class Interrupted(Exception):
-    """The search was interrupted, and can be gone on with."""
+class Interrupted(BaseException):
+    """The search was interrupted, and can be gone on with. As KeyboardInterrupt, it is no error that one may catch."""
 
 
 class Clock:

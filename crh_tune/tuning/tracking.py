@@ -25,7 +25,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # a line for every run that ends, with the password
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
+from mlflow.exceptions import MlflowException
 
 from crh_tune.settings.base import SettingsError
 
@@ -55,17 +56,22 @@ def default_tracking_uri(storage: Path) -> str:
 def connect(uri: str, experiment: str, storage: Path) -> str:
     """Reach the tracking server and create the experiment where it is missing; returns its id.
 
-    Raises SettingsError when the server does not answer.
+    Raises SettingsError when the server does not answer, or the experiment was deleted.
     """
     storage.mkdir(parents=True, exist_ok=True)
     with answering(uri), (storage / ".mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that make a new SQLite database break each other's
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        artifacts = (storage.resolve() / "mlflow_artifacts").as_uri() if uri.startswith("sqlite:") else None
-        return str(client.create_experiment(experiment, artifact_location=artifacts, tags=_EXPERIMENT_TAGS))
+        if found is None:
+            artifacts = (storage.resolve() / "mlflow_artifacts").as_uri() if uri.startswith("sqlite:") else None
+            return str(client.create_experiment(experiment, artifact_location=artifacts, tags=_EXPERIMENT_TAGS))
+    if found.lifecycle_stage == LifecycleStage.DELETED:
+        raise SettingsError(
+            f"MLFLOW_TRACKING_URI: the experiment {experiment} at {shown(uri)} was deleted: restore it, or give the "
+            "search another name"
+        )
+    return str(found.experiment_id)
 
 
 @contextmanager
@@ -223,13 +229,24 @@ class Tracker:
             getattr(self, f"_send_{kind}")(key, content)
         except Exception as error:
             self._last_error = _reason(error, self._uri)
-            return False
+            return self._was_deleted(key, error)
         self._last_error = ""
         return True
 
+    def _was_deleted(self, key: str, error: Exception) -> bool:
+        """Whether someone has deleted the run there: then nothing of it can be sent, nor is it wanted."""
+        refused = isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE"
+        try:
+            return (refused or isinstance(error, LookupError)) and bool(self._search(key, ViewType.DELETED_ONLY))
+        except Exception:  # it cannot be asked now
+            return False
+
+    def _search(self, key: str, view: int = ViewType.ACTIVE_ONLY) -> list[Any]:
+        return self._client.search_runs([self._experiment_id], f"tags.`{KEY_TAG}` = '{key}'", view, max_results=1)
+
     def _find(self, key: str) -> str | None:
         if key not in self._run_ids:
-            found = self._client.search_runs([self._experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+            found = self._search(key)
             if not found:
                 return None
             self._run_ids[key] = found[0].info.run_id

@@ -15,7 +15,8 @@ from crh_tune.cli import main
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning.record import new_folder
-from crh_tune.tuning.tracking import Tracker, connect, default_tracking_uri, shown
+from crh_tune.tuning.stopping import Interrupted
+from crh_tune.tuning.tracking import Tracker, answering, connect, default_tracking_uri, shown
 
 NOWHERE = "http://127.0.0.1:9"
 SPACE = {"name": "outbox", "dataset": {"name": "digits"}, "search": {"margin": {"uniform": [0, 0.5]}}}
@@ -223,3 +224,42 @@ def test_a_tracker_that_was_closed_sends_nothing_more_when_a_slow_server_answers
     assert tracker.unsent() == 5  # the one that was under way
     assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(60) == 0
     assert history(uri) == ("FINISHED", [(1, 0.1), (2, 0.2), (3, 0.3)])
+
+
+def test_an_interruption_while_the_server_is_asked_is_no_answer_of_its():
+    with pytest.raises(Interrupted), answering(NOWHERE):
+        raise Interrupted
+
+
+def test_an_experiment_that_was_deleted_is_refused_in_one_line(tmp_path: Path):
+    uri = default_tracking_uri(tmp_path)
+    MlflowClient(uri).delete_experiment(connect(uri, "outbox", tmp_path))
+    with pytest.raises(SettingsError, match=r"the experiment outbox at .* was deleted: restore it, or give the search"):
+        connect(uri, "outbox", tmp_path)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_that_was_deleted_there_does_not_hold_up_the_others(tmp_path: Path, resumed: bool):
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
+    tracker.start_run("a", "a")
+    assert tracker.drain(20) == 0
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("outbox").experiment_id
+    [run] = client.search_runs([experiment])
+    if resumed:
+        client.delete_run(run.info.run_id)
+        tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
+    else:
+        tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
+        tracker.tags("a", {"known": "yes"})
+        while tracker.unsent():
+            time.sleep(0.01)
+        client.delete_run(run.info.run_id)
+    tracker.metrics("a", {"val/map": 0.5}, 1)
+    tracker.tags("a", {"some": "tag"})
+    tracker.end_run("a", "FINISHED")
+    tracker.start_run("b", "b")
+    assert tracker.close() == 0
+    [other] = client.search_runs([experiment])
+    assert other.data.tags["crh_tune.key"] == "b"

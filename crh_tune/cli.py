@@ -19,7 +19,7 @@ from crh_tune.settings.study import read_study
 from crh_tune.settings.trial import read_trial
 from crh_tune.spaces import find_space
 from crh_tune.training.aggregator import solve_locally
-from crh_tune.training.loop import Metrics, Save, TrainingRun
+from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.record import find_folder, held, read_settings
 from crh_tune.tuning.study import SearchFailed
@@ -70,17 +70,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train one setting on the final split, print its metrics, and export it. Raises SettingsError."""
+    """Train one setting on the final split, print its metrics, and export it. Raises SettingsError, SearchFailed."""
     settings = read_trial(arguments.settings, arguments.data)
     split = open_split(settings, "final")
     settings = settings.resolve(split.classes, split.multi_label)
+    try:
+        arguments.to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--to {arguments.to}: {error.strerror}: name a folder that can be written to") from None
     workers = Workers(device=device_of(settings))
     run = TrainingRun(settings, split, workers, solve_locally)
-    if settings.scaling.workers_per_trial == 1:
-        metrics = run.train(_print_progress)
-    else:
-        metrics, checkpoint = train_group(settings, split.fingerprint)
-        run.restore(checkpoint)
+    try:
+        if settings.scaling.workers_per_trial == 1:
+            metrics = run.train(_print_progress)
+        else:
+            metrics = train_group(settings, split.fingerprint, run)
+    except TrainingDiverged as error:
+        raise SearchFailed(str(error)) from None
     print("encoding the database for the index", flush=True)
     write_bundle(arguments.to, run, model_card(settings, split, metrics, []))
     print(f"test mAP     {metrics['test/map']:.6f}")

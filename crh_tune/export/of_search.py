@@ -14,7 +14,7 @@ from crh_tune.export.bundle import model_card, write_bundle
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.aggregator import solve_locally
-from crh_tune.training.checkpoints import newest
+from crh_tune.training.checkpoints import CheckpointError, newest
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.record import STUDY_FILE, SUMMARY_FILE
@@ -24,13 +24,15 @@ from crh_tune.tuning.trial import RUNS_FOLDER, open_split
 
 
 def export_search(search: Path, target: Path) -> None:
-    """Write the export of a search's folder. Raises SettingsError when there is nothing finished in it."""
+    """Write the export of a search's folder.
+
+    Raises SettingsError when there is nothing finished in it, or its checkpoint cannot be read.
+    """
     if (search / SUMMARY_FILE).exists():
         summary = json.loads((search / SUMMARY_FILE).read_text())
-        outcome = summary["best_test"]
-        _export(
-            outcome["settings"], "final", Path(outcome["checkpoint"]), outcome["metrics"], _verdict(summary), target
-        )
+        outcome = summary["best_test"]  # its checkpoint, wherever the folder has been moved to
+        checkpoint = search / RUNS_FOLDER / outcome["name"] / Path(outcome["checkpoint"]).name
+        _export(outcome["settings"], "final", checkpoint, outcome["metrics"], _verdict(summary), target)
         return
     if not (search / STUDY_FILE).exists():
         raise SettingsError(f"{search}: no search here (there is no {SUMMARY_FILE} and no {STUDY_FILE})")
@@ -53,7 +55,10 @@ def _export(
     resolved = TrialSettings.model_validate(settings)
     split = open_split(resolved, stage)
     run = TrainingRun(resolved, split, Workers(), solve_locally)
-    run.restore(checkpoint)
+    try:
+        run.restore(checkpoint)
+    except CheckpointError as error:
+        raise SettingsError(str(error)) from None
     write_bundle(target, run, model_card(resolved, split, metrics, lines))
 
 

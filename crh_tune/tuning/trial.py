@@ -166,10 +166,11 @@ def device_of(settings: TrialSettings) -> torch.device:
     return torch.device("cuda")
 
 
-def train_group(settings: TrialSettings, split: str) -> tuple[Metrics, Path]:
+def train_group(settings: TrialSettings, split: str, trained: TrainingRun) -> Metrics:
     """Train one resolved trial on the final split in a worker group, outside of any search.
 
-    Returns its last metrics and the folder of its last checkpoint. Raises SettingsError when the machine is too small.
+    ``trained`` is brought to where the group got; returns its last metrics. Raises TrainingDiverged, or SettingsError
+    when the machine is too small.
     """
     needed = settings.scaling.workers_per_trial * settings.scaling.cpus_per_worker
     connect_ray()
@@ -177,17 +178,20 @@ def train_group(settings: TrialSettings, split: str) -> tuple[Metrics, Path]:
         raise SettingsError(f"scaling: {needed} CPUs asked for, there are {ray.cluster_resources().get('CPU', 0):g}")
     name = f"crh-aggregator-{uuid.uuid4().hex}"
     aggregator = start_aggregator(name)
-    storage = tempfile.mkdtemp(prefix="crh-train-")
     run = {"name": "train", "settings": settings.model_dump(mode="json"), "stage": "final"}
-    run |= {"split": split, "aggregator": name, "storage": storage}
-    _folder(run).mkdir(parents=True)
-    _fit_group(run, settings.scaling)
-    ray.kill(aggregator)
-    metrics, checkpoint = _reports(run)[-1], checkpoints.newest(_folder(run))
-    if ERROR in metrics:
-        raise TrainingDiverged(metrics[ERROR])
-    assert checkpoint is not None
-    return metrics, checkpoint
+    with tempfile.TemporaryDirectory(prefix="crh-train-") as storage:
+        run |= {"split": split, "aggregator": name, "storage": storage}
+        _folder(run).mkdir(parents=True)
+        try:
+            _fit_group(run, settings.scaling)
+        finally:
+            ray.kill(aggregator)
+        metrics, checkpoint = _reports(run)[-1], checkpoints.newest(_folder(run))
+        if ERROR in metrics:
+            raise TrainingDiverged(metrics[ERROR])
+        assert checkpoint is not None
+        trained.restore(checkpoint)
+    return metrics
 
 
 def _follow_group(run: dict[str, Any], settings: TrialSettings) -> None:

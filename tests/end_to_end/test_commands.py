@@ -99,3 +99,19 @@ def test_training_an_exported_setting_again_gives_the_same_to_the_last_bit(tmp_p
     for name in ("encoder.pt", "settings.yaml"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert np.array_equal(np.load(tmp_path / "one" / "centers.npy"), np.load(tmp_path / "two" / "centers.npy"))
+
+
+def test_training_that_diverges_fails_in_one_line(tmp_path, capsys):
+    content = {**TRIAL, "trial": {**TRIAL["trial"], "learning_rate": 1e30}}
+    (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
+    assert main(["train", str(tmp_path / "trial.yaml"), "--to", str(tmp_path / "one")]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("crh-tune train: failed: loss is nan after epoch")
+    assert not any("Traceback" in line for line in said)
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_training(tmp_path, capsys):
+    (tmp_path / "trial.yaml").write_text(yaml.safe_dump(TRIAL))
+    (tmp_path / "file").touch()
+    line = complaint(["train", str(tmp_path / "trial.yaml"), "--to", str(tmp_path / "file" / "x")], capsys)
+    assert f"--to {tmp_path / 'file' / 'x'}: Not a directory: name a folder that can be written to" in line

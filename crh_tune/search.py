@@ -202,7 +202,8 @@ def _last_lines(result: SearchResult, target: Path) -> list[str]:
     ]
     if result.unsent:
         lines.append(
-            f"MLflow           {result.unsent} entries are still unsent, and kept: "
+            f"MLflow           {result.unsent} entries are still unsent, and kept"
+            f"{f' ({result.unsent_why})' if result.unsent_why else ''}: "
             f"crh-tune sync {result.search_id}{storage_option(result.folder.parent)} sends them"
         )
     return [*lines, f"open the UI      {_ui_command(result.tracking_uri)}", result.ended]

@@ -266,9 +266,11 @@ class SearchSettings(Settings):
                 except SettingsError as error:
                     raise SettingsError(f"search: {cell}: {error}") from None
             return
-        parts = itertools.product(drawn(self, "bits"), self._drawn_methods(), drawn(self, "centers"))
-        for bits, method, centers in parts:
-            values = {"bits": bits, "method": method, "centers": centers}
+        named = [name for name in ("reassignment", "objective", "hash_layer") if name in self.search]
+        others = [drawn(self, name) for name in named]
+        parts = itertools.product(drawn(self, "bits"), self._drawn_methods(), drawn(self, "centers"), *others)
+        for bits, method, centers, *rest in parts:
+            values = {"bits": bits, "method": method, "centers": centers, **dict(zip(named, rest, strict=True))}
             if self.uses_codebook(values):
                 for ratio_or_size in _drawn_codebook(self):
                     self._check_codebook({**values, **ratio_or_size}, classes)
@@ -276,7 +278,8 @@ class SearchSettings(Settings):
             try:
                 self.trial_settings(values, self.seed).resolve(classes, False)
             except SettingsError as error:
-                raise SettingsError(f"search: method {method}: {error}") from None
+                which = ", ".join(f"{name} {value}" for name, value in zip(named, rest, strict=True))
+                raise SettingsError(f"search: method {method}{f' with {which}' if which else ''}: {error}") from None
 
     def uses_codebook(self, values: Mapping[str, Any]) -> bool:
         """Whether a trial with these searched values chooses its centres from a codebook, so that M and d matter."""

@@ -20,7 +20,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from crh_tune.data.splits import Stage
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.search import BudgetSettings, SearchSettings
+from crh_tune.settings.search import BudgetSettings, SearchSettings, drawn
 from crh_tune.settings.trial import ScalingSettings, TrialSettings, write_trial
 from crh_tune.training.checkpoints import CENTERS_FILE, newest
 from crh_tune.tuning.groups import free_groups
@@ -123,6 +123,8 @@ class RunEvents(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if self._place.stop.interrupted:
             return  # its process was ended, to be gone on with
+        if trial.config["run"]["name"] not in self._alive:  # it never got as far as to start
+            self.on_trial_start(iteration, trials, trial)
         outcome = self.outcomes[trial.config["run"]["name"]]
         outcome.status = FAILED
         outcome.error = f"its process died {trial.num_failures} times, the last time: {_reason(trial)}"
@@ -288,7 +290,7 @@ class Asha(AsyncHyperBandScheduler):
 
 def asha(settings: SearchSettings, study: optuna.Study) -> Asha | None:
     """The search's ASHA scheduler; None where it has none, or its first rung lies beyond the last epoch."""
-    chosen, epochs = settings.scheduler.asha, settings.trial.epochs
+    chosen, epochs = settings.scheduler.asha, max(drawn(settings, "epochs"))
     if chosen is None or chosen.grace_epochs >= epochs:
         return None
     scheduler = Asha(

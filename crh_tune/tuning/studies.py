@@ -22,7 +22,7 @@ from crh_tune.settings.study import StudySettings
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.tuning import tracking
 from crh_tune.tuning.progress import Progress, Say
-from crh_tune.tuning.record import COMPLETE, held, make_storage
+from crh_tune.tuning.record import COMPLETE, held, make_storage, read_outcomes
 from crh_tune.tuning.runs import Place, run_trials
 from crh_tune.tuning.stopping import Stop
 from crh_tune.tuning.tracking import PATIENCE, SHORT_PATIENCE
@@ -43,7 +43,9 @@ def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop:
     runs = _runs(study, dataset, split, say)
     uri = tracking.default_tracking_uri(storage)
     make_storage(storage)
-    experiment = tracking.connect(uri, study.name, storage)
+    with stop.in_order():
+        experiment = tracking.connect(uri, study.name, storage)
+    stop.raise_if_interrupted()
     with tracking.answering(uri):
         done = _complete(uri, experiment)
     key = f"{study.name}-{dataset}"
@@ -52,6 +54,9 @@ def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop:
     folder = storage.resolve() / key
     folder.mkdir(exist_ok=True)
     with held(folder):
+        known = read_outcomes(folder)
+        if any(run["name"] in known and known[run["name"]].status == COMPLETE for run in missing):
+            (folder / tracking.SENT_FILE).unlink(missing_ok=True)  # MLflow has lost them: it is told all of it again
         tracker = tracking.Tracker(uri, study.name, storage, folder)
         tracker.start_run(key, key, tags={STUDY: study.name, "crh_tune.stage": "parent"})
         aggregator = f"crh-aggregator-{key}-{time.time_ns()}"

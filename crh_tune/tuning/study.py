@@ -85,6 +85,8 @@ class SearchResult:
     ended: str
     """How it ended: ``finished``, or ``stopped by budget`` and where."""
     unsent: int = 0
+    """How many entries the tracking server has not got, and why."""
+    unsent_why: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,13 @@ def run_search(
     runs this search or it was begun on other data; SearchFailed where no trial ends well or storage fails; Interrupted,
     with the search's name, where ``stop`` was signalled.
     """
-    at_once = concurrency(settings.scaling, settings.budget)
+    at_once, stop = concurrency(settings.scaling, settings.budget), stop or Stop()
     make_storage(storage)
     uri = tracking.default_tracking_uri(storage)
     if resume is None:  # a search that goes on does so without MLflow too
-        tracking.connect(uri, settings.name, storage)
+        with stop.in_order():  # a new database that is half made is of no use to anyone
+            tracking.connect(uri, settings.name, storage)
+        stop.raise_if_interrupted()
     folder = resume or new_folder(storage, settings)
     with held(folder):
         if (folder / SUMMARY_FILE).exists():
@@ -141,7 +145,7 @@ def run_search(
         same_splits(folder, splits)
         tracker = tracking.Tracker(uri, settings.name, storage, folder)
         name = f"crh-aggregator-{folder.name}-{time.time_ns()}"
-        place = Place(folder.name, folder, name, tracker, splits, stop or Stop())
+        place = Place(folder.name, folder, name, tracker, splits, stop)
         first = prepared.first
         say(
             f"search {place.search_id}: {settings.method} on {settings.dataset.name} "
@@ -181,7 +185,7 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
             with suppress(OSError):  # where storage is gone, that is why it ends
                 tracker.end_run(key, status)
             unsent = tracker.close(patience)
-    return replace(result, unsent=unsent)
+    return replace(result, unsent=unsent, unsent_why=tracker.last_error)
 
 
 def _search(
@@ -217,7 +221,8 @@ def _search(
 
 def how_it_ended(settings: SearchSettings, outcomes: list[Outcome], trials: int) -> str:
     """The last line of a search: finished, or how far its hours let it get."""
-    if len(outcomes) == trials and not any(outcome.error == OUT_OF_TIME for outcome in outcomes):
+    in_time = len(outcomes) == trials and not any(outcome.error == OUT_OF_TIME for outcome in outcomes)
+    if in_time or settings.budget.hours is None:
         return "finished"
     return f"stopped by budget: {settings.budget.hours:g} hours were over after {len(outcomes)} of {trials} trials"
 
@@ -234,14 +239,15 @@ def read_result(folder: Path, uri: str) -> SearchResult:
 def _finalists(
     settings: SearchSettings, outcomes: dict[str, Outcome], classes: int, multi_label: bool
 ) -> tuple[list[Outcome], Outcome]:
-    """The best complete trials, best first, and the paper's setting as the run it was, or would be.
+    """The best complete trials, best first, each setting once, and the paper's as the run it was, or would be.
 
-    Raises SearchFailed when no trial is complete.
+    Raises SearchFailed when no trial is complete and has the metric.
     """
     metric, sign = settings.objective.metric, 1 if settings.objective.mode == "max" else -1
-    complete = [outcome for outcome in outcomes.values() if outcome.status == COMPLETE]
+    complete = [each for each in outcomes.values() if each.status == COMPLETE and metric in each.metrics]
     if not complete:
         reasons = {outcome.error for outcome in outcomes.values() if outcome.error}
+        reasons |= {f"no {metric}" for outcome in outcomes.values() if outcome.status == COMPLETE}
         raise SearchFailed(
             f"none of {len(outcomes)} trials came to its end: {'; '.join(sorted(reasons)[:3]) or 'no time'}"
         )
@@ -251,13 +257,20 @@ def _finalists(
         values = paper_values(settings, classes, multi_label)
         resolved = settings.trial_settings(values, settings.seed).resolve(classes, multi_label)
         paper = Outcome("paper", resolved.model_dump(mode="json"), "paper")
-    return complete[: settings.confirm.top], paper
+    different: dict[str, Outcome] = {}
+    for outcome in complete:
+        different.setdefault(json.dumps(outcome.settings, sort_keys=True), outcome)
+    return list(different.values())[: settings.confirm.top], paper
 
 
 def _confirm(
     settings: SearchSettings, place: Place, finalists: list[Outcome], paper: Outcome, say: Say
 ) -> list[Candidate]:
-    """Run the finalists, and last the paper's setting, with fresh seeds."""
+    """Run the finalists, and last the paper's setting, with fresh seeds; a finalist of which all fail is left out.
+
+    Raises SearchFailed where all runs of the paper's setting fail, which everything is compared with.
+    """
+    metric = settings.objective.metric
     chosen = [outcome for outcome in finalists if outcome.settings != paper.settings] + [paper]
     seeds = [settings.seed + 1 + n for n in range(settings.confirm.seeds)]
     say(f"confirming {len(chosen)} settings with {len(seeds)} fresh seeds each")
@@ -266,14 +279,17 @@ def _confirm(
         for outcome in chosen
         for seed in seeds
     ]
-    progress = Progress(say, len(runs), settings.objective.metric, settings.objective.mode, _before(place, runs))
+    progress = Progress(say, len(runs), metric, settings.objective.mode, _before(place, runs))
     done = run_trials(place, settings.scaling, settings.budget, progress, fixed=runs)
     candidates = []
     for outcome in chosen:
         mine = [done[f"confirm-{outcome.name}-seed{seed}"] for seed in seeds]
-        values = [run.metrics[settings.objective.metric] for run in mine if run.status == COMPLETE]
+        values = [run.metrics[metric] for run in mine if run.status == COMPLETE and metric in run.metrics]
+        if not values and outcome is paper:
+            raise SearchFailed(f"the paper's setting could not be confirmed: {mine[0].error}")
         if not values:
-            raise SearchFailed(f"{outcome.name} could not be confirmed: {mine[0].error}")
+            say(f"{outcome.name} is left out, it could not be confirmed: {mine[0].error}")
+            continue
         candidates.append(Candidate(outcome.name, outcome.settings, values))
     return candidates
 

@@ -73,3 +73,13 @@ def test_a_trial_that_goes_on_is_not_counted_twice_and_a_new_one_is_judged_by_al
     new = tune_trial(3, "new")
     resumed.on_trial_add(None, new)
     assert report(resumed, new, 2, 0.2) == "STOP"
+
+
+def test_rungs_reach_to_the_most_epochs_that_can_be_drawn():
+    search = {**SETTINGS.model_dump()["search"], "epochs": {"choice": [9, 54]}}
+    scheduler = asha(SearchSettings.model_validate({**SETTINGS.model_dump(), "search": search}), optuna.create_study())
+    assert scheduler is not None
+    trial = tune_trial(0, "long")
+    scheduler.on_trial_add(None, trial)
+    assert report(scheduler, trial, 18, 0.5) == "CONTINUE"
+    assert report(scheduler, trial, 54, 0.5) == "STOP"

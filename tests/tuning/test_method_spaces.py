@@ -50,6 +50,9 @@ def test_a_search_over_where_centres_come_from():
 def test_a_combination_that_cannot_be_is_refused_before_anything_starts():
     with pytest.raises(SettingsError, match="reassignment greedy needs centres"):
         space(centers={"choice": ["codebook", "none"]}).check_feasible(100)
+    parts = {"method": {"choice": ["crh", "hashnet"]}, "reassignment": {"choice": ["greedy", "hungarian"]}}
+    with pytest.raises(SettingsError, match="method hashnet with reassignment greedy: .*needs centres"):
+        space(**parts).check_feasible(100)
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)

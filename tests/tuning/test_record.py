@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -144,3 +145,22 @@ def test_a_search_does_not_go_on_with_other_data(tmp_path: Path):
     same_splits(folder, {"search": "abc", "final": "def"})
     with pytest.raises(SettingsError, match=r"^left-001 was begun on other data \(split abc, now xyz\): bring"):
         same_splits(folder, {"search": "xyz", "final": "def"})
+
+
+def test_a_process_that_dies_before_its_trial_starts_fails_the_trial_and_not_the_search(tmp_path: Path):
+    study = optuna.create_study(direction="maximize")
+    begun = searcher(study)
+    run = begun.suggest("any")["run"]
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(uri, "left", tmp_path, tmp_path)
+    tracker.start_run("left-001", "left-001")
+    place = Place("left-001", tmp_path, "no-aggregator", tracker, {"search": "0"})
+    events = RunEvents(place, BudgetSettings(), lambda outcome: None, begun, in_groups=False)
+    events.on_trial_error(1, [], SimpleNamespace(config={"run": run}, num_failures=4, error_file=None))
+    assert tracker.close() == 0
+    [outcome] = read_outcomes(tmp_path).values()
+    assert (outcome.status, outcome.error) == ("failed", "its process died 4 times, the last time: without a word")
+    assert study.trials[0].state.name == "FAIL"
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("left").experiment_id])
+    assert {run.info.run_name: run.info.status for run in runs}["trial-0000"] == "FAILED"

@@ -43,6 +43,10 @@ def test_a_study_is_resumed_and_reported_from_mlflow(ray_session, tmp_path: Path
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("table2").experiment_id
     assert len(client.search_runs([experiment])) == 3  # two cells and their parent
+    for gone in client.search_runs([experiment]):
+        client.delete_run(gone.info.run_id)
+    assert "2 runs, 0 there already, 2 to do" in run(STUDY, tmp_path)[0]  # not trained again, but told again
+    assert study_runs("table2", tmp_path)["map"].tolist() == runs["map"].tolist()
     lines = "\n".join(report_lines(StudySettings.model_validate(STUDY), tmp_path))
     best = runs.set_index("row")["map"].idxmax()
     assert f"| {best} | **{100 * runs['map'].max():.2f}" in lines

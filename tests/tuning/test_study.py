@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from crh_tune.cli import main
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import final_split
 from crh_tune.export import load_encoder, load_index
@@ -25,7 +27,7 @@ from crh_tune.settings.trial import read_trial
 from crh_tune.tuning import tracking
 from crh_tune.tuning.record import Outcome
 from crh_tune.tuning.runs import Place, run_trials
-from crh_tune.tuning.study import SearchFailed, SearchResult, prepare, run_search
+from crh_tune.tuning.study import SearchFailed, SearchResult, _confirm, _finalists, prepare, run_search
 from crh_tune.tuning.trial import start_aggregator
 
 SPACE = {
@@ -177,6 +179,60 @@ def test_the_export_loads_encodes_and_finds(finished: Finished, tmp_path: Path):
     card = (tmp_path / "model_card.md").read_text()
     assert f"{finished.result.best_test.metrics['test/map']:.4f}" in card
     assert f"{finished.result.paper.mean:.4f}" in card
+
+
+def test_a_search_is_exported_from_wherever_its_folder_was_moved_to(finished: Finished, tmp_path: Path, capsys):
+    moved = tmp_path / "elsewhere" / finished.result.search_id
+    shutil.copytree(finished.result.folder, moved)
+    export_search(moved, tmp_path / "export")
+    assert len(load_index(tmp_path / "export").words) == 500
+    outcome = finished.result.best_test
+    checkpoint = moved / "runs" / outcome.name / Path(outcome.checkpoint or "").name / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    arguments = ["export", moved.name, "--storage", str(moved.parent), "--to", str(tmp_path / "again")]
+    assert main(arguments) == 2
+    assert str(checkpoint.parent) in capsys.readouterr().err.splitlines()[-1]
+
+
+def outcome_of(name: str, margin: float, value: float, **changes) -> Outcome:
+    settings = space().trial_settings({"margin": margin}, 0).resolve(100, False).model_dump(mode="json")
+    metrics = {"epoch": 6.0, "val/map": value}
+    return Outcome(name, settings, **{"start": "drawn", "status": "complete", "metrics": metrics, **changes})
+
+
+def test_finalists_are_different_settings_that_have_the_metric():
+    outcomes = {
+        "trial-0000": outcome_of("trial-0000", 0.2, 0.5, start="paper"),
+        "trial-0001": outcome_of("trial-0001", 0.3, 0.7),
+        "trial-0002": outcome_of("trial-0002", 0.3, 0.7),
+        "trial-0003": outcome_of("trial-0003", 0.4, 0.6),
+        "trial-0004": outcome_of("trial-0004", 0.1, 0.9, metrics={"epoch": 6.0}),
+        "trial-0005": outcome_of("trial-0005", 0.1, 0.9, status="pruned"),
+    }
+    finalists, paper = _finalists(space(), outcomes, 100, False)
+    assert [outcome.name for outcome in finalists] == ["trial-0001", "trial-0003"]
+    assert paper.name == "trial-0000"
+
+
+def test_a_finalist_that_cannot_be_confirmed_is_left_out_and_the_papers_setting_is_needed(tmp_path, monkeypatch):
+    paper, good, bad = (outcome_of(f"trial-{n}", margin, 0.5) for n, margin in enumerate((0.2, 0.3, 0.4)))
+    failing = {"trial-2"}
+
+    def done(*_, fixed, **__) -> dict[str, Outcome]:
+        names = [run["name"] for run in fixed]
+        return {
+            name: outcome_of(name, 0.0, 0.6, error="it died", status="failed" if name[8:15] in failing else "complete")
+            for name in names
+        }
+
+    monkeypatch.setattr("crh_tune.tuning.study.run_trials", done)
+    place, said = Place("small", tmp_path, "", None, {}), []
+    candidates = _confirm(space(), place, [bad, good], paper, said.append)
+    assert [candidate.trial for candidate in candidates] == ["trial-1", "trial-0"]
+    assert said[-1] == "trial-2 is left out, it could not be confirmed: it died"
+    failing.add("trial-0")
+    with pytest.raises(SearchFailed, match="the paper's setting could not be confirmed: it died"):
+        _confirm(space(), place, [bad, good], paper, said.append)
 
 
 def test_progress_names_every_run_and_counts_to_the_budget(finished: Finished):

@@ -126,6 +126,7 @@ def _check_files(listing: Listing, lines: list[tuple[str, str]], problems: list[
         )
     readable = [image.size for image in found.values() if not image.error]
     lines.append(("sizes", _sizes(readable)))
+    lines += [("note", note) for note in listing.notes]
     for path, image in found.items():
         where = problem(listing.root / path, "")
         if image.error and not any(line.startswith(where) for line in problems):

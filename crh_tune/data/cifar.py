@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,7 +156,7 @@ def _sampled_listing(listing: Listing, seed: int) -> Listing:
     train, queries, database = (Part(tuple(paths[row] for row in rows), labels[rows]) for rows in _sample(labels, seed))
     problems = (*listing.problems, *_too_few(listing.root, listing.class_names, labels))
     layout = f"{listing.layout}, sampled protocol"
-    return Listing(layout, listing.root, listing.class_names, train, queries, database, problems=problems)
+    return replace(listing, layout=layout, train=train, queries=queries, database=database, problems=problems)
 
 
 def _sample(labels: npt.NDArray[np.int64], seed: int) -> tuple[Rows, Rows, Rows]:

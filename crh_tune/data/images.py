@@ -28,6 +28,8 @@ def image_dataset(name: str, listing: Listing | ArrayListing, options: ImageOpti
     """
     no_problems(listing.root, listing.problems)
     if isinstance(listing, Listing):
+        for note in listing.notes:
+            say(note)
         parts = [part for part in (listing.train, listing.queries, listing.database) if part is not None]
         names = sorted({path for part in parts for path in part.paths})
         row_of = {path: row for row, path in enumerate(names)}

@@ -62,8 +62,14 @@ class Listing:
 
 
 def inside(root: Path, row: str) -> str:
-    """A path of a list as the POSIX path of a file below ``root``. Raises DataError when it leads out of it."""
+    """A path of a list as the POSIX path of a file below ``root``; it may be absolute.
+
+    Raises DataError when it leads out of ``root``.
+    """
     path = PurePosixPath(os.path.normpath(row.replace("\\", "/")))
+    if path.is_absolute():
+        tops = [top for top in (os.path.normpath(root), os.path.realpath(root)) if path.is_relative_to(top)]
+        path = path.relative_to(tops[0]) if tops else path
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise DataError(f"{row!r} leads out of the data folder {root}")
     return str(path)

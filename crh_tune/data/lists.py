@@ -22,7 +22,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,9}")
 
 
 class ListsOptions(ImageOptions):
-    """List files, in the data folder or by absolute path; the paths in them are relative to the data folder.
+    """List files, in the data folder or by absolute path; the paths in them lead into it, relative to it or absolute.
 
     ``database`` and ``classes`` (a class name a line) default to ``database.txt`` and ``classes.txt`` if these exist.
     """

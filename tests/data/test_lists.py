@@ -174,6 +174,23 @@ def test_rows_that_are_none_and_paths_that_lead_out_are_named(tmp_path):
     assert found.train.paths == tuple(IMAGES[:2])
 
 
+def test_absolute_paths_may_lie_in_the_data_folder(tmp_path):
+    data, link = tmp_path / "data", tmp_path / "link"
+    data.mkdir()
+    link.symlink_to(data)
+    train = f"{data}/img/a.jpg 0\n{data}/x/../img/b.jpg 1\n"
+    for root in (data, link):
+        found = listed(root, train, f"{link}/img/c.jpg 0\n" if root == link else rows("0", start=2))
+        assert found.problems == ()
+        assert (found.train.paths, found.queries.paths) == (tuple(IMAGES[:2]), (IMAGES[2],))
+    beside = [f"{data}-2/img/a.jpg", f"{data}/../img/a.jpg"]
+    found = listed(data, train + "".join(f"{path} 1\n" for path in beside), f"{data}/img/a.jpg 0\n")
+    assert found.problems == (
+        *(f"{data}/train.txt:{row}: {beside[row - 3]!r} leads out of the data folder {data}" for row in (3, 4)),
+        f"{data}/test.txt:1: img/a.jpg is a training image ({data}/train.txt:1): want other queries",
+    )
+
+
 def test_images_that_are_not_there_are_named_once(tmp_path):
     gone = "img/gone.jpg 0\n"
     found = listed(tmp_path, rows("0", "1") + gone, rows("0", start=2), gone)

@@ -147,7 +147,21 @@ def test_wrong_labels_are_named(tmp_path):
 def test_a_stray_number_makes_no_million_classes(tmp_path):
     found = listed(tmp_path, rows("0", "1", "20240131"), rows("1", start=3))
     assert found.class_names == ("0", "1", "2", "3")
-    assert found.problems == (f"{tmp_path}/train.txt:3: label '20240131': want an integer from 0 to 3",)
+    gaps = "labels are numbered up to 20240131, but training samples have only 3 of these 20240132"
+    assert found.problems == (
+        f"{tmp_path}/train.txt: {gaps}: number them without gaps, or name the classes in classes.txt",
+        f"{tmp_path}/train.txt:3: label '20240131': want an integer from 0 to 3",
+    )
+
+
+def test_numbers_with_gaps_are_a_problem_unless_classes_are_named(tmp_path):
+    train, test = rows("0", "1", "4", "0"), rows("1", "4", start=4)
+    gaps = "labels are numbered up to 4, but training samples have only 3 of these 5"
+    assert listed(tmp_path, train, test).problems == (
+        f"{tmp_path}/train.txt: {gaps}: number them without gaps, or name the classes in classes.txt",
+    )
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    assert listed(tmp_path, train, test).problems == ()
 
 
 def test_labels_from_1_and_classes_without_training_images_are_problems(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,7 @@ from crh_tune.data.options import FileOptions, ImageOptions
 from crh_tune.data.reference import read_reference
 from crh_tune.data.sources import ArrayImages, FileImages
 from crh_tune.data.splits import Dataset, Samples
-from crh_tune.data.stored import Array, Rows, StoredRows
+from crh_tune.data.stored import Array, Inputs, Rows, StoredRows, chunks
 
 
 def image_dataset(name: str, listing: Listing | ArrayListing, options: ImageOptions, say: Say) -> Dataset:
@@ -51,8 +53,23 @@ def feature_dataset(name: str, listing: FeatureListing, options: FileOptions) ->
     no_problems(listing.root, listing.problems)
     reference = own_reference(options, listing.class_names, listing.train.labels, None)
     train, queries = _features(listing.train), _features(listing.queries)
-    database = None if listing.database is None else _features(listing.database)
-    return Dataset(name, listing.class_names, train, queries, database, reference)
+    if listing.database is None:
+        return Dataset(name, listing.class_names, train, queries, reference=reference)
+    database = _features(listing.database)
+    dtype = np.result_type(train.inputs.dtype, database.inputs.dtype)
+    train_ids, database_ids = (_row_ids(each.inputs, dtype) for each in (train, database))
+    found = Dataset(name, listing.class_names, train, queries, database, reference)
+    return replace(found, train_ids=train_ids, database_ids=database_ids)
+
+
+def _row_ids(inputs: Inputs, dtype: np.dtype[Any]) -> Rows:
+    """A number for each of N rows, equal for rows that are equal in ``dtype``; a few thousand are read at a time."""
+    digests = [
+        hashlib.blake2b(row.tobytes(), digest_size=8).digest()
+        for part in chunks(inputs)
+        for row in part.astype(dtype) + dtype.type(0)  # -0 becomes 0
+    ]
+    return np.frombuffer(b"".join(digests), dtype=np.int64)
 
 
 def _features(part: FeaturePart) -> Samples:

@@ -169,11 +169,11 @@ def _sample(labels: npt.NDArray[np.int64], seed: int) -> tuple[Rows, Rows, Rows]
 
 
 def _too_few(where: Path, names: Sequence[str], labels: npt.NDArray[np.int64]) -> list[str]:
-    wanted = f"the sampled protocol wants more than {_QUERIES + _TRAIN}"
+    wanted = f"the sampled protocol wants at least {_QUERIES + _TRAIN}"
     return [
         problem(where, f"class {names[c]!r} has {count} images: {wanted}")
         for c, count in enumerate(np.bincount(labels, minlength=len(names)))
-        if count <= _QUERIES + _TRAIN
+        if count < _QUERIES + _TRAIN
     ]
 
 

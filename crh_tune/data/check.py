@@ -23,7 +23,7 @@ from crh_tune.data.stored import Array
 
 _SIGNS = {
     "features": ("features.npy", "train_features.npy"),
-    "stanford_cars": ("cars_annos.mat", "devkit/cars_*.mat"),
+    "stanford_cars": ("cars_*.mat", "devkit/cars_*.mat", "cars_train"),
     "nabirds": ("image_class_labels.txt",),
     "coco": ("annotations/instances_*.json",),
     "cifar10": ("data_batch_1", "cifar-10-batches-py"),

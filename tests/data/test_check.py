@@ -259,6 +259,8 @@ def test_batches_of_cifar_are_described(tmp_path):
         (["train_features.npy"], "features"),
         (["cars_annos.mat"], "stanford_cars"),
         (["devkit/cars_train_annos.mat"], "stanford_cars"),
+        (["cars_train_annos.mat"], "stanford_cars"),
+        (["cars_train/cars_train/00001.jpg"], "stanford_cars"),
         (["image_class_labels.txt", "train.txt"], "nabirds"),
         (["annotations/instances_val2017.json"], "coco"),
         (["data_batch_1"], "cifar10"),

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from crh_tune.data.cache import ImageCache, Say, open_cache
 from crh_tune.data.cifar import ArrayListing
 from crh_tune.data.features import FeatureListing, FeaturePart
-from crh_tune.data.files import problem
+from crh_tune.data.files import problem, trained_queries
 from crh_tune.data.listing import DataError, Listing
 from crh_tune.data.options import FileOptions, ImageOptions
 from crh_tune.data.reference import read_reference
@@ -45,7 +45,15 @@ def image_dataset(name: str, listing: Listing | ArrayListing, options: ImageOpti
         cache = open_cache(ArrayImages(names, listing.files, listing.images), options.size, say)
     reference = own_reference(options, listing.class_names, labels[0], listing.reference)
     skipped = bad_images(listing.root, names, cache, options)
+    twins = trained_queries(_digests(names, cache, rows[0]), _digests(names, cache, rows[1]))
+    if twins is not None:
+        say(twins)
     return cached_dataset(name, listing.class_names, cache, rows, labels, reference, skipped)
+
+
+def _digests(names: Sequence[str], cache: ImageCache, rows: Rows) -> dict[str, bytes]:
+    """The digests of the readable ones of some images by name."""
+    return {names[row]: cache.digests[row].tobytes() for row in rows.tolist() if row not in cache.bad}
 
 
 def feature_dataset(name: str, listing: FeatureListing, options: FileOptions) -> Dataset:

@@ -190,6 +190,22 @@ def test_a_database_without_a_readable_image_is_refused(tmp_path):
     assert "database" in refused("lists", root, on_bad_image="skip")
 
 
+def test_a_search_is_told_of_trained_queries_and_of_images_that_are_not_read(tmp_path):
+    root = folders(tmp_path / "d")
+    said: list[str] = []
+    open_dataset("folder", {"path": root, "size": 8}, said.append)
+    assert [line for line in said if not line.startswith("decoding ")] == []
+    shutil.copy(root / "train/ant/003.png", root / "test/ant/102.png")
+    (root / "train/ant/IMG_1.heic").write_bytes(b"x")
+    for name in ("train/bee/001.png", "test/bee/100.png"):
+        (root / name).write_bytes(b"no image")
+    open_dataset("folder", {"path": root, "size": 8, "on_bad_image": "skip"}, said.append)
+    assert [line for line in said if not line.startswith("decoding ")] == [
+        "1 image of kinds that are not read: .heic (train/ant/IMG_1.heic): convert them",
+        "1 queries are also among the training images: test/ant/102.png = train/ant/003.png",
+    ]
+
+
 def test_problems_of_a_listing_point_to_the_check(tmp_path):
     root = folders(tmp_path / "d")
     (root / "test" / "dog").mkdir()

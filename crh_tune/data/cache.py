@@ -19,7 +19,7 @@ from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ _FORMAT = 1
 _BLOCK = 64
 _FEW_BLOCKS = 8
 _VALUES = np.arange(256)
+_ZEROS = bytes(2**20)
 _COMPLETE, _PROGRESS, _CHECKED = "cache.json", "progress.jsonl", "checked.json"
 _ARRAYS = ("images.npy", "thumbnails.npy", "moments.npy")
 
@@ -275,12 +276,22 @@ def _open_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Any:
     path.unlink(missing_ok=True)
     array = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     try:
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        with path.open("r+b", buffering=0) as file:
+            _reserve(file, int(array.offset), path.stat().st_size)
     except OSError:
         path.unlink()
         raise
     return array
+
+
+def _reserve(file: IO[bytes], header: int, size: int) -> None:
+    """Have a new file's place on the disk, which is all zeros after its header. Raises OSError on a full disk."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    place = file.seek(header)  # macOS has no such call: zeros take the place as well
+    while place < size:
+        place += file.write(_ZEROS[: size - place])
 
 
 def _finished_blocks(part: Path, arrays: Sequence[Any]) -> dict[int, dict[str, Any]]:

@@ -17,13 +17,13 @@ from crh_tune.data.cifar import ArrayListing
 from crh_tune.data.datasets import DATASETS
 from crh_tune.data.decode import BadImage, open_image
 from crh_tune.data.features import FeatureListing
-from crh_tune.data.files import problem
-from crh_tune.data.listing import Listing, Part
+from crh_tune.data.files import problem, trained_queries
+from crh_tune.data.listing import Listing
 from crh_tune.data.stored import Array
 
 _SIGNS = {
     "features": ("features.npy", "train_features.npy"),
-    "stanford_cars": ("cars_annos.mat", "devkit/cars_*.mat"),
+    "stanford_cars": ("cars_*.mat", "devkit/cars_*.mat", "cars_train"),
     "nabirds": ("image_class_labels.txt",),
     "coco": ("annotations/instances_*.json",),
     "cifar10": ("data_batch_1", "cifar-10-batches-py"),
@@ -126,17 +126,16 @@ def _check_files(listing: Listing, lines: list[tuple[str, str]], problems: list[
         )
     readable = [image.size for image in found.values() if not image.error]
     lines.append(("sizes", _sizes(readable)))
+    lines += [("note", note) for note in listing.notes]
     for path, image in found.items():
         where = problem(listing.root / path, "")
         if image.error and not any(line.startswith(where) for line in problems):
             problems.append(where + image.error)
-    twins = _twins(given, found)
-    if twins:
-        shown = "; ".join(f"{one} = {other}" for one, other in twins[:3])
-        more = "; ..." if len(twins) > 3 else ""
-        lines.append(("duplicates", f"{len(twins)} queries are also among the training images: {shown}{more}"))
-    else:
-        lines.append(("duplicates", "no query is also among the training images"))
+    train, queries = (
+        {path: found[path].digest for path in part.paths if not found[path].error}
+        for part in (listing.train, listing.queries)
+    )
+    lines.append(("duplicates", trained_queries(train, queries) or "no query is also among the training images"))
 
 
 def _look(path: Path) -> _Image:
@@ -158,10 +157,3 @@ def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
     (width, height), often = counts.most_common(1)[0]
     between = f"{widths.min()} to {widths.max()} wide, {heights.min()} to {heights.max()} high"
     return f"{between}, most often {width} x {height} ({often} of {len(sizes)})"
-
-
-def _twins(parts: dict[str, Part], found: dict[str, _Image]) -> list[tuple[str, str]]:
-    """Queries with the same content as a training image."""
-    trained = {found[path].digest: path for path in parts["train"].paths if not found[path].error}
-    asked = [(path, found[path].digest) for path in parts["queries"].paths]
-    return [(path, trained[digest]) for path, digest in asked if digest in trained]

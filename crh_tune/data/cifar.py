@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,7 +156,7 @@ def _sampled_listing(listing: Listing, seed: int) -> Listing:
     train, queries, database = (Part(tuple(paths[row] for row in rows), labels[rows]) for rows in _sample(labels, seed))
     problems = (*listing.problems, *_too_few(listing.root, listing.class_names, labels))
     layout = f"{listing.layout}, sampled protocol"
-    return Listing(layout, listing.root, listing.class_names, train, queries, database, problems=problems)
+    return replace(listing, layout=layout, train=train, queries=queries, database=database, problems=problems)
 
 
 def _sample(labels: npt.NDArray[np.int64], seed: int) -> tuple[Rows, Rows, Rows]:
@@ -169,11 +169,11 @@ def _sample(labels: npt.NDArray[np.int64], seed: int) -> tuple[Rows, Rows, Rows]
 
 
 def _too_few(where: Path, names: Sequence[str], labels: npt.NDArray[np.int64]) -> list[str]:
-    wanted = f"the sampled protocol wants more than {_QUERIES + _TRAIN}"
+    wanted = f"the sampled protocol wants at least {_QUERIES + _TRAIN}"
     return [
         problem(where, f"class {names[c]!r} has {count} images: {wanted}")
         for c, count in enumerate(np.bincount(labels, minlength=len(names)))
-        if count <= _QUERIES + _TRAIN
+        if count < _QUERIES + _TRAIN
     ]
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from crh_tune.data.files import problem, read_text, stratified_draw, too_few_classes
 from crh_tune.data.listing import DataError
-from crh_tune.data.lists import single_labels, untrained_classes
+from crh_tune.data.lists import numbering_gaps, single_labels, untrained_classes
 from crh_tune.data.options import FileOptions
 from crh_tune.data.stored import Array, Rows
 
@@ -227,8 +227,10 @@ def _single(
         # A stray label must not make millions of classes: there are no more classes than samples.
         highest = max(int(array.max(initial=0)) for array in written.values())
         count = len(names) if names else min(highest + 1, sum(map(len, written.values())))
-        if names is None and all((array > 0).all() for array in written.values()):
-            problems.append(problem(first, "no sample has the label 0: want labels that count from 0"))
+        if names is None:
+            if all((array > 0).all() for array in written.values()):
+                problems.append(problem(first, "no sample has the label 0: want labels that count from 0"))
+            problems += numbering_gaps(first, list(written.values()), "give class_names")
         index = {str(c): c for c in range(count)}
         wanted = f"want an integer from 0 to {count - 1}"
         names = names or tuple(index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,16 @@ def too_few_classes(where: str | Path, class_names: tuple[str, ...]) -> list[str
     if len(class_names) >= 2:
         return []
     return [problem(where, f"{len(class_names)} class{'' if len(class_names) == 1 else 'es'}: at least 2 are needed")]
+
+
+def trained_queries(train: Mapping[str, bytes], queries: Mapping[str, bytes]) -> str | None:
+    """A line on the queries whose digest is that of a training image, both by name; None where there are none."""
+    trained = {digest: name for name, digest in train.items()}
+    twins = [(name, trained[digest]) for name, digest in queries.items() if digest in trained]
+    shown = "; ".join(f"{one} = {other}" for one, other in twins[:3])
+    more = "; ..." if len(twins) > 3 else ""
+    line = printable(f"{len(twins)} queries are also among the training images: {shown}{more}")
+    return line if twins else None
 
 
 def missing_files(root: Path, paths: Iterable[str]) -> set[str]:

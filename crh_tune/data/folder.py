@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from crh_tune.data.files import data_folder, is_file, problem, stratified_draw, too_few_classes
-from crh_tune.data.listing import IMAGE_SUFFIXES, DataError, Listing, Part
+from crh_tune.data.files import data_folder, is_file, printable, problem, stratified_draw, too_few_classes
+from crh_tune.data.listing import IMAGE_SUFFIXES, OTHER_SUFFIXES, DataError, Listing, Part
 from crh_tune.data.options import ImageOptions
 
-TEST_FOLDERS = ("test", "val", "valid", "validation")
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 _LEFT_BY_PROGRAMS = frozenset({"__MACOSX", "@eaDir"})
 
 
 class FolderOptions(ImageOptions):
     """``train/<class>/`` and ``test/<class>/``, or ``<class>/`` alone, of which ``test_fraction`` is drawn as queries.
 
-    The draw is made class by class with ``seed``. ``val/``, ``valid/`` or ``validation/`` stand in for ``test/``.
+    The draw is made class by class with ``seed``. ``training/`` stands in for ``train/``, and ``testing/``, ``val/``,
+    ``valid/`` or ``validation/`` for ``test/``, in any case of the letters.
     """
 
     test_fraction: float = Field(0.2, gt=0, lt=1)
@@ -36,58 +38,85 @@ def list_folder(options: FolderOptions) -> Listing:
 
 
 def list_train_and_test(root: Path) -> Listing | None:
-    """List ``train/<class>/`` and ``test/<class>/`` (or what stands in for ``test/``); None where one is not there."""
-    test = next((name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-    if test is None or not (root / "train").is_dir():
+    """List ``train/<class>/`` and ``test/<class>/`` (or what stands in for them); None where one is not there."""
+    trains, tests = (_called(root, names) for names in (TRAIN_FOLDERS, TEST_FOLDERS))
+    if not trains or not tests:
         return None
+    train, test = (_first_with_classes(folders) for folders in (trains, tests))
     problems: list[str] = []
-    trained, asked = (_images_by_class(root, root / below, problems) for below in ("train", test))
+    unread: list[str] = []
+    trained, asked = (_images_by_class(root, root / below, problems, unread) for below in (train, test))
     problems += [
-        problem(root / test / name, f"has no counterpart in {root / 'train'}: add training images, or remove it")
+        problem(root / test / name, f"has no counterpart in {root / train}: add training images, or remove it")
         for name in asked
         if name not in trained
     ]
     names = tuple(sorted({*trained, *asked}))
     problems += too_few_classes(root, names)
-    train, queries = _part(names, trained), _part(names, asked)
-    return Listing(f"class folders under train/ and {test}/", root, names, train, queries, problems=tuple(problems))
+    left = ", ".join(f"{entry.name}/" for entry in (*trains, *tests) if entry.name not in (train, test))
+    layout = f"class folders under {train}/ and {test}/" + (f" ({left} left out)" if left else "")
+    parts = _part(names, trained), _part(names, asked)
+    return Listing(layout, root, names, *parts, problems=tuple(problems), notes=_notes(unread))
+
+
+def _called(root: Path, names: Sequence[str]) -> list[os.DirEntry[str]]:
+    """The folders that have one of these names in any case of the letters, in the order of the names."""
+    folders = [entry for entry in _scan(root) if entry.name.lower() in names and _is_folder(entry)]
+    return sorted(folders, key=lambda entry: names.index(entry.name.lower()))
+
+
+def _first_with_classes(folders: Sequence[os.DirEntry[str]]) -> str:
+    """The name of the first that has folders in it: ``test/`` may hold images without labels; else, of the first."""
+    return next((entry.name for entry in folders if _has_folders(entry)), folders[0].name)
+
+
+def _has_folders(entry: os.DirEntry[str]) -> bool:
+    return any(_is_folder(inner) for inner in _scan(entry))
 
 
 def _list_and_draw(root: Path, fraction: float, seed: int) -> Listing:
-    folders = [entry for entry in _scan(root) if _is_folder(entry)]
-    train_alone = any(entry.name == "train" and any(_is_folder(inner) for inner in _scan(entry)) for entry in folders)
-    if train_alone or not folders:
-        wanted = ", ".join(f"{name}/" for name in TEST_FOLDERS)
-        raise DataError(
-            problem(root, f"neither train/ with one of {wanted} nor one folder a class is there")
-            + (f" (train/ is; to draw test queries from it, set path to {root / 'train'})" if train_alone else "")
-        )
+    _refuse_half_a_split(root)
     problems: list[str] = []
-    found = _images_by_class(root, root, problems)
+    unread: list[str] = []
+    found = _images_by_class(root, root, problems, unread)
     if not any(found.values()):
         raise DataError(problem(root, f"no images in the folders below; images end in {_suffixes()}"))
     names = tuple(sorted(found))
     whole = _part(names, found)
     drawn = stratified_draw(whole.labels, fraction, seed)
-    train, queries = _rows(whole, ~drawn), _rows(whole, drawn)
+    parts = _rows(whole, ~drawn), _rows(whole, drawn)
     problems += too_few_classes(root, names)
-    if not len(queries):
+    if not len(parts[1]):
         problems.append(problem(root, "no class has two images: one to train on and one to ask for are needed"))
-    return Listing("class folders, test queries drawn", root, names, train, queries, problems=tuple(problems))
+    layout = "class folders, test queries drawn"
+    return Listing(layout, root, names, *parts, problems=tuple(problems), notes=_notes(unread))
 
 
-def _images_by_class(root: Path, folder: Path, problems: list[str]) -> dict[str, list[str]]:
+def _refuse_half_a_split(root: Path) -> None:
+    """Raises DataError where there is no folder, or those there are parts of a split rather than classes."""
+    folders = [entry.name for entry in _scan(root) if _is_folder(entry)]
+    alone = next((entry.name for entry in _called(root, TRAIN_FOLDERS) if _has_folders(entry)), None)
+    if alone is None and any(name.lower() not in (*TRAIN_FOLDERS, *TEST_FOLDERS) for name in folders):
+        return
+    wanted = ", ".join(f"{name}/" for name in TEST_FOLDERS)
+    found = f" (only {', '.join(f'{name}/' for name in folders)} there)" if folders else ""
+    if alone is not None:
+        found = f" ({alone}/ is; to draw test queries from it, set path to {root / alone})"
+    raise DataError(problem(root, f"neither train/ with one of {wanted} nor one folder a class is there{found}"))
+
+
+def _images_by_class(root: Path, folder: Path, problems: list[str], unread: list[str]) -> dict[str, list[str]]:
     """The images of every class folder in ``folder``, as sorted paths relative to ``root``."""
     entries = _scan(folder)
     loose = [entry.name for entry in entries if _is_image(entry.name) and not _is_folder(entry)]
     if loose:
         count = f"{len(loose)} image{'' if len(loose) == 1 else 's'} outside of any class folder"
         problems.append(problem(folder, f"{count}, such as {loose[0]}: move them into the folder of their class"))
-    return {entry.name: _images(root, Path(entry.path), problems) for entry in entries if _is_folder(entry)}
+    return {entry.name: _images(root, Path(entry.path), problems, unread) for entry in entries if _is_folder(entry)}
 
 
-def _images(root: Path, folder: Path, problems: list[str]) -> list[str]:
-    """The images of one class folder, as sorted paths relative to ``root``."""
+def _images(root: Path, folder: Path, problems: list[str], unread: list[str]) -> list[str]:
+    """The images of one class folder, as sorted paths relative to ``root``; ``unread`` gets those of other kinds."""
     try:
         files = list(_files(folder))
     except DataError as error:
@@ -104,7 +133,20 @@ def _images(root: Path, folder: Path, problems: list[str]) -> list[str]:
             problems.append(problem(entry.path, "is a link to a file that does not exist: restore it, or remove it"))
         elif not _is_utf8(entry.path):
             problems.append(problem(entry.path, "has a name that is not UTF-8: rename it"))
+    unread += [os.path.relpath(entry.path, root) for entry in files if _suffix(entry.name) in OTHER_SUFFIXES]
     return sorted(Path(entry.path).relative_to(root).as_posix() for entry in images)
+
+
+def _notes(unread: Sequence[str]) -> tuple[str, ...]:
+    """A line on the images of kinds that are not read, with an example of each, if there are any."""
+    if not unread:
+        return ()
+    first: dict[str, str] = {}
+    for path in sorted(unread):
+        first.setdefault(_suffix(path), path)
+    shown = ", ".join(f"{suffix} ({path})" for suffix, path in sorted(first.items()))
+    count = f"{len(unread)} image{'' if len(unread) == 1 else 's'} of kinds that are not read"
+    return (printable(f"{count}: {shown}: convert them"),)
 
 
 def _part(names: tuple[str, ...], found: Mapping[str, list[str]]) -> Part:
@@ -147,7 +189,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return _suffix(name) in IMAGE_SUFFIXES
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _is_utf8(path: str) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +14,13 @@ import numpy.typing as npt
 from crh_tune.data.cache import ImageCache, Say, open_cache
 from crh_tune.data.cifar import ArrayListing
 from crh_tune.data.features import FeatureListing, FeaturePart
-from crh_tune.data.files import problem
+from crh_tune.data.files import problem, trained_queries
 from crh_tune.data.listing import DataError, Listing
 from crh_tune.data.options import FileOptions, ImageOptions
 from crh_tune.data.reference import read_reference
 from crh_tune.data.sources import ArrayImages, FileImages
 from crh_tune.data.splits import Dataset, Samples
-from crh_tune.data.stored import Array, Rows, StoredRows
+from crh_tune.data.stored import Array, Inputs, Rows, StoredRows, chunks
 
 
 def image_dataset(name: str, listing: Listing | ArrayListing, options: ImageOptions, say: Say) -> Dataset:
@@ -28,6 +30,8 @@ def image_dataset(name: str, listing: Listing | ArrayListing, options: ImageOpti
     """
     no_problems(listing.root, listing.problems)
     if isinstance(listing, Listing):
+        for note in listing.notes:
+            say(note)
         parts = [part for part in (listing.train, listing.queries, listing.database) if part is not None]
         names = sorted({path for part in parts for path in part.paths})
         row_of = {path: row for row, path in enumerate(names)}
@@ -43,7 +47,15 @@ def image_dataset(name: str, listing: Listing | ArrayListing, options: ImageOpti
         items = np.arange(len(names))
     reference = own_reference(options, listing.class_names, labels[0], listing.reference)
     skipped = bad_images(listing.root, names, cache, options)
+    twins = trained_queries(_digests(names, cache, rows[0]), _digests(names, cache, rows[1]))
+    if twins is not None:
+        say(twins)
     return cached_dataset(name, listing.class_names, cache, items, rows, labels, reference, skipped)
+
+
+def _digests(names: Sequence[str], cache: ImageCache, rows: Rows) -> dict[str, bytes]:
+    """The digests of the readable ones of some images by name."""
+    return {names[row]: cache.digests[row].tobytes() for row in rows.tolist() if row not in cache.bad}
 
 
 def feature_dataset(name: str, listing: FeatureListing, options: FileOptions) -> Dataset:
@@ -51,8 +63,23 @@ def feature_dataset(name: str, listing: FeatureListing, options: FileOptions) ->
     no_problems(listing.root, listing.problems)
     reference = own_reference(options, listing.class_names, listing.train.labels, None)
     train, queries = _features(listing.train), _features(listing.queries)
-    database = None if listing.database is None else _features(listing.database)
-    return Dataset(name, listing.class_names, train, queries, database, reference)
+    if listing.database is None:
+        return Dataset(name, listing.class_names, train, queries, reference=reference)
+    database = _features(listing.database)
+    dtype = np.result_type(train.inputs.dtype, database.inputs.dtype)
+    train_ids, database_ids = (_row_ids(each.inputs, dtype) for each in (train, database))
+    found = Dataset(name, listing.class_names, train, queries, database, reference)
+    return replace(found, train_ids=train_ids, database_ids=database_ids)
+
+
+def _row_ids(inputs: Inputs, dtype: np.dtype[Any]) -> Rows:
+    """A number for each of N rows, equal for rows that are equal in ``dtype``; a few thousand are read at a time."""
+    digests = [
+        hashlib.blake2b(row.tobytes(), digest_size=8).digest()
+        for part in chunks(inputs)
+        for row in part.astype(dtype) + dtype.type(0)  # -0 becomes 0
+    ]
+    return np.frombuffer(b"".join(digests), dtype=np.int64)
 
 
 def _features(part: FeaturePart) -> Samples:

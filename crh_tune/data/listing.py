@@ -8,10 +8,18 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
+from PIL import features
 
 from crh_tune.data.stored import Array
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_AVIF = {".avif"} if "avif" in features.modules and features.check("avif") else set[str]()
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", *_AVIF}
+)
+"""What is read as an image."""
+_RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"}
+OTHER_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".hif", ".jp2", ".jxl", ".psd", ".svg", ".tga", *_RAW} - _AVIF)
+"""What people have for images and is not read."""
 
 
 class DataError(ValueError):
@@ -39,6 +47,7 @@ class Listing:
         reference: C x C similarity of the classes where the files tell it.
         problems: what is wrong with the files, one line each, beginning with the path. A listing with problems can be
             described but not trained on.
+        notes: what should be known of the files and stops nothing, one line each.
     """
 
     layout: str
@@ -49,11 +58,18 @@ class Listing:
     database: Part | None = None
     reference: npt.NDArray[np.float64] | None = field(default=None, compare=False)
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def inside(root: Path, row: str) -> str:
-    """A path of a list as the POSIX path of a file below ``root``. Raises DataError when it leads out of it."""
+    """A path of a list as the POSIX path of a file below ``root``; it may be absolute.
+
+    Raises DataError when it leads out of ``root``.
+    """
     path = PurePosixPath(os.path.normpath(row.replace("\\", "/")))
+    if path.is_absolute():
+        tops = [top for top in (os.path.normpath(root), os.path.realpath(root)) if path.is_relative_to(top)]
+        path = path.relative_to(tops[0]) if tops else path
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise DataError(f"{row!r} leads out of the data folder {root}")
     return str(path)

@@ -22,7 +22,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,9}")
 
 
 class ListsOptions(ImageOptions):
-    """List files, in the data folder or by absolute path; the paths in them are relative to the data folder.
+    """List files, in the data folder or by absolute path; the paths in them lead into it, relative to it or absolute.
 
     ``database`` and ``classes`` (a class name a line) default to ``database.txt`` and ``classes.txt`` if these exist.
     """
@@ -133,6 +133,20 @@ def untrained_classes(where: str | Path, names: Sequence[str], train: Array, oth
     return [problem(where, f"class {names[c]!r} has no training sample: add some, or leave it out") for c in classes]
 
 
+def numbering_gaps(where: str | Path, parts: Sequence[Array], remedy: str) -> list[str]:
+    """A problem where integer labels, the training samples' first, leave out a number from 1 to the highest.
+
+    Every number up to the highest is a class, but no sample would be in those left out.
+    """
+    numbers = [set(np.unique(labels[labels >= 0]).tolist()) for labels in parts]
+    used = {0}.union(*numbers)  # labels that leave out 0 alone count from 1: another problem
+    highest = max(used)
+    if len(used) > highest:
+        return []
+    found = f"training samples have only {len(numbers[0])} of these {highest + 1}"
+    return [problem(where, f"labels are numbered up to {highest}, but {found}: number them without gaps, or {remedy}")]
+
+
 def missing_images(root: Path, lists: Iterable[Sequence[Row]]) -> list[str]:
     """A problem for every image that is listed and not there, with the first row that lists it."""
     first: dict[str, str] = {}
@@ -168,13 +182,19 @@ def _single_labels(
     """The rows whose label is a class, their labels (a list's N int64), and the class names."""
     written = [row for rows in lists for row in rows if _kind(row.label) != "bits"]
     if integers and not (names and {row.label for row in written} <= set(names)):
-        numbers = [int(row.label) for row in written if _kind(row.label) == "integer"]
+        parts = [
+            np.array([int(row.label) for row in rows if _kind(row.label) == "integer"], dtype=np.int64)
+            for rows in lists
+        ]
+        numbers = np.concatenate(parts)
         # A stray label such as a date must not make millions of classes: there are no more classes than rows.
-        count = len(names) if names else max(min(max(numbers) + 1, len(written)), 1)
+        count = len(names) if names else max(min(int(numbers.max()) + 1, len(written)), 1)
         index = {str(c): c for c in range(count)}
         wanted = f"want an integer from 0 to {count - 1}"
-        if names is None and min(numbers) > 0:
-            problems.append(problem(written[0].where, "no row has the label 0: want labels that count from 0"))
+        if names is None:
+            if numbers.min() > 0:
+                problems.append(problem(written[0].where, "no row has the label 0: want labels that count from 0"))
+            problems += numbering_gaps(written[0].where.rpartition(":")[0], parts, "name the classes in classes.txt")
         names = names or tuple(index)
     else:
         integers = False

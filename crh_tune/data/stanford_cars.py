@@ -1,4 +1,4 @@
-"""Stanford Cars in the three layouts in which it is about."""
+"""Stanford Cars in the layouts in which it is about."""
 
 from __future__ import annotations
 
@@ -16,39 +16,57 @@ from crh_tune.data.lists import untrained_classes
 from crh_tune.data.options import ImageOptions
 from crh_tune.data.stored import Array
 
-_TRAIN = "devkit/cars_train_annos.mat"
-_TEST = ("cars_test_annos_withlabels.mat", "devkit/cars_test_annoswithlabels.mat")
-_META = "devkit/cars_meta.mat"
+_TRAIN = ("devkit/cars_train_annos.mat", "cars_train_annos.mat")
+_TEST = (
+    "cars_test_annos_withlabels.mat",
+    "devkit/cars_test_annoswithlabels.mat",
+    "devkit/cars_test_annos_withlabels.mat",
+)
+_META = ("devkit/cars_meta.mat", "cars_meta.mat")
 _ALL = "cars_annos.mat"
 
 
 class StanfordCarsOptions(ImageOptions):
-    """``path`` holds the devkit with cars_train/ and cars_test/, cars_annos.mat with car_ims/, or class folders."""
+    """``path`` holds cars_train/ and cars_test/ with the devkit, cars_annos.mat with car_ims/, or class folders."""
 
 
 def list_stanford_cars(options: StanfordCarsOptions) -> Listing:
-    """List Stanford Cars. Raises DataError where none of the three layouts is there."""
+    """List Stanford Cars. Raises DataError where none of the three layouts is whole."""
     root = data_folder(options)
-    tests = [name for name in _TEST if (root / name).is_file()]
-    if (root / _TRAIN).is_file() and tests:
-        return _list_devkit(root, tests[0])
-    if (root / _ALL).is_file():
+    train, test = _there(root, _TRAIN), _there(root, _TEST)
+    if train is not None and test is not None:
+        return _list_devkit(root, train, test)
+    if (root / _ALL).is_file() and (root / "car_ims").is_dir():
         return _list_all(root)
     folders = list_train_and_test(root)
-    if folders is None:
-        wanted = f"{_TRAIN} with {' or '.join(_TEST)}; {_ALL}; class folders under train/ and test/"
-        raise DataError(problem(root, f"no layout of Stanford Cars is there; looked for: {wanted}"))
-    return folders
+    if folders is not None:
+        return folders
+    missing = ", and ".join(" or ".join(names) for names in (_TRAIN, _TEST) if _there(root, names) is None)
+    if (root / _ALL).is_file():
+        found = f"{_ALL} is of car_ims/, which is not there; for cars_train/ and cars_test/ add {missing}"
+    elif train is not None or test is not None or (root / "cars_train").is_dir():
+        found = f"annotations of cars_train/ and cars_test/ are missing: {missing}"
+    else:
+        wanted = f"{_TRAIN[0]} with {_TEST[0]}; {_ALL} with car_ims/; class folders under train/ and test/"
+        found = f"no layout of Stanford Cars is there; looked for: {wanted}"
+    raise DataError(problem(root, found))
 
 
-def _list_devkit(root: Path, test: str) -> Listing:
+def _there(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of these files that is there."""
+    return next((root / name for name in names if (root / name).is_file()), None)
+
+
+def _list_devkit(root: Path, train: Path, test: Path) -> Listing:
     problems: list[str] = []
-    meta = _read(root / _META, "class_names", problems) if (root / _META).is_file() else None
+    meta_file = _there(root, _META)
+    meta = None if meta_file is None else _read(meta_file, "class_names", problems)
     sides = []
-    for name, folder in ((_TRAIN, "cars_train"), (test, "cars_test")):
-        rows = _read(root / name, "annotations", problems)
-        paths, classes = _fields(root / name, rows, ("fname", "class"), problems)
-        sides.append((root / name, [f"{folder}/{path}" for path in paths], np.array(classes, dtype=np.int64)))
+    for file, folder in ((train, "cars_train"), (test, "cars_test")):
+        rows = _read(file, "annotations", problems)
+        paths, classes = _fields(file, rows, ("fname", "class"), problems)
+        below = f"{folder}/{folder}" if (root / folder / folder).is_dir() else folder  # as Kaggle's archive has it
+        sides.append((file, [f"{below}/{path}" for path in paths], np.array(classes, dtype=np.int64)))
     return _listing("devkit with cars_train/ and cars_test/", root, meta, sides, problems)
 
 

@@ -19,7 +19,7 @@ import pytest
 from numpy.lib.format import open_memmap
 from PIL import Image
 
-from crh_tune.data.cache import ImageCache, cache_root, open_cache
+from crh_tune.data.cache import ImageCache, _open_array, _reserve, cache_root, open_cache
 from crh_tune.data.decode import BadImage
 from crh_tune.data.listing import DataError
 from crh_tune.data.sources import ArrayImages, FileImages
@@ -600,6 +600,18 @@ def test_after_a_full_disk_the_place_is_reserved_again(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", lambda _file, _start, size: reserved.append(size))
     opened(source)
     assert sorted(reserved) == sorted([128 + 5 * 192, 128 + 5 * 192, 128 + 5 * 48])
+
+
+def test_without_posix_fallocate_zeros_reserve_the_place(tmp_path, monkeypatch):
+    """As on macOS."""
+    monkeypatch.delattr(os, "posix_fallocate")
+    images = pixels_of(70)
+    assert is_right(opened(written(tmp_path / "data", images))[0], images)
+    array = _open_array(tmp_path / "a.npy", (3, 1000, 1000), np.uint8)
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= 3_000_000
+    assert np.load(tmp_path / "a.npy").shape == array.shape
+    with Path("/dev/full").open("r+b", buffering=0) as full, pytest.raises(OSError, match="No space left on device"):
+        _reserve(full, 128, 5000)
 
 
 @pytest.mark.parametrize("below", ["", "deeper/still"])

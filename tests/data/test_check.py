@@ -11,7 +11,7 @@ from PIL import Image
 from crh_tune.data.check import Findings, check_data, dataset_in
 from crh_tune.data.listing import DataError
 from tests.data.test_cifar import cifar10, cifar100
-from tests.data.test_folder import touch
+from tests.data.test_folder import SUFFIXES, touch
 
 NO_REFERENCE = ("reference", "the classes' mean inputs, or what dataset.reference says")
 NO_TWINS = ("duplicates", "no query is also among the training images")
@@ -81,6 +81,13 @@ def test_broken_images_are_problems_with_their_paths(tmp_path):
     assert found.problems[1] == f"{root}/train/ant/2.png: not an image"
 
 
+def test_images_of_kinds_that_are_not_read_are_a_note_and_no_problem(tmp_path):
+    root = folders(tmp_path / "d")
+    touch(root, "train/ant/IMG_1.heic")
+    note = ("note", "1 image of kinds that are not read: .heic (train/ant/IMG_1.heic): convert them")
+    assert check_data(root) == Findings([*FOUND_IN_FOLDERS[:5], note, *FOUND_IN_FOLDERS[5:]], [])
+
+
 def test_a_folder_without_a_readable_image_is_described(tmp_path):
     root = touch(tmp_path / "d", "train/ant/1.png", "train/bee/2.png", "test/ant/3.png")
     found = check_data(root)
@@ -98,12 +105,11 @@ def test_every_problem_is_told_with_its_path(tmp_path):
     (root / "train/bee/gone.png").symlink_to(root / "nowhere.png")
     found = check_data(root)
     move = "move them into the folder of their class"
-    suffixes = ".bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp"
     assert found.problems == [
         f"{root}/train: 1 image outside of any class folder, such as loose.png: {move}",
         f"{root}/train/bee/gone.png: is a link to a file that does not exist: restore it, or remove it",
         f"{root}/train/cat: is empty: put the images of the class into it, or remove it",
-        f"{root}/test/dog: holds 1 file but no image; images end in {suffixes}",
+        f"{root}/test/dog: holds 1 file but no image; images end in {SUFFIXES}",
         f"{root}/test/dog: has no counterpart in {root}/train: add training images, or remove it",
         f"{root}/train/bee/9.png: not an image",
     ]
@@ -253,6 +259,8 @@ def test_batches_of_cifar_are_described(tmp_path):
         (["train_features.npy"], "features"),
         (["cars_annos.mat"], "stanford_cars"),
         (["devkit/cars_train_annos.mat"], "stanford_cars"),
+        (["cars_train_annos.mat"], "stanford_cars"),
+        (["cars_train/cars_train/00001.jpg"], "stanford_cars"),
         (["image_class_labels.txt", "train.txt"], "nabirds"),
         (["annotations/instances_val2017.json"], "coco"),
         (["data_batch_1"], "cifar10"),

@@ -130,28 +130,36 @@ def test_the_sampled_protocol_draws_100_and_500_a_class(tmp_path):
     assert not np.array_equal(found.query_rows, other.query_rows)
 
 
-def test_the_sampled_protocol_wants_more_than_600_images_a_class(tmp_path):
-    cifar10(tmp_path, count=300)
-    problems = list_cifar10(CifarOptions(path=tmp_path, protocol="sampled")).problems
+def test_the_sampled_protocol_takes_600_images_a_class_as_cifar100_has(tmp_path):
+    cifar100(tmp_path, [0, 1, 2, 3] * 500, [0, 1, 2, 3] * 100)
+    found = list_cifar100(CifarOptions(path=tmp_path, protocol="sampled"))
+    assert found.problems == ()
+    for rows, count in ((found.train_rows, 500), (found.query_rows, 100), (found.database_rows, 500)):
+        assert np.bincount(found.labels[rows]).tolist() == [count] * 4
+    assert np.array_equal(found.train_rows, found.database_rows)
+
+
+def test_the_sampled_protocol_wants_at_least_600_images_a_class(tmp_path):
+    cifar100(tmp_path, [0, 1, 2, 3] * 499, [0, 1, 2, 3] * 100)
+    problems = list_cifar100(CifarOptions(path=tmp_path, protocol="sampled")).problems
     assert problems == tuple(
-        f"{tmp_path}: class '{name}' has 600 images: the sampled protocol wants more than 600"
-        for name in ("airplane", "bird", "cat")
+        f"{tmp_path}: class '{name}' has 599 images: the sampled protocol wants at least 600" for name in FINE
     )
 
 
 def test_class_folders_are_listed_in_either_protocol(tmp_path):
     touch(tmp_path, *(f"train/{name}/{i:03d}.png" for name in "ab" for i in range(500)))
-    touch(tmp_path, *(f"test/{name}/{i:03d}.png" for name in "ab" for i in range(101)))
+    touch(tmp_path, *(f"test/{name}/{i:03d}.png" for name in "ab" for i in range(100)))
     full = list_cifar10(CifarOptions(path=tmp_path))
     assert (full.layout, full.database) == ("class folders under train/ and test/", None)
-    assert (len(full.train), len(full.queries)) == (1000, 202)
+    assert (len(full.train), len(full.queries)) == (1000, 200)
     sampled = list_cifar100(CifarOptions(path=tmp_path, protocol="sampled"))
     assert sampled.problems == ()
     assert sampled.layout == "class folders under train/ and test/, sampled protocol"
-    for part, count in ((sampled.train, 500), (sampled.queries, 100), (sampled.database, 501)):
+    for part, count in ((sampled.train, 500), (sampled.queries, 100), (sampled.database, 500)):
         assert np.bincount(part.labels).tolist() == [count, count]
         assert [path.split("/")[1] for path in part.paths] == ["ab"[label] for label in part.labels]
-    assert set(sampled.train.paths) < set(sampled.database.paths)
+    assert set(sampled.train.paths) == set(sampled.database.paths)
     assert not set(sampled.queries.paths) & set(sampled.database.paths)
 
 

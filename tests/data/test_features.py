@@ -171,7 +171,9 @@ def test_the_first_row_that_is_not_finite_is_named(tmp_path, monkeypatch, bad):
              "test_labels: class '3' has no training sample: add some, or leave it out"],
         ),
         ({"train_labels": np.array([0, 1, -1, 10**9, 0, 1])},
-         ["train_labels: row 2 has the label '-1': want an integer from 0 to 8",
+         ["train_labels: labels are numbered up to 1000000000, but training samples have only 3 of these 1000000001: "
+          "number them without gaps, or give class_names",
+          "train_labels: row 2 has the label '-1': want an integer from 0 to 8",
           "train_labels: row 3 has the label '1000000000': want an integer from 0 to 8"]),
         ({"train_labels": np.array([0, 0.5] * 3)},
          ["train_labels: is an array of shape (6,) and dtype float64: want N integers, like the other labels"]),
@@ -208,7 +210,9 @@ def test_problems_of_several_arrays_are_all_named(tmp_path):
     features[0, 0] = np.nan
     changes = {"train_features": features, "test_features": np.ones((2, 4)), "test_labels": np.array([0, 7, 8])}
     path = saved(tmp_path, "npy", arrays(**changes))
+    gaps = "labels are numbered up to 8, but training samples have only 2 of these 9"
     assert problems_of(path) == (
+        f"{path}/train_labels.npy: {gaps}: number them without gaps, or give class_names",
         f"{path}/train_features.npy: row 0 holds NaN or infinity: want finite values",
         f"{path}/test_features.npy: has 2 rows for 3 labels: want one label a row",
         f"{path}/test_labels.npy: class '7' has no training sample: add some, or leave it out",
@@ -242,6 +246,26 @@ def test_arrays_that_are_missing_are_asked_for(tmp_path, kind, given, message):
     with pytest.raises(DataError) as caught:
         list_features(FeaturesOptions(path=path))
     assert str(caught.value) == f"{path}: {message}"
+
+
+def test_numbers_with_gaps_make_no_empty_classes(tmp_path):
+    ids = np.sort(np.random.default_rng(0).permutation(9000)[:199])
+    labels = np.repeat([0, *ids[ids > 0], 9000], 50)
+    classes = len(np.unique(labels))
+    given = {"features": np.ones((len(labels), 2)), "labels": labels}
+    path = saved(tmp_path, "npy", given)
+    assert problems_of(path) == (
+        f"{path}/labels.npy: labels are numbered up to 9000, but training samples have only {classes} of these 9001: "
+        "number them without gaps, or give class_names",
+    )
+    np.save(path / "class_names.npy", np.array([f"class {c}" for c in range(9001)]))
+    assert problems_of(path) == ()
+
+
+def test_a_number_that_only_queries_have_is_no_gap(tmp_path):
+    path = saved(tmp_path, "npz", arrays(train_labels=np.array([0, 2] * 3)))
+    untrained = "class '1' has no training sample: add some, or leave it out"
+    assert problems_of(path) == (f"{path}: test_labels: {untrained}",)
 
 
 class Trap:

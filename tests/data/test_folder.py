@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from crh_tune.data.files import missing_files, stratified_draw
 from crh_tune.data.folder import FolderOptions, list_folder
-from crh_tune.data.listing import DataError
+from crh_tune.data.listing import IMAGE_SUFFIXES, DataError
 
-SUFFIXES = ".bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp"
+SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
+NO_CLASSES = "neither train/ with one of test/, testing/, val/, valid/, validation/ nor one folder a class is there"
 
 
 def touch(root: Path, *paths: str) -> Path:
@@ -43,14 +44,47 @@ def test_train_and_test_are_listed_by_class_and_then_by_name(tmp_path):
     assert (found.database, found.reference, found.problems) == (None, None, ())
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation"])
-def test_other_names_stand_in_for_test(tmp_path, name):
-    touch(tmp_path, "train/a/1.jpg", "train/b/2.jpg", f"{name}/a/3.jpg")
+@pytest.mark.parametrize("train", ["train", "Train", "training", "TRAINING"])
+@pytest.mark.parametrize("test", ["val", "valid", "validation", "Test", "testing", "Val"])
+def test_other_names_stand_in_for_train_and_test(tmp_path, train, test):
+    touch(tmp_path, f"{train}/a/1.jpg", f"{train}/b/2.jpg", f"{test}/a/3.jpg")
     found = listed(tmp_path)
-    assert found.layout == f"class folders under train/ and {name}/"
-    assert found.queries.paths == (f"{name}/a/3.jpg",)
-    touch(tmp_path, "test/b/4.jpg")
-    assert listed(tmp_path).queries.paths == ("test/b/4.jpg",)
+    assert found.layout == f"class folders under {train}/ and {test}/"
+    assert (found.class_names, found.problems) == (("a", "b"), ())
+    assert found.train.paths == (f"{train}/a/1.jpg", f"{train}/b/2.jpg")
+    assert found.queries.paths == (f"{test}/a/3.jpg",)
+
+
+def test_what_stands_in_and_is_left_out_is_told(tmp_path):
+    touch(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg", "Validation/a/4.jpg", "test/b/5.jpg")
+    found = listed(tmp_path)
+    assert found.layout == "class folders under train/ and test/ (val/, Validation/ left out)"
+    assert found.queries.paths == ("test/b/5.jpg",)
+
+
+def test_a_test_folder_without_classes_gives_way_to_one_with(tmp_path):
+    """As in ImageNet, whose test images have no labels."""
+    touch(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "test/3.jpg")
+    assert listed(tmp_path).problems[0].startswith(f"{tmp_path}/test: 1 image outside of any class folder")
+    touch(tmp_path, "val/a/4.jpg")
+    found = listed(tmp_path)
+    assert found.layout == "class folders under train/ and val/ (test/ left out)"
+    assert (found.queries.paths, found.problems) == (("val/a/4.jpg",), ())
+
+
+def test_images_of_kinds_that_are_not_read_are_noted(tmp_path):
+    touch(tmp_path, "train/a/1.jfif", "train/b/2.jpg", "test/a/3.JFIF")
+    found = listed(tmp_path)
+    assert (len(found.train), len(found.queries), found.notes) == (2, 1, ())
+    touch(tmp_path, "train/a/IMG_1.heic", "train/b/x/2.NEF", "train/a/notes.txt")
+    one_kind = "1 image of kinds that are not read: .heic (a/IMG_1.heic): convert them"
+    touch(tmp_path / "drawn", "a/1.jpg", "a/2.jpg", "b/1.jpg", "a/IMG_1.heic")
+    assert listed(tmp_path / "drawn").notes == (one_kind,)
+    touch(tmp_path, "test/a/IMG_0.HEIC")
+    found = listed(tmp_path)
+    assert found.problems == ()
+    shown = ".heic (test/a/IMG_0.HEIC), .nef (train/b/x/2.NEF)"
+    assert found.notes == (f"3 images of kinds that are not read: {shown}: convert them",)
 
 
 def test_names_with_spaces_quotes_and_emoji_stay_as_they_are(tmp_path):
@@ -157,13 +191,18 @@ def test_a_class_may_be_called_train(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], "neither train/ with one of test/, val/, valid/, validation/ nor one folder a class is there"),
-        (["1.jpg"], "neither train/ with one of test/, val/, valid/, validation/ nor one folder a class is there"),
+        ([], NO_CLASSES),
+        (["1.jpg"], NO_CLASSES),
         (["a/notes.txt", "b/notes.txt"], f"no images in the folders below; images end in {SUFFIXES}"),
         (
             ["train/a/1.jpg", "train/b/1.jpg"],
-            "neither train/ with one of test/, val/, valid/, validation/ nor one folder a class is there"
-            " (train/ is; to draw test queries from it, set path to {root}/train)",
+            f"{NO_CLASSES} (train/ is; to draw test queries from it, set path to {{root}}/train)",
+        ),
+        (["val/a/1.jpg", "Test/b/1.jpg"], f"{NO_CLASSES} (only Test/, val/ there)"),
+        (["TRAIN/1.jpg", "notes.txt"], f"{NO_CLASSES} (only TRAIN/ there)"),
+        (
+            ["Training/a/1.jpg", "docs/1.jpg"],
+            f"{NO_CLASSES} (Training/ is; to draw test queries from it, set path to {{root}}/Training)",
         ),
     ],
 )

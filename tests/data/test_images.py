@@ -190,6 +190,22 @@ def test_a_database_without_a_readable_image_is_refused(tmp_path):
     assert "database" in refused("lists", root, on_bad_image="skip")
 
 
+def test_a_search_is_told_of_trained_queries_and_of_images_that_are_not_read(tmp_path):
+    root = folders(tmp_path / "d")
+    said: list[str] = []
+    open_dataset("folder", {"path": root, "size": 8}, said.append)
+    assert [line for line in said if not line.startswith("decoding ")] == []
+    shutil.copy(root / "train/ant/003.png", root / "test/ant/102.png")
+    (root / "train/ant/IMG_1.heic").write_bytes(b"x")
+    for name in ("train/bee/001.png", "test/bee/100.png"):
+        (root / name).write_bytes(b"no image")
+    open_dataset("folder", {"path": root, "size": 8, "on_bad_image": "skip"}, said.append)
+    assert [line for line in said if not line.startswith("decoding ")] == [
+        "1 image of kinds that are not read: .heic (train/ant/IMG_1.heic): convert them",
+        "1 queries are also among the training images: test/ant/102.png = train/ant/003.png",
+    ]
+
+
 def test_problems_of_a_listing_point_to_the_check(tmp_path):
     root = folders(tmp_path / "d")
     (root / "test" / "dog").mkdir()
@@ -253,6 +269,34 @@ def test_a_training_image_that_the_database_lists_twice_is_taken_out_twice(tmp_p
     split = search_split(found, 0.3, 0)
     assert split.database is not None
     assert not set(numbers(split.queries)) & set(numbers(split.database))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, ">f4"])
+def test_no_validation_query_of_features_is_in_the_database(tmp_path, dtype):
+    train = np.arange(-30, 60, dtype=np.float32).reshape(30, 3)
+    train[7, 0] = -0.0
+    database = np.concatenate([train[::-1], train[:5] + 500]).astype(dtype)
+    database[22, 0] = 0.0
+    labels = {"train_labels": np.arange(30) % 3, "database_labels": np.arange(35) % 3}
+    queries = {"test_features": np.ones((6, 3))}
+    found = opened(
+        "features", features(tmp_path, train_features=train, database_features=database, **queries, **labels)
+    )
+    for seed in range(5):
+        split = search_split(found, 0.3, seed)
+        assert split.database is not None
+        held = split.queries.inputs[:].tolist()
+        assert len(held) == 9
+        assert split.database.inputs[:].tolist() == [row for row in database.tolist() if row not in held]
+    assert final_split(found).database is found.database
+
+
+def test_ids_of_features_are_taken_a_chunk_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("crh_tune.data.stored._CHUNK", 4)
+    found = opened("features", features(tmp_path))
+    assert found.train_ids is not None
+    assert found.database_ids is not None
+    assert len(np.unique(np.concatenate([found.train_ids, found.database_ids]))) == 39
 
 
 @pytest.mark.parametrize("name", ["folder", "lists", "features"])

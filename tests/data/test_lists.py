@@ -147,7 +147,21 @@ def test_wrong_labels_are_named(tmp_path):
 def test_a_stray_number_makes_no_million_classes(tmp_path):
     found = listed(tmp_path, rows("0", "1", "20240131"), rows("1", start=3))
     assert found.class_names == ("0", "1", "2", "3")
-    assert found.problems == (f"{tmp_path}/train.txt:3: label '20240131': want an integer from 0 to 3",)
+    gaps = "labels are numbered up to 20240131, but training samples have only 3 of these 20240132"
+    assert found.problems == (
+        f"{tmp_path}/train.txt: {gaps}: number them without gaps, or name the classes in classes.txt",
+        f"{tmp_path}/train.txt:3: label '20240131': want an integer from 0 to 3",
+    )
+
+
+def test_numbers_with_gaps_are_a_problem_unless_classes_are_named(tmp_path):
+    train, test = rows("0", "1", "4", "0"), rows("1", "4", start=4)
+    gaps = "labels are numbered up to 4, but training samples have only 3 of these 5"
+    assert listed(tmp_path, train, test).problems == (
+        f"{tmp_path}/train.txt: {gaps}: number them without gaps, or name the classes in classes.txt",
+    )
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    assert listed(tmp_path, train, test).problems == ()
 
 
 def test_labels_from_1_and_classes_without_training_images_are_problems(tmp_path):
@@ -172,6 +186,23 @@ def test_rows_that_are_none_and_paths_that_lead_out_are_named(tmp_path):
         f"{where}:7: 'img/../../outside.jpg' leads out of the data folder {tmp_path}",
     )
     assert found.train.paths == tuple(IMAGES[:2])
+
+
+def test_absolute_paths_may_lie_in_the_data_folder(tmp_path):
+    data, link = tmp_path / "data", tmp_path / "link"
+    data.mkdir()
+    link.symlink_to(data)
+    train = f"{data}/img/a.jpg 0\n{data}/x/../img/b.jpg 1\n"
+    for root in (data, link):
+        found = listed(root, train, f"{link}/img/c.jpg 0\n" if root == link else rows("0", start=2))
+        assert found.problems == ()
+        assert (found.train.paths, found.queries.paths) == (tuple(IMAGES[:2]), (IMAGES[2],))
+    beside = [f"{data}-2/img/a.jpg", f"{data}/../img/a.jpg"]
+    found = listed(data, train + "".join(f"{path} 1\n" for path in beside), f"{data}/img/a.jpg 0\n")
+    assert found.problems == (
+        *(f"{data}/train.txt:{row}: {beside[row - 3]!r} leads out of the data folder {data}" for row in (3, 4)),
+        f"{data}/test.txt:1: img/a.jpg is a training image ({data}/train.txt:1): want other queries",
+    )
 
 
 def test_images_that_are_not_there_are_named_once(tmp_path):

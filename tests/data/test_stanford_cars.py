@@ -41,8 +41,14 @@ def labelled(rows: list[tuple[str, int]]) -> np.ndarray:
     return annotations([{"class": np.array([[c]], np.uint8), "fname": name} for name, c in rows])
 
 
-def devkit(root: Path, train: list, test: list, test_file: str = "cars_test_annos_withlabels.mat") -> Path:
-    save(root / "devkit/cars_train_annos.mat", annotations=labelled(train))
+def devkit(
+    root: Path,
+    train: list,
+    test: list,
+    test_file: str = "cars_test_annos_withlabels.mat",
+    train_file: str = "devkit/cars_train_annos.mat",
+) -> Path:
+    save(root / train_file, annotations=labelled(train))
     save(root / test_file, annotations=labelled(test))
     save(root / "devkit/cars_meta.mat", class_names=names_of())
     return touch(root, *(f"cars_train/{name}" for name, _ in train), *(f"cars_test/{name}" for name, _ in test))
@@ -65,9 +71,17 @@ TRAIN = [("00001.jpg", 3), ("00002.jpg", 1), ("00003.jpg", 2)]
 TEST = [("00001.jpg", 1), ("00002.jpg", 3)]
 
 
-@pytest.mark.parametrize("test_file", ["cars_test_annos_withlabels.mat", "devkit/cars_test_annoswithlabels.mat"])
-def test_the_devkit_is_listed_in_its_order_with_labels_from_0(tmp_path, test_file):
-    found = listed(devkit(tmp_path, TRAIN, TEST, test_file))
+TEST_FILES = [
+    "cars_test_annos_withlabels.mat",
+    "devkit/cars_test_annoswithlabels.mat",
+    "devkit/cars_test_annos_withlabels.mat",
+]
+
+
+@pytest.mark.parametrize("train_file", ["devkit/cars_train_annos.mat", "cars_train_annos.mat"])
+@pytest.mark.parametrize("test_file", TEST_FILES)
+def test_the_devkit_is_listed_in_its_order_with_labels_from_0(tmp_path, test_file, train_file):
+    found = listed(devkit(tmp_path, TRAIN, TEST, test_file, train_file))
     assert found.problems == ()
     assert found.layout == "devkit with cars_train/ and cars_test/"
     assert found.class_names == tuple(NAMES)
@@ -77,6 +91,28 @@ def test_the_devkit_is_listed_in_its_order_with_labels_from_0(tmp_path, test_fil
     assert found.queries.paths == ("cars_test/00001.jpg", "cars_test/00002.jpg")
     assert found.queries.labels.tolist() == [0, 2]
     assert found.database is None
+
+
+def test_the_nested_folders_of_kaggles_archive_are_found(tmp_path):
+    """It has cars_annos.mat too, but not the images of this layout."""
+    save(tmp_path / "cars_annos.mat", annotations=labelled(TRAIN), class_names=names_of())
+    for side in ("cars_train", "cars_test"):
+        touch(tmp_path, *(f"{side}/{side}/{number:05}.jpg" for number in range(1, 4)))
+    devkit_files = "devkit/cars_train_annos.mat or cars_train_annos.mat"
+    with pytest.raises(DataError) as caught:
+        listed(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: cars_annos.mat is of car_ims/, which is not there; for cars_train/ and cars_test/ add "
+        f"{devkit_files}, and {' or '.join(TEST_FILES)}"
+    )
+    save(tmp_path / "cars_train_annos.mat", annotations=labelled(TRAIN))
+    save(tmp_path / "cars_test_annos_withlabels.mat", annotations=labelled(TEST))
+    save(tmp_path / "cars_meta.mat", class_names=names_of())
+    found = listed(tmp_path)
+    assert found.problems == ()
+    assert found.class_names == tuple(NAMES)
+    assert found.train.paths == tuple(f"cars_train/cars_train/{name}" for name, _ in TRAIN)
+    assert found.queries.paths == tuple(f"cars_test/cars_test/{name}" for name, _ in TEST)
 
 
 def test_one_annotation_alone_is_an_array_too(tmp_path):
@@ -167,13 +203,23 @@ def test_annotations_without_labels_are_named(tmp_path):
     assert listed(tmp_path).problems == (f"{file}: has no variable annotations: restore the original file",)
 
 
+@pytest.mark.parametrize("left", [["devkit/cars_train_annos.mat"], []])
+def test_annotations_that_are_missing_are_named(tmp_path, left):
+    devkit(tmp_path, TRAIN, TEST, "devkit/cars_test_annos.mat")  # those without labels
+    for name in {"devkit/cars_train_annos.mat", "devkit/cars_meta.mat"} - set(left):
+        (tmp_path / name).unlink()
+    with pytest.raises(DataError) as caught:
+        listed(tmp_path)
+    train = "" if left else "devkit/cars_train_annos.mat or cars_train_annos.mat, and "
+    assert str(caught.value) == (
+        f"{tmp_path}: annotations of cars_train/ and cars_test/ are missing: {train}{' or '.join(TEST_FILES)}"
+    )
+
+
 def test_a_folder_without_any_layout_is_refused(tmp_path):
-    save(tmp_path / "devkit/cars_train_annos.mat", annotations=labelled(TRAIN))
-    save(tmp_path / "devkit/cars_test_annos.mat", annotations=labelled(TEST))
     with pytest.raises(DataError) as caught:
         listed(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}: no layout of Stanford Cars is there; looked for: devkit/cars_train_annos.mat with "
-        "cars_test_annos_withlabels.mat or devkit/cars_test_annoswithlabels.mat; cars_annos.mat; "
-        "class folders under train/ and test/"
+        "cars_test_annos_withlabels.mat; cars_annos.mat with car_ims/; class folders under train/ and test/"
     )

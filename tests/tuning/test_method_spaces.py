@@ -51,7 +51,7 @@ def test_a_combination_that_cannot_be_is_refused_before_anything_starts():
     with pytest.raises(SettingsError, match="reassignment greedy needs centres"):
         space(centers={"choice": ["codebook", "none"]}).check_feasible(100)
     parts = {"method": {"choice": ["crh", "hashnet"]}, "reassignment": {"choice": ["greedy", "hungarian"]}}
-    with pytest.raises(SettingsError, match="method hashnet with reassignment greedy: .*needs centres"):
+    with pytest.raises(SettingsError, match=r"method hashnet with reassignment greedy: .*needs centres"):
         space(**parts).check_feasible(100)
 
 

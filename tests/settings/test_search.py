@@ -280,6 +280,27 @@ def test_another_dataset_takes_the_place_of_the_files_own(tmp_path):
         read_search(path, "cars")
 
 
+@pytest.mark.parametrize(
+    ("own", "other", "kept"),
+    [
+        ({"name": "folder", "size": 32, "on_bad_image": "skip"}, "lists", {"size": 32, "on_bad_image": "skip"}),
+        ({"name": "folder", "size": 32, "test_fraction": 0.1}, "cifar10", {"size": 32}),
+        ({"name": "cifar100", "size": 32, "protocol": "sampled", "seed": 3}, "folder", {"size": 32, "seed": 3}),
+        ({"name": "folder", "path": "/here", "reference": "/here.csv", "size": 64}, "stanford_cars", {"size": 64}),
+        ({"name": "lists", "train": "some.txt", "size": 64}, "coco", {"size": 64}),  # there, train is a number
+        ({"name": "folder", "size": 32}, "features", {}),
+        ({"name": "lists", "path": "/here", "train": "some.txt"}, "lists", {"path": "/here", "train": "some.txt"}),
+        ({"name": "cars", "size": 32}, "folder", {}),
+        ("cars", "folder", {}),
+        ({"name": ["folder"], "size": 32}, "lists", {}),
+    ],
+)
+def test_another_dataset_keeps_the_options_that_both_have(tmp_path, own, other, kept):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({**BASE, "dataset": own}))
+    assert read_search(path, other).dataset.options == kept
+
+
 def test_the_shipped_search_spaces_are_valid():
     files = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
     assert files

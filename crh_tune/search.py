@@ -84,7 +84,7 @@ def _search(settings: SearchSettings, prepared: Prepared, storage: Path, resume:
             result = run_search(settings, prepared, storage, _say, stop, resume)
             name, target = result.search_id, result.folder / "export"
             export_search(result.folder, target)
-            print("\n".join(_last_lines(result, target)), flush=True)
+            print("\n".join(_last_lines(settings, result, target)), flush=True)
         except Interrupted as interrupted:
             name = str(interrupted) or name
             if not name:  # before there was a search
@@ -187,13 +187,14 @@ def _prepared(settings: SearchSettings, path: Path) -> Prepared:
         raise SettingsError(f"{path}: {error}") from None
 
 
-def _last_lines(result: SearchResult, target: Path) -> list[str]:
+def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> list[str]:
     best, paper = result.best, result.paper
+    metric = "validation mAP" if settings.objective.metric == "val/map" else settings.objective.metric
     seeds = f"mean of {len(best.values)} fresh seeds"
     lines = [
         "",
-        f"best settings    {describe(best.settings)}  ({best.trial})",
-        f"validation mAP   {best.mean:.4f} ± {best.std:.4f}, the paper's setting "
+        f"best settings    {describe(best.settings, settings.search)}  ({best.trial})",
+        f"{metric:<17}{best.mean:.4f} ± {best.std:.4f}, the paper's setting "
         f"{paper.mean:.4f} ± {paper.std:.4f} ({seeds})",
         f"test mAP         {result.best_test.metrics['test/map']:.4f}, the paper's setting "
         f"{result.paper_test.metrics['test/map']:.4f}",

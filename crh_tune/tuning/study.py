@@ -193,7 +193,7 @@ def _search(
     searcher = OptunaSearcher(study, settings, classes, multi_label, trials)
     clock = Clock(place.folder / CLOCK_FILE, settings.budget.hours * 3600) if settings.budget.hours else None
     before = [outcome for outcome in read_outcomes(place.folder).values() if outcome.start != "fixed"]
-    progress = Progress(say, trials, settings.objective.metric, settings.objective.mode, before)
+    progress = Progress(say, trials, settings.objective.metric, settings.objective.mode, before, settings.search)
     outcomes = run_trials(
         place, settings.scaling, settings.budget, progress, searcher=searcher, scheduler=asha(settings, study),
         clock=clock,
@@ -266,7 +266,8 @@ def _confirm(
         for outcome in chosen
         for seed in seeds
     ]
-    progress = Progress(say, len(runs), settings.objective.metric, settings.objective.mode, _before(place, runs))
+    before = _before(place, runs)
+    progress = Progress(say, len(runs), settings.objective.metric, settings.objective.mode, before, settings.search)
     done = run_trials(place, settings.scaling, settings.budget, progress, fixed=runs)
     candidates = []
     for outcome in chosen:
@@ -286,7 +287,7 @@ def _test(
     runs = [_fixed("final-best", best.settings, settings.seed, "final")]
     if paper is not best:
         runs.append(_fixed("final-paper", paper.settings, settings.seed, "final"))
-    progress = Progress(say, len(runs), "test/map", "max", _before(place, runs))
+    progress = Progress(say, len(runs), "test/map", "max", _before(place, runs), settings.search)
     done = run_trials(place, settings.scaling, settings.budget, progress, fixed=runs)
     for run in runs:
         if done[run["name"]].status != COMPLETE:

@@ -175,6 +175,10 @@ def _prepare(path: Path, arguments: argparse.Namespace) -> tuple[SearchSettings,
     if arguments.trials is not None:
         if arguments.trials < 1:
             raise SettingsError(f"--trials: expected at least 1, got {arguments.trials}")
+        if settings.is_grid:
+            raise SettingsError(
+                f"--trials: {path}: search: a grid tries all its {settings.trials} cells: leave --trials out"
+            )
         budget = settings.budget.model_copy(update={"trials": arguments.trials})
         settings = settings.model_copy(update={"budget": budget})
     return settings, _prepared(settings, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -242,6 +243,11 @@ class SearchSettings(Settings):
         names = list(self.search)
         product = itertools.product(*(self.search[name].values for name in names))
         return [dict(zip(names, values, strict=True)) for values in product]
+
+    @property
+    def trials(self) -> int:
+        """How many trials the search has: every cell of a grid, or the budget's."""
+        return math.prod(len(each.values) for each in self.search.values()) if self.is_grid else self.budget.trials
 
     def trial_settings(self, values: Mapping[str, Any], seed: int) -> TrialSettings:
         """The trial with these searched values in place of the fixed ones. Raises SettingsError."""

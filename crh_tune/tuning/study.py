@@ -147,7 +147,7 @@ def run_search(
             f"search {place.search_id}: {settings.method} on {settings.dataset.name} "
             f"({first.classes} classes, {len(first.train)} training samples, {len(first.queries)} validation queries), "
             f"batches of {settings.trial.batch_size} ({settings.trial.batch_size_of}), "
-            f"{settings.budget.trials} trials, {at_once} at a time"
+            f"{settings.trials} trials, {at_once} at a time"
         )
         try:
             return _run(settings, prepared, place, tracking.shown(uri), say)
@@ -189,11 +189,12 @@ def _search(
 ) -> SearchResult:
     study = _open_study(settings, place)
     enqueue(study, settings, classes, multi_label)
-    trials = len(settings.cells()) if settings.is_grid else settings.budget.trials
-    searcher = OptunaSearcher(study, settings, classes, multi_label, trials)
+    searcher = OptunaSearcher(study, settings, classes, multi_label, settings.trials)
     clock = Clock(place.folder / CLOCK_FILE, settings.budget.hours * 3600) if settings.budget.hours else None
     before = [outcome for outcome in read_outcomes(place.folder).values() if outcome.start != "fixed"]
-    progress = Progress(say, trials, settings.objective.metric, settings.objective.mode, before, settings.search)
+    progress = Progress(
+        say, settings.trials, settings.objective.metric, settings.objective.mode, before, settings.search
+    )
     outcomes = run_trials(
         place, settings.scaling, settings.budget, progress, searcher=searcher, scheduler=asha(settings, study),
         clock=clock,
@@ -207,7 +208,7 @@ def _search(
     best = max(candidates, key=lambda candidate: sign * candidate.mean)
     confirmed_paper = candidates[-1]
     best_test, paper_test = _test(settings, place, best, confirmed_paper, say)
-    ended = how_it_ended(settings, list(outcomes.values()), trials)
+    ended = how_it_ended(settings, list(outcomes.values()), settings.trials)
     result = SearchResult(place.search_id, place.folder, uri, best, confirmed_paper, best_test, paper_test, ended)
     write_json(place.folder / SUMMARY_FILE, {name: _plain(value) for name, value in vars(result).items()})
     place.tracker.artifact(place.search_id, place.folder / SUMMARY_FILE)

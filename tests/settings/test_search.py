@@ -315,6 +315,7 @@ def test_a_grid_is_every_combination_the_last_name_fastest():
         (("method", method), ("bits", bits)) for method in ("crh", "crh_u") for bits in (16, 32, 64)
     ]
     assert not space().is_grid
+    assert (grid.trials, space(budget={"trials": 7}).trials) == (6, 7)
 
 
 def test_searched_values_take_the_place_of_fixed_ones():

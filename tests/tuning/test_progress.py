@@ -8,6 +8,7 @@ import pytest
 
 from crh_tune.search import _last_lines
 from crh_tune.settings.search import SearchSettings
+from crh_tune.tuning import study
 from crh_tune.tuning.progress import Progress, describe
 from crh_tune.tuning.record import Outcome
 from crh_tune.tuning.study import Candidate, SearchResult
@@ -53,3 +54,14 @@ def test_the_last_lines_name_what_was_searched_and_what_it_was_judged_by(metric,
     lines = _last_lines(space(objective={"metric": metric}), result, tmp_path / "export")
     assert " method=mds learning_rate=0.002 centers=mds  (trial-0001)" in lines[1]
     assert lines[2].startswith(f"{label:<17}0.4000 ± ")
+
+
+def test_the_first_line_counts_the_cells_of_a_grid(monkeypatch, tmp_path: Path):
+    said: list[str] = []
+    monkeypatch.setattr(study, "concurrency", lambda scaling, budget: 2)
+    monkeypatch.setattr(study, "_run", lambda *arguments: None)
+    monkeypatch.setattr(study.tracking, "connect", lambda *arguments: None)
+    monkeypatch.setattr(study.tracking, "Tracker", lambda *arguments: None)
+    grid = space(search={"margin": {"grid": [0.1, 0.2]}, "update_interval": {"grid": [1, 5, 10]}})
+    study.run_search(grid, study.prepare(grid, said.append), tmp_path, said.append)
+    assert said[0].endswith(", 6 trials, 2 at a time")

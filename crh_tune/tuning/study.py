@@ -105,7 +105,7 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
     if dataset.skipped:
         more = "; ..." if len(dataset.skipped) > 3 else ""
         say(f"skipped {len(dataset.skipped)} unreadable images: {'; '.join(dataset.skipped[:3])}{more}")
-    first = search_split(dataset, settings.validation.fraction, settings.validation.seed)
+    first = search_split(dataset, **settings.validation.model_dump())
     settings.check_feasible(first.classes)
     for _, values in start_points(settings, first.classes, first.multi_label):
         settings.trial_settings(values, settings.seed).resolve(first.classes, first.multi_label)

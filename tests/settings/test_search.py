@@ -118,6 +118,7 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible"
         ("scheduler: {hyperband: {}}", "scheduler.hyperband: ", ["unknown key"]),
         ("scheduler: {asha: {reduction: 1}}", "scheduler.asha.reduction: ", ["greater than 1", "got 1"]),
         ("validation: {fraction: 0}", "validation.fraction: ", ["greater than 0", "got 0"]),
+        ("validation: {queries: 0}", "validation.queries: ", ["greater than or equal to 1", "got 0"]),
         ("trial: {bits: 16, head_dim: 3}", "trial: ", ["head_dim d = 3", "K = 16"]),
         ("trial: {quantization_weight: -1}", "trial.quantization_weight: ", ["got -1"]),
         ("seed: -1", "seed: ", ["got -1"]),
@@ -227,7 +228,7 @@ def test_defaults_are_the_documented_ones():
     made = space()
     assert (made.method, made.seed, made.start_from) == ("crh", 0, ("paper",))
     assert (made.objective.metric, made.objective.mode) == ("val/map", "max")
-    assert made.validation.fraction == 0.2
+    assert (made.validation.fraction, made.validation.queries) == (0.2, 10_000)
     assert made.scheduler.asha is not None
     assert (made.scheduler.asha.grace_epochs, made.scheduler.asha.reduction) == (5, 3)
     assert (made.confirm.top, made.confirm.seeds) == (3, 3)

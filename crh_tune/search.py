@@ -85,7 +85,7 @@ def _search(settings: SearchSettings, prepared: Prepared, storage: Path, resume:
             name, target = result.search_id, result.folder / "export"
             _say("encoding the database for the index")
             export_search(result.folder, target)
-            print("\n".join(_last_lines(result, target)), flush=True)
+            print("\n".join(_last_lines(settings, result, target)), flush=True)
         except Interrupted as interrupted:
             name = str(interrupted) or name
             if not name:  # before there was a search
@@ -176,6 +176,10 @@ def _prepare(path: Path, arguments: argparse.Namespace) -> tuple[SearchSettings,
     if arguments.trials is not None:
         if arguments.trials < 1:
             raise SettingsError(f"--trials: expected at least 1, got {arguments.trials}")
+        if settings.is_grid:
+            raise SettingsError(
+                f"--trials: {path}: search: a grid tries all its {settings.trials} cells: leave --trials out"
+            )
         budget = settings.budget.model_copy(update={"trials": arguments.trials})
         settings = settings.model_copy(update={"budget": budget})
     return settings, _prepared(settings, path)
@@ -188,13 +192,14 @@ def _prepared(settings: SearchSettings, path: Path) -> Prepared:
         raise SettingsError(f"{path}: {error}") from None
 
 
-def _last_lines(result: SearchResult, target: Path) -> list[str]:
+def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> list[str]:
     best, paper = result.best, result.paper
+    metric = "validation mAP" if settings.objective.metric == "val/map" else settings.objective.metric
     seeds = f"mean of {len(best.values)} fresh seeds"
     lines = [
         "",
-        f"best settings    {describe(best.settings)}  ({best.trial})",
-        f"validation mAP   {best.mean:.4f} ± {best.std:.4f}, the paper's setting "
+        f"best settings    {describe(best.settings, settings.search)}  ({best.trial})",
+        f"{metric:<17}{best.mean:.4f} ± {best.std:.4f}, the paper's setting "
         f"{paper.mean:.4f} ± {paper.std:.4f} ({seeds})",
         f"test mAP         {result.best_test.metrics['test/map']:.4f}, the paper's setting "
         f"{result.paper_test.metrics['test/map']:.4f}",

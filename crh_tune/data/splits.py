@@ -102,23 +102,27 @@ class Split:
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
-def search_split(dataset: Dataset, fraction: float, seed: int) -> Split:
+def search_split(dataset: Dataset, fraction: float, seed: int, queries: int | None = None) -> Split:
     """Hold ``fraction`` of the training samples out as validation queries; groups stay whole.
 
-    What is held out is taken out of the database too. Without groups the hold-out is stratified by class where the
-    labels are single and every class has two samples.
+    ``queries`` is the most that are held out, as near as groups come to it. What is held out is taken out of the
+    database too. Without groups the hold-out is stratified by class where the labels are single, every class has two
+    samples and ``queries`` leave one for each class.
     Raises ValueError for a fraction outside (0, 1), or one that leaves nothing on a side.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"validation.fraction must lie between 0 and 1 to search, got {fraction}")
     train, count = dataset.train, len(dataset.train)
+    size: float | int = fraction
+    if queries is not None and fraction * count > queries:
+        size = queries if dataset.groups is None else queries / count
     splitter: GroupShuffleSplit | StratifiedShuffleSplit | ShuffleSplit
     if dataset.groups is not None:
-        splitter = GroupShuffleSplit(1, test_size=fraction, random_state=seed)
-    elif train.labels.ndim == 1 and np.bincount(train.labels.astype(np.int64)).min() >= 2:
-        splitter = StratifiedShuffleSplit(1, test_size=fraction, random_state=seed)
+        splitter = GroupShuffleSplit(1, test_size=size, random_state=seed)
+    elif _can_be_stratified(train.labels, size):
+        splitter = StratifiedShuffleSplit(1, test_size=size, random_state=seed)
     else:
-        splitter = ShuffleSplit(1, test_size=fraction, random_state=seed)
+        splitter = ShuffleSplit(1, test_size=size, random_state=seed)
     try:
         kept, held = next(splitter.split(np.zeros(count), train.labels, dataset.groups))
     except ValueError as error:
@@ -127,6 +131,14 @@ def search_split(dataset: Dataset, fraction: float, seed: int) -> Split:
     if database is not None and dataset.train_ids is not None and dataset.database_ids is not None:
         database = database[np.flatnonzero(~np.isin(dataset.database_ids, dataset.train_ids[held]))]
     return Split("search", dataset.class_names, train[np.sort(kept)], train[np.sort(held)], database, dataset.reference)
+
+
+def _can_be_stratified(labels: Array, size: float | int) -> bool:
+    """Whether labels are single, two or more of each class, and ``size``, where it counts samples, has one of each."""
+    if labels.ndim != 1:
+        return False
+    samples = np.bincount(labels.astype(np.int64))
+    return bool(samples.min() >= 2 and (isinstance(size, float) or size >= len(samples)))
 
 
 def final_split(dataset: Dataset) -> Split:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_serializer, model_validator
 
+from crh_tune.data.datasets import DATASETS
+from crh_tune.data.options import FileOptions
 from crh_tune.hashing.codebook import feasible_head_dims
 from crh_tune.hashing.methods import METHODS
 from crh_tune.settings.base import Settings, SettingsError, known, one_line, read_yaml, validated
@@ -241,6 +244,11 @@ class SearchSettings(Settings):
         product = itertools.product(*(self.search[name].values for name in names))
         return [dict(zip(names, values, strict=True)) for values in product]
 
+    @property
+    def trials(self) -> int:
+        """How many trials the search has: every cell of a grid, or the budget's."""
+        return math.prod(len(each.values) for each in self.search.values()) if self.is_grid else self.budget.trials
+
     def trial_settings(self, values: Mapping[str, Any], seed: int) -> TrialSettings:
         """The trial with these searched values in place of the fixed ones. Raises SettingsError."""
         trial = {**self.trial.model_dump(), "seed": seed, **values}
@@ -342,8 +350,23 @@ def _drawn_codebook(settings: SearchSettings) -> list[dict[str, Any]]:
 
 
 def read_search(path: Path, dataset: str | None = None, data: Path | None = None) -> SearchSettings:
-    """A search-space file, with another dataset, or data at another place, than its own. Raises SettingsError."""
+    """A search-space file, with another dataset, or data at another place, than its own. Raises SettingsError.
+
+    Another dataset keeps the options that both have (``size``, say), so that they still fit the trial's settings.
+    """
     content = read_yaml(path)
     if dataset is not None:
-        content["dataset"] = {"name": dataset}
+        content["dataset"] = {**_shared_options(content.get("dataset"), dataset), "name": dataset}
     return validated(SearchSettings, with_data(content, data), str(path))
+
+
+def _shared_options(own: Any, dataset: str) -> dict[str, Any]:
+    """Of a file's own dataset, the options that this dataset takes too; where files lie is the dataset's own."""
+    name = own.get("name") if isinstance(own, Mapping) else None
+    if name == dataset:
+        return dict(own)
+    if not isinstance(name, str) or name not in DATASETS or dataset not in DATASETS:
+        return {}
+    here, there = (DATASETS[each].options.model_fields for each in (name, dataset))
+    shared = {each for each in here if each in there and here[each].annotation == there[each].annotation}
+    return {option: value for option, value in own.items() if option in shared - set(FileOptions.model_fields)}

@@ -25,13 +25,14 @@ from crh_tune.settings.trial import (
 
 
 class StudyDataset(Settings):
-    """What a study sets on one dataset: its options, fixed trial settings, how mAP is scored, which bits and seeds."""
+    """What a study sets on one dataset: options, fixed trial settings, how mAP is scored, bits, seeds, scaling."""
 
     options: dict[str, Any] = Field(default_factory=dict)
     trial: dict[str, Any] = Field(default_factory=dict)
     evaluation: EvaluationSettings = EvaluationSettings()
     bits: tuple[int, ...] | None = None
     seeds: tuple[Seed, ...] | None = None
+    scaling: ScalingSettings | None = None
 
 
 class StudySettings(Settings):
@@ -70,6 +71,10 @@ class StudySettings(Settings):
         """What the study sets on this dataset."""
         return self.datasets.get(dataset, self.others)
 
+    def scaling_on(self, dataset: str) -> ScalingSettings:
+        """What a trial on this dataset runs on."""
+        return self.on(dataset).scaling or self.scaling
+
     def with_data(self, dataset: str, path: Path) -> StudySettings:
         """The same study, with a dataset's files at a path."""
         there = self.on(dataset)
@@ -96,7 +101,7 @@ class StudySettings(Settings):
                     "method": method,
                     "trial": trial,
                     "evaluation": there.evaluation,
-                    "scaling": self.scaling,
+                    "scaling": self.scaling_on(dataset),
                 }
                 result.append((cell["row"], validated(TrialSettings, settings, f"{self.name}: cells.{index}")))
         return result

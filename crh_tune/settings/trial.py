@@ -183,9 +183,10 @@ class EvaluationSettings(Settings):
 
 
 class ValidationSettings(Settings):
-    """The share of the training samples held out as validation queries, and the seed that picks them."""
+    """The share of the training samples held out as validation queries, at most ``queries``; ``seed`` picks them."""
 
     fraction: float = Field(0.2, gt=0, lt=1)
+    queries: int = Field(10_000, ge=1)
     seed: Seed = 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from crh_tune.settings.trial import TrialSettings
@@ -15,10 +15,20 @@ Say = Callable[[str], None]
 class Progress:
     """Says one line for every run that ends: how many are done, what it was, its value, the best so far.
 
-    ``before`` are runs of a resumed search that had ended: they are counted, and not said again.
+    ``before`` are runs of a resumed search that had ended: they are counted, and not said again. ``searched`` names
+    what the search explores.
     """
 
-    def __init__(self, say: Say, total: int, metric: str, mode: str, before: Sequence[Outcome] = ()) -> None:
+    def __init__(
+        self,
+        say: Say,
+        total: int,
+        metric: str,
+        mode: str,
+        before: Sequence[Outcome] = (),
+        searched: Collection[str] = (),
+    ) -> None:
+        self._searched = searched
         self._say, self._total, self._metric, self._sign = say, total, metric, 1 if mode == "max" else -1
         self._done, self._best, self._start = 0, "", time.monotonic()
         self._best_value = float("-inf")
@@ -43,14 +53,27 @@ class Progress:
         elapsed = time.monotonic() - self._start
         self._say(
             f"[{self._done:>3}/{self._total}] {elapsed:4.0f} s  {outcome.name}  {said}  "
-            f"{describe(outcome.settings)}{best}"
+            f"{describe(outcome.settings, self._searched)}{best}"
         )
 
 
-def describe(settings: dict[str, Any]) -> str:
-    """The searched settings of a trial, in the paper's symbols."""
-    trial = TrialSettings.model_validate(settings).trial
-    return (
-        f"M={trial.codebook_size} d={trial.head_dim} lambda={trial.quantization_weight:.3g} "
-        f"margin={trial.margin:.3g} interval={trial.update_interval}"
+_SYMBOLS = ("codebook_ratio", "codebook_size", "head_dim", "quantization_weight", "margin", "update_interval")
+"""Settings that are told by the paper's symbols."""
+
+
+def describe(settings: dict[str, Any], searched: Collection[str] = ()) -> str:
+    """The settings of a trial in the paper's symbols, and by name what else is searched."""
+    whole = TrialSettings.model_validate(settings)
+    trial = whole.trial
+    others = {name: whole.method if name == "method" else getattr(trial, name) for name in searched}
+    return " ".join(
+        [
+            f"M={trial.codebook_size} d={trial.head_dim} lambda={trial.quantization_weight:.3g} "
+            f"margin={trial.margin:.3g} interval={trial.update_interval}",
+            *(f"{name}={_short(value)}" for name, value in others.items() if name not in _SYMBOLS),
+        ]
     )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -319,9 +319,10 @@ def trial_resources(scaling: ScalingSettings) -> tune.PlacementGroupFactory:
 def concurrency(scaling: ScalingSettings, budget: BudgetSettings) -> int:
     """How many trials at once: as set, or as many as the cluster has (or can scale up to) CPUs and GPUs for.
 
-    Raises SettingsError when not even one fits.
+    Raises SettingsError when not even one fits, or no node can hold one of its workers: Tune would wait for ever.
     """
-    has = _most_resources()
+    there = ray.cluster_resources()
+    has = {kind: max(float(there.get(kind, 0)), _limit(f"CRH_TUNE_MAX_{kind}S")) for kind in ("CPU", "GPU")}
     needs = {
         "CPU": scaling.workers_per_trial * scaling.cpus_per_worker,
         "GPU": scaling.workers_per_trial * scaling.gpus_per_worker,
@@ -333,18 +334,30 @@ def concurrency(scaling: ScalingSettings, budget: BudgetSettings) -> int:
                 f"{field_name}: a trial needs {amount:g} {kind}s ({scaling.workers_per_trial} workers), "
                 f"there are {has.get(kind, 0):g}"
             )
+    if all(has[kind] <= there.get(kind, 0) for kind in has):  # nodes that are not there yet may be larger
+        _check_a_node_holds_a_worker(scaling)
     if budget.concurrent != "auto":
         return int(budget.concurrent)
     return max(1, int(min(has[kind] / amount for kind, amount in needs.items() if amount)))
 
 
-def _most_resources() -> dict[str, float]:
-    """What the cluster has, or may scale up to: a cluster file says so in the environment, Ray itself does not."""
-    has = ray.cluster_resources()
-    return {kind: max(float(has.get(kind, 0)), _limit(f"CRH_TUNE_MAX_{kind}S")) for kind in ("CPU", "GPU")}
+def _check_a_node_holds_a_worker(scaling: ScalingSettings) -> None:
+    """Raises SettingsError where no node has both the CPUs and the GPUs of one worker."""
+    needed = scaling.cpus_per_worker, scaling.gpus_per_worker
+    nodes = {
+        (node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]
+    }
+    if any(cpus >= needed[0] and gpus >= needed[1] for cpus, gpus in nodes):
+        return
+    have = ", ".join(f"{cpus:g} and {gpus:g}" for cpus, gpus in sorted(nodes))
+    raise SettingsError(
+        f"scaling: a worker needs {needed[0]} CPUs and {needed[1]:g} GPUs on one node, the nodes have {have}: "
+        "lower cpus_per_worker or gpus_per_worker"
+    )
 
 
 def _limit(name: str) -> float:
+    """What the cluster may scale up to: a cluster file says so in the environment, Ray itself does not."""
     text = os.environ.get(name, "0")
     try:
         return float(text)

@@ -65,7 +65,7 @@ def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop:
         try:
             for bits in study.on(dataset).bits or study.bits if study.random_draws else ():
                 _log_random(study, dataset, split, bits, place, done)
-            failed = _run_missing(study, missing, place, say) if missing else 0
+            failed = _run_missing(study, dataset, missing, place, say) if missing else 0
             status = "FINISHED" if failed == 0 else "FAILED"
         finally:
             tracker.end_run(key, status)
@@ -73,11 +73,11 @@ def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop:
     return failed
 
 
-def _run_missing(study: StudySettings, missing: list[dict[str, Any]], place: Place, say: Say) -> int:
+def _run_missing(study: StudySettings, dataset: str, missing: list[dict[str, Any]], place: Place, say: Say) -> int:
     aggregator = start_aggregator(place.aggregator)
     progress = Progress(say, len(missing), "test/map", "max")
     try:
-        outcomes = run_trials(place, study.scaling, study.budget, progress, fixed=missing)
+        outcomes = run_trials(place, study.scaling_on(dataset), study.budget, progress, fixed=missing)
     finally:
         ray.kill(aggregator)
     return sum(outcomes[run["name"]].status != COMPLETE for run in missing)

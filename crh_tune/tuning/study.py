@@ -107,7 +107,7 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
     if dataset.skipped:
         more = "; ..." if len(dataset.skipped) > 3 else ""
         say(f"skipped {len(dataset.skipped)} unreadable images: {'; '.join(dataset.skipped[:3])}{more}")
-    first = search_split(dataset, settings.validation.fraction, settings.validation.seed)
+    first = search_split(dataset, **settings.validation.model_dump())
     settings.check_feasible(first.classes)
     for _, values in start_points(settings, first.classes, first.multi_label):
         settings.trial_settings(values, settings.seed).resolve(first.classes, first.multi_label)
@@ -151,7 +151,7 @@ def run_search(
             f"search {place.search_id}: {settings.method} on {settings.dataset.name} "
             f"({first.classes} classes, {len(first.train)} training samples, {len(first.queries)} validation queries), "
             f"batches of {settings.trial.batch_size} ({settings.trial.batch_size_of}), "
-            f"{settings.budget.trials} trials, {at_once} at a time"
+            f"{settings.trials} trials, {at_once} at a time"
         )
         try:
             return _run(settings, prepared, place, tracking.shown(uri), say)
@@ -193,11 +193,12 @@ def _search(
 ) -> SearchResult:
     study = _open_study(settings, place)
     enqueue(study, settings, classes, multi_label)
-    trials = len(settings.cells()) if settings.is_grid else settings.budget.trials
-    searcher = OptunaSearcher(study, settings, classes, multi_label, trials)
+    searcher = OptunaSearcher(study, settings, classes, multi_label, settings.trials)
     clock = Clock(place.folder / CLOCK_FILE, settings.budget.hours * 3600) if settings.budget.hours else None
     before = [outcome for outcome in read_outcomes(place.folder).values() if outcome.start != "fixed"]
-    progress = Progress(say, trials, settings.objective.metric, settings.objective.mode, before)
+    progress = Progress(
+        say, settings.trials, settings.objective.metric, settings.objective.mode, before, settings.search
+    )
     outcomes = run_trials(
         place, settings.scaling, settings.budget, progress, searcher=searcher, scheduler=asha(settings, study),
         clock=clock,
@@ -211,7 +212,7 @@ def _search(
     best = max(candidates, key=lambda candidate: sign * candidate.mean)
     confirmed_paper = candidates[-1]
     best_test, paper_test = _test(settings, place, best, confirmed_paper, say)
-    ended = how_it_ended(settings, list(outcomes.values()), trials)
+    ended = how_it_ended(settings, list(outcomes.values()), settings.trials)
     result = SearchResult(place.search_id, place.folder, uri, best, confirmed_paper, best_test, paper_test, ended)
     write_json(place.folder / SUMMARY_FILE, {name: _plain(value) for name, value in vars(result).items()})
     place.tracker.artifact(place.search_id, place.folder / SUMMARY_FILE)
@@ -279,7 +280,7 @@ def _confirm(
         for outcome in chosen
         for seed in seeds
     ]
-    progress = Progress(say, len(runs), metric, settings.objective.mode, _before(place, runs))
+    progress = Progress(say, len(runs), metric, settings.objective.mode, _before(place, runs), settings.search)
     done = run_trials(place, settings.scaling, settings.budget, progress, fixed=runs)
     candidates = []
     for outcome in chosen:
@@ -302,7 +303,7 @@ def _test(
     runs = [_fixed("final-best", best.settings, settings.seed, "final")]
     if paper is not best:
         runs.append(_fixed("final-paper", paper.settings, settings.seed, "final"))
-    progress = Progress(say, len(runs), "test/map", "max", _before(place, runs))
+    progress = Progress(say, len(runs), "test/map", "max", _before(place, runs), settings.search)
     done = run_trials(place, settings.scaling, settings.budget, progress, fixed=runs)
     for run in runs:
         if done[run["name"]].status != COMPLETE:

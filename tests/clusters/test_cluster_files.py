@@ -17,6 +17,8 @@ import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from crh_tune.settings.search import read_search
+
 PROJECT = Path(__file__).parents[2]
 CLUSTERS = PROJECT / "clusters"
 LAUNCHED = ["gpu", "on_prem"]
@@ -137,6 +139,15 @@ def test_a_search_is_told_how_far_the_cluster_may_scale(name: str) -> None:
         kind: head["resources"][kind] + worker["max_workers"] * worker["resources"][kind] for kind in ("CPU", "GPU")
     }
     assert {kind: int(value) for kind, value in told.items()} == most
+
+
+@pytest.mark.parametrize("name", ["gpu", "kuberay"])
+@pytest.mark.parametrize("space", sorted((PROJECT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_worker_has_what_one_of_a_shipped_search_reserves(name: str, space: Path) -> None:
+    _, _, worker = node_types(name)
+    scaling = read_search(space).scaling
+    assert worker["resources"]["CPU"] >= scaling.cpus_per_worker
+    assert worker["resources"]["GPU"] >= scaling.gpus_per_worker
 
 
 @pytest.mark.parametrize("name", LAUNCHED)

@@ -70,6 +70,32 @@ def test_a_class_of_one_sample_is_no_obstacle():
     assert (len(split.train), len(split.queries)) == (8, 2)
 
 
+@pytest.mark.parametrize("kind", ["single", "multi", "groups"])
+def test_no_more_queries_are_held_out_than_the_most(kind):
+    single = np.repeat(np.arange(4), 15)
+    whole = dataset(
+        single if kind != "multi" else np.eye(4, dtype=np.uint8)[single],
+        np.arange(60) % 20 if kind == "groups" else None,
+    )
+    few = search_split(whole, 0.4, 0, 12)
+    assert (len(few.train), len(few.queries)) == (48, 12)
+    plain = search_split(whole, 0.4, 0)
+    for enough in (24, 10_000):  # nothing changes where the fraction is no more
+        assert search_split(whole, 0.4, 0, enough).fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize(("most", "classes"), [(7, 4), (4, 4), (3, 3), (1, 1)])
+def test_the_most_queries_are_of_every_class_where_they_can_be(most, classes):
+    queries = search_split(dataset(np.repeat(np.arange(4), 15)), 0.4, 0, most).queries
+    assert len(queries) == most
+    assert len(set(queries.labels.tolist())) >= (classes if most >= 4 else 1)
+
+
+def test_the_most_queries_are_not_passed_by_a_rounded_fraction():
+    one_class = dataset(np.zeros(58, dtype=np.int64))  # ceil(15 / 58 * 58) is 16
+    assert len(search_split(one_class, 0.4, 0, 15).queries) == 15
+
+
 def test_the_seed_picks_the_hold_out():
     whole = dataset(np.repeat(np.arange(4), 15))
     picked = [traced(search_split(whole, 0.2, seed).queries) for seed in (0, 0, 1)]

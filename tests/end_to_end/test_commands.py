@@ -78,6 +78,13 @@ def test_a_mistake_in_the_arguments_is_one_line(ray_session, arguments, expected
     assert expected in complaint(arguments, capsys)
 
 
+def test_a_grid_takes_no_number_of_trials(tmp_path, capsys):
+    path = written(tmp_path, search={"margin": {"grid": [0.1, 0.2]}, "update_interval": {"grid": [1, 5, 10]}})
+    line = complaint(["search", path, "--trials", "4", "--storage", str(tmp_path / "runs")], capsys)
+    assert line.endswith(f"--trials: {path}: search: a grid tries all its 6 cells: leave --trials out")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_script_of_ray_submit_complains_like_the_command(capsys):
     assert search_script(["--space", "no_such_space"]) == 2
     assert "unknown search space" in capsys.readouterr().err

@@ -118,6 +118,7 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible"
         ("scheduler: {hyperband: {}}", "scheduler.hyperband: ", ["unknown key"]),
         ("scheduler: {asha: {reduction: 1}}", "scheduler.asha.reduction: ", ["greater than 1", "got 1"]),
         ("validation: {fraction: 0}", "validation.fraction: ", ["greater than 0", "got 0"]),
+        ("validation: {queries: 0}", "validation.queries: ", ["greater than or equal to 1", "got 0"]),
         ("trial: {bits: 16, head_dim: 3}", "trial: ", ["head_dim d = 3", "K = 16"]),
         ("trial: {quantization_weight: -1}", "trial.quantization_weight: ", ["got -1"]),
         ("seed: -1", "seed: ", ["got -1"]),
@@ -227,7 +228,7 @@ def test_defaults_are_the_documented_ones():
     made = space()
     assert (made.method, made.seed, made.start_from) == ("crh", 0, ("paper",))
     assert (made.objective.metric, made.objective.mode) == ("val/map", "max")
-    assert made.validation.fraction == 0.2
+    assert (made.validation.fraction, made.validation.queries) == (0.2, 10_000)
     assert made.scheduler.asha is not None
     assert (made.scheduler.asha.grace_epochs, made.scheduler.asha.reduction) == (5, 3)
     assert (made.confirm.top, made.confirm.seeds) == (3, 3)
@@ -280,6 +281,27 @@ def test_another_dataset_takes_the_place_of_the_files_own(tmp_path):
         read_search(path, "cars")
 
 
+@pytest.mark.parametrize(
+    ("own", "other", "kept"),
+    [
+        ({"name": "folder", "size": 32, "on_bad_image": "skip"}, "lists", {"size": 32, "on_bad_image": "skip"}),
+        ({"name": "folder", "size": 32, "test_fraction": 0.1}, "cifar10", {"size": 32}),
+        ({"name": "cifar100", "size": 32, "protocol": "sampled", "seed": 3}, "folder", {"size": 32, "seed": 3}),
+        ({"name": "folder", "path": "/here", "reference": "/here.csv", "size": 64}, "stanford_cars", {"size": 64}),
+        ({"name": "lists", "train": "some.txt", "size": 64}, "coco", {"size": 64}),  # there, train is a number
+        ({"name": "folder", "size": 32}, "features", {}),
+        ({"name": "lists", "path": "/here", "train": "some.txt"}, "lists", {"path": "/here", "train": "some.txt"}),
+        ({"name": "cars", "size": 32}, "folder", {}),
+        ("cars", "folder", {}),
+        ({"name": ["folder"], "size": 32}, "lists", {}),
+    ],
+)
+def test_another_dataset_keeps_the_options_that_both_have(tmp_path, own, other, kept):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({**BASE, "dataset": own}))
+    assert read_search(path, other).dataset.options == kept
+
+
 def test_the_shipped_search_spaces_are_valid():
     files = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
     assert files
@@ -294,6 +316,7 @@ def test_a_grid_is_every_combination_the_last_name_fastest():
         (("method", method), ("bits", bits)) for method in ("crh", "crh_u") for bits in (16, 32, 64)
     ]
     assert not space().is_grid
+    assert (grid.trials, space(budget={"trials": 7}).trials) == (6, 7)
 
 
 def test_searched_values_take_the_place_of_fixed_ones():

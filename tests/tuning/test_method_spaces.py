@@ -9,8 +9,9 @@ import pytest
 
 from crh_tune.hashing.methods import METHODS
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.search import SearchSettings
+from crh_tune.settings.search import SearchSettings, read_search
 from crh_tune.settings.study import read_study
+from crh_tune.settings.trial import ScalingSettings
 from crh_tune.tuning.proposals import enqueue, propose
 
 CODEBOOK = {"codebook_ratio": {"choice": [1, 2]}, "head_dim": {"feasible": True}}
@@ -62,7 +63,10 @@ def test_every_study_of_the_paper_can_be_run_on_digit_pairs(path: Path):
     assert len({settings.resolve(100, False).model_dump_json() for _, settings in trials}) > 1
     assert {row for row, _ in trials} == set(study.rows())
     assert set(study.datasets) == {"stanford_cars", "nabirds", "coco"}
+    assert {settings.scaling for _, settings in trials} == {ScalingSettings()}
     for name in study.datasets:
+        alike = read_search(PAPER[0].parents[1] / f"{name}.yaml").scaling
+        assert {settings.scaling for _, settings in study.trials(name)} == {alike}
         assert {settings.trial.weights for _, settings in study.trials(name)} == {"IMAGENET1K_V1"}
 
 

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import BudgetSettings, SearchSettings
+from crh_tune.settings.trial import ValidationSettings
 from crh_tune.training.checkpoints import CheckpointError, keep, load, newest, save
 from crh_tune.tuning.proposals import enqueue
 from crh_tune.tuning.record import (
@@ -25,7 +26,9 @@ from crh_tune.tuning.record import (
 )
 from crh_tune.tuning.runs import OUT_OF_TIME, Place, RunEvents
 from crh_tune.tuning.searcher import OptunaSearcher
+from crh_tune.tuning.study import prepare
 from crh_tune.tuning.tracking import Tracker, default_tracking_uri
+from crh_tune.tuning.trial import open_split
 
 SETTINGS = SearchSettings.model_validate(
     {
@@ -93,6 +96,21 @@ def test_a_search_is_found_again_with_its_settings_and_outcomes(tmp_path: Path):
     (folder / "search.json").write_text(json.dumps(SETTINGS.model_dump(mode="json"))[:50])
     with pytest.raises(SettingsError, match=r"search\.json: not readable"):
         read_settings(folder)
+
+
+def test_a_search_of_before_there_was_a_most_of_validation_queries_is_still_read(tmp_path: Path):
+    folder = new_folder(tmp_path, SETTINGS)
+    content = json.loads((folder / "search.json").read_text())
+    assert content["validation"].pop("queries") == 10_000
+    (folder / "search.json").write_text(json.dumps(content))
+    assert read_settings(folder) == SETTINGS
+
+
+def test_search_and_trial_hold_the_same_queries_out_at_most_as_many_as_set():
+    settings = SETTINGS.model_copy(update={"validation": ValidationSettings(queries=100)})
+    first = prepare(settings, lambda line: None).first
+    assert len(first.queries) == 100
+    assert open_split(settings.trial_settings({}, 0), "search").fingerprint == first.fingerprint
 
 
 def test_the_newest_readable_checkpoint_is_found_and_two_are_kept(tmp_path: Path):

@@ -10,9 +10,19 @@ from crh_tune.settings.trial import ScalingSettings
 from crh_tune.tuning.runs import concurrency, trial_resources
 
 
+def cluster(monkeypatch, *nodes: dict[str, float], dead: tuple[dict[str, float], ...] = ()) -> None:
+    """A cluster of these nodes, and others that it has lost."""
+    total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+    known = [{"Alive": node in nodes, "Resources": node} for node in (*nodes, *dead)]
+    monkeypatch.setattr("crh_tune.tuning.runs.ray.cluster_resources", lambda: total)
+    monkeypatch.setattr("crh_tune.tuning.runs.ray.nodes", lambda: known)
+
+
 @pytest.fixture(autouse=True)
 def one_gpu(monkeypatch):
-    monkeypatch.setattr("crh_tune.tuning.runs.ray.cluster_resources", lambda: {"CPU": 16.0, "GPU": 1.0})
+    monkeypatch.delenv("CRH_TUNE_MAX_CPUS", raising=False)
+    monkeypatch.delenv("CRH_TUNE_MAX_GPUS", raising=False)
+    cluster(monkeypatch, {"CPU": 16.0, "GPU": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -47,3 +57,31 @@ def test_a_trial_that_does_not_fit_is_refused_in_one_line(scaling, line):
     with pytest.raises(SettingsError) as caught:
         concurrency(ScalingSettings(**scaling), BudgetSettings())
     assert str(caught.value).startswith(line)
+
+
+SMALL, LARGE, HEAD = {"CPU": 3.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_fits_no_single_node_is_refused_in_one_line(monkeypatch, workers):
+    scaling = ScalingSettings(workers_per_trial=workers, cpus_per_worker=4, gpus_per_worker=1)
+    cluster(monkeypatch, HEAD, SMALL, SMALL, dead=(LARGE,))
+    with pytest.raises(SettingsError) as caught:
+        concurrency(scaling, BudgetSettings(concurrent=2))
+    assert str(caught.value) == (
+        "scaling: a worker needs 4 CPUs and 1 GPUs on one node, the nodes have 3 and 1, 8 and 0: "
+        "lower cpus_per_worker or gpus_per_worker"
+    )
+    cluster(monkeypatch, HEAD, SMALL, LARGE)
+    assert concurrency(scaling, BudgetSettings()) == 2 // workers
+
+
+def test_nodes_that_may_still_come_are_not_judged(monkeypatch):
+    scaling = ScalingSettings(cpus_per_worker=4, gpus_per_worker=1)
+    cluster(monkeypatch, HEAD)
+    monkeypatch.setenv("CRH_TUNE_MAX_CPUS", "24")
+    monkeypatch.setenv("CRH_TUNE_MAX_GPUS", "4")
+    assert concurrency(scaling, BudgetSettings()) == 4
+    cluster(monkeypatch, HEAD, *[{"CPU": 4.0}] * 4, *[{"GPU": 1.0}] * 4)  # as large as it gets
+    with pytest.raises(SettingsError, match="4 CPUs and 1 GPUs on one node"):
+        concurrency(scaling, BudgetSettings())

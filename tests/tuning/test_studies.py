@@ -51,3 +51,9 @@ def test_a_study_is_resumed_and_reported_from_mlflow(ray_session, tmp_path: Path
     best = runs.set_index("row")["map"].idxmax()
     assert f"| {best} | **{100 * runs['map'].max():.2f}" in lines
     assert (tmp_path / "reports" / "table2" / "report.html").is_file()
+
+
+def test_a_study_reserves_what_it_says_of_the_dataset(ray_session, tmp_path: Path):
+    on_a_gpu = {**STUDY["others"], "scaling": {"gpus_per_worker": 1}}
+    with pytest.raises(SettingsError, match=r"scaling\.gpus_per_worker: a trial needs 1 GPUs"):
+        run({**STUDY, "datasets": {"digits": on_a_gpu}}, tmp_path)

@@ -1,0 +1,67 @@
+"""What is said of a run, and of a search that has ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crh_tune.search import _last_lines
+from crh_tune.settings.search import SearchSettings
+from crh_tune.tuning import study
+from crh_tune.tuning.progress import Progress, describe
+from crh_tune.tuning.record import Outcome
+from crh_tune.tuning.study import Candidate, SearchResult
+
+SEARCH = {
+    "method": {"choice": ["crh", "mds"]},
+    "margin": {"uniform": [0.0, 0.5]},
+    "codebook_ratio": {"choice": [1, 2]},
+    "learning_rate": {"log_uniform": [1e-4, 1e-2]},
+    "centers": {"choice": ["codebook", "mds"]},
+}
+OF_CRH = "M=200 d=8 lambda=0.1 margin=0.2 interval=5"
+
+
+def space(**changes) -> SearchSettings:
+    content = {"name": "m", "dataset": {"name": "digit_pairs"}, "trial": {"bits": 16}, "search": SEARCH}
+    return SearchSettings.model_validate({**content, **changes})
+
+
+def resolved(**values) -> dict:
+    return space().trial_settings(values, 0).resolve(100, False).model_dump(mode="json")
+
+
+def test_every_searched_setting_is_said_once():
+    assert describe(resolved()) == OF_CRH
+    content = resolved(method="crh", codebook_ratio=2, learning_rate=0.0012345, centers="codebook")
+    assert describe(content, SEARCH) == f"{OF_CRH} method=crh learning_rate=0.00123 centers=codebook"
+    assert describe(resolved(method="mds"), {"method", "codebook_size", "bits"}).count("=") == 7
+
+
+def test_a_line_of_progress_says_what_was_searched():
+    said: list[str] = []
+    progress = Progress(said.append, 2, "val/map", "max", searched=SEARCH)
+    progress(Outcome("trial-0000", resolved(method="mds"), status="complete", metrics={"val/map": 0.5}))
+    assert " method=mds learning_rate=0.002 centers=mds  best 0.5000 (trial-0000)" in said[0]
+
+
+@pytest.mark.parametrize(("metric", "label"), [("val/map", "validation mAP"), ("centers/pcc", "centers/pcc")])
+def test_the_last_lines_name_what_was_searched_and_what_it_was_judged_by(metric, label, tmp_path: Path):
+    tested = Outcome("final", resolved(), metrics={"test/map": 0.5})
+    best = Candidate("trial-0001", resolved(method="mds"), [0.3, 0.5])
+    result = SearchResult("m-001", tmp_path, "sqlite:///there.db", best, best, tested, tested, "finished")
+    lines = _last_lines(space(objective={"metric": metric}), result, tmp_path / "export")
+    assert " method=mds learning_rate=0.002 centers=mds  (trial-0001)" in lines[1]
+    assert lines[2].startswith(f"{label:<17}0.4000 ± ")
+
+
+def test_the_first_line_counts_the_cells_of_a_grid(monkeypatch, tmp_path: Path):
+    said: list[str] = []
+    monkeypatch.setattr(study, "concurrency", lambda scaling, budget: 2)
+    monkeypatch.setattr(study, "_run", lambda *arguments: None)
+    monkeypatch.setattr(study.tracking, "connect", lambda *arguments: None)
+    monkeypatch.setattr(study.tracking, "Tracker", lambda *arguments: None)
+    grid = space(search={"margin": {"grid": [0.1, 0.2]}, "update_interval": {"grid": [1, 5, 10]}})
+    study.run_search(grid, study.prepare(grid, said.append), tmp_path, said.append)
+    assert said[0].endswith(", 6 trials, 2 at a time")

@@ -63,6 +63,14 @@ class StudySettings(Settings):
                 raise ValueError(f"{index}.row: is required, the label of this row")
         return cells
 
+    @field_validator("budget")
+    @classmethod
+    def _all_cells_are_run(cls, budget: BudgetSettings) -> BudgetSettings:
+        unused = sorted({"trials", "hours"} & budget.model_fields_set)
+        if unused:
+            raise ValueError(f"{unused[0]}: a study runs all its cells: leave it out")
+        return budget
+
     def rows(self) -> list[str]:
         """The row labels, in the order of the file."""
         return list(dict.fromkeys(cell["row"] for cell in self.cells))

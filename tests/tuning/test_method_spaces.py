@@ -87,3 +87,6 @@ def test_a_mistake_in_a_study_names_the_cell(tmp_path: Path):
     path.write_text(text.replace("row: Init,", ""))
     with pytest.raises(SettingsError, match=r"s\.yaml: cells: 0\.row: is required"):
         read_study(path)
+    path.write_text(f"{text}\nbudget: {{hours: 2}}\n")
+    with pytest.raises(SettingsError, match=r"s\.yaml: budget: hours: a study runs all its cells: leave it out"):
+        read_study(path)

@@ -205,10 +205,11 @@ def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) ->
         f"{result.paper_test.metrics['test/map']:.4f}",
         f"exported to      {_near(target)}",
     ]
+    if result.unsent_why:
+        lines.append(f"MLflow           {result.unsent_why}")
     if result.unsent:
         lines.append(
-            f"MLflow           {result.unsent} entries are still unsent, and kept"
-            f"{f' ({result.unsent_why})' if result.unsent_why else ''}: "
+            f"MLflow           {result.unsent} entries are still unsent, and kept: "
             f"crh-tune sync {result.search_id}{storage_option(result.folder.parent)} sends them"
         )
     return [*lines, f"open the UI      {_ui_command(result.tracking_uri)}", result.ended]

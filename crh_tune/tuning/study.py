@@ -185,7 +185,7 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
             with suppress(OSError):  # where storage is gone, that is why it ends
                 tracker.end_run(key, status)
             unsent = tracker.close(patience)
-    return replace(result, unsent=unsent, unsent_why=tracker.last_error)
+    return replace(result, unsent=unsent, unsent_why=tracker.last_error if unsent else "")
 
 
 def _search(

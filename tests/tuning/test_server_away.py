@@ -145,7 +145,8 @@ def test_a_search_ends_without_its_tracking_server_and_sync_sends_the_rest(
 
     code, out, _ = command("search", "--resume", "away-001")
     assert code == 0
-    *_, kept, where, ended = out.splitlines()
+    *_, why, kept, where, ended = out.splitlines()
+    assert " does not answer: " in why
     unsent = tracking.unsent_in(folder, os.environ["MLFLOW_TRACKING_URI"])
     assert unsent > 5 * EPOCHS
     assert kept == (

@@ -28,14 +28,13 @@ from crh_tune.settings.trial import TrialSettings, write_trial
 from crh_tune.training.checkpoints import check_archive, read_tensors
 from crh_tune.training.evaluation import encode_share
 from crh_tune.training.loop import TrainingRun
-from crh_tune.training.workers import Workers
+from crh_tune.training.workers import CPU, Workers
 
 SETTINGS_FILE, ENCODER_FILE, CENTERS_FILE = "settings.yaml", "encoder.pt", "centers.npy"
 INDEX_FILE, CARD_FILE = "index.npz", "model_card.md"
 _FILES = 256
 _PAIRS = 2**24
 """How many distances a search holds at a time."""
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
 
 
 def load_encoder(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
-    """Read an exported encoder. Raises SettingsError, naming the file, when it is missing or broken."""
+    """Read an exported encoder, to encode on a device. Raises SettingsError, naming the file, when it is broken."""
     path = Path(folder) / ENCODER_FILE
     try:
         content: dict[str, Any] = read_tensors(path)

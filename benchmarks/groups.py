@@ -31,12 +31,13 @@ from ray._private.state import actors as known_actors
 
 from benchmarks.soak import processes_below
 from crh_tune.settings.search import SearchSettings
+from crh_tune.training.opening import open_split
 from crh_tune.tuning import tracking
 from crh_tune.tuning.proposals import enqueue
 from crh_tune.tuning.record import COMPLETE, PRUNED, Outcome
 from crh_tune.tuning.runs import Place, asha, run_trials
 from crh_tune.tuning.searcher import OptunaSearcher
-from crh_tune.tuning.trial import open_split, start_aggregator
+from crh_tune.tuning.trial import start_aggregator
 
 NAME = "groups"
 SHM = "/dev/shm/"

@@ -35,10 +35,10 @@ from mlflow import MlflowClient
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import Metrics, Save, TrainingRun
+from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.record import COMPLETE, FAILED, Outcome, read_outcomes
 from crh_tune.tuning.stopping import INTERRUPTED_CODE
-from crh_tune.tuning.trial import open_split
 
 SPACE = {
     "name": "soak",

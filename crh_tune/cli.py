@@ -20,11 +20,12 @@ from crh_tune.settings.trial import read_trial
 from crh_tune.spaces import find_space
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
+from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.record import find_folder, held, read_settings
 from crh_tune.tuning.study import SearchFailed
 from crh_tune.tuning.tracking import Tracker, default_tracking_uri, shown
-from crh_tune.tuning.trial import device_of, open_split, train_group
+from crh_tune.tuning.trial import device_of, train_group
 
 SYNC_PATIENCE = 10.0
 """After how many seconds in which nothing could be sent ``sync`` gives up."""

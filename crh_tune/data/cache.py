@@ -29,7 +29,7 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 from tqdm import tqdm
 
-from crh_tune.data.decode import BadImage
+from crh_tune.data.decode import DECODER, BadImage
 from crh_tune.data.listing import DataError
 from crh_tune.data.sources import Bytes, ImageSource
 from crh_tune.data.stored import CachedImages, Rows
@@ -43,6 +43,7 @@ _VALUES = np.arange(256)
 _ZEROS = bytes(2**20)
 _COMPLETE, _PROGRESS, _CHECKED = "cache.json", "progress.jsonl", "checked.json"
 _ARRAYS = ("images.npy", "thumbnails.npy", "moments.npy")
+_FILES = (*_ARRAYS, _COMPLETE)
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,14 @@ def open_cache(source: ImageSource, size: int, say: Say) -> ImageCache:
     Raises DataError when a file is gone, the disk is too small, or a file changes while it is read.
     """
     root = cache_root()
-    with _disk_errors(root):
+    with disk_errors(root):
         (root / "signatures").mkdir(parents=True, exist_ok=True)
-        digests = _digests(source, root)
-        key = hashlib.sha256(f"{_FORMAT} {size} {THUMBNAIL}".encode() + digests.tobytes()).hexdigest()[:24]
+        digests = content_digests(source, root)
+        key = hashlib.sha256(f"{_FORMAT} {DECODER} {size} {THUMBNAIL}".encode() + digests.tobytes()).hexdigest()[:24]
         folder = root / key
         found = _open_checked(folder, size, digests)
         if found is None:
-            with _locked(root / f"{key}.lock", say):
+            with locked(root / f"{key}.lock", say):
                 found = _open_checked(folder, size, digests) or _check(folder, size, digests, say)
                 if found is None:
                     _build(source, size, folder, digests, say)
@@ -90,7 +91,8 @@ def open_cache(source: ImageSource, size: int, say: Say) -> ImageCache:
 
 
 @contextmanager
-def _disk_errors(root: Path) -> Iterator[None]:
+def disk_errors(root: Path) -> Iterator[None]:
+    """An OSError inside becomes a DataError that names the cache folder's variable."""
     try:
         yield
     except OSError as error:
@@ -99,12 +101,13 @@ def _disk_errors(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(path: Path, say: Say) -> Iterator[None]:
+def locked(path: Path, say: Say, what: str = "decodes the same images") -> Iterator[None]:
+    """Hold a lock that other processes wait for; says so where this one has to."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say("waiting for another process that decodes the same images")
+        say(f"waiting for another process that {what}")
         lock.acquire()
     try:
         yield
@@ -112,7 +115,7 @@ def _locked(path: Path, say: Say) -> Iterator[None]:
         lock.release()
 
 
-def _digests(source: ImageSource, root: Path) -> Bytes:
+def content_digests(source: ImageSource, root: Path) -> Bytes:
     """The digest of every image, M x 16; read from the files only where one of them has changed since the last time."""
     memo = root / "signatures" / f"{source.signature()}.npy"
     known = _load(memo, (len(source.names) + 1, 16), np.uint8)
@@ -145,7 +148,7 @@ def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-_UNREAD = _digest(b"")
+UNREAD = _digest(b"")
 """The digest that stands for a file that cannot be read."""
 
 
@@ -156,9 +159,14 @@ def _digest_block(source: ImageSource) -> tuple[bytes, bool]:
         try:
             digests.append(_digest(source.read(row)))
         except BadImage:
-            digests.append(_UNREAD)
+            digests.append(UNREAD)
             whole = False
     return b"".join(digests), whole
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _in_processes(work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
@@ -166,8 +174,7 @@ def _in_processes(work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) ->
 
     Threads would wait for each other: most of the work on a small image is Python's.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = min(cores, len(tasks) // _FEW_BLOCKS)
+    processes = min(usable_cores(), len(tasks) // _FEW_BLOCKS)
     if processes < 2:
         yield from (work(*task) for task in tasks)
         return
@@ -183,18 +190,18 @@ def _open_checked(folder: Path, size: int, digests: Bytes) -> ImageCache | None:
     """The cache, if its files are exactly those that were checked last."""
     found = _open(folder, size, digests)
     try:
-        return found if found is not None and _read_json(folder / _CHECKED) == _states(folder) else None
+        return found if found is not None and read_json(folder / _CHECKED) == file_states(folder, _FILES) else None
     except OSError:  # another process removes it
         return None
 
 
 def _check(folder: Path, size: int, digests: Bytes, say: Say) -> ImageCache | None:
     """The cache, if every block still has its checksum; a bad one is removed."""
-    found, complete = _open(folder, size, digests), _read_json(folder / _COMPLETE)
+    found, complete = _open(folder, size, digests), read_json(folder / _COMPLETE)
     if found is not None:
         arrays = (found.images, found.thumbnails, found.moments)
         if [_checksum(arrays, block, found.bad) for block in range(_blocks(len(digests)))] == complete.get("blocks"):
-            _write_json(folder / _CHECKED, _states(folder))
+            write_json(folder / _CHECKED, file_states(folder, _FILES))
             return found
     if folder.exists():
         say(f"the image cache {folder} is damaged: building it anew")
@@ -204,7 +211,7 @@ def _check(folder: Path, size: int, digests: Bytes, say: Say) -> ImageCache | No
 
 def _open(folder: Path, size: int, digests: Bytes) -> ImageCache | None:
     try:
-        bad = _bad_rows(_read_json(folder / _COMPLETE)["bad"])
+        bad = _bad_rows(read_json(folder / _COMPLETE)["bad"])
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     kinds = _kinds(len(digests), size)
@@ -218,10 +225,10 @@ def _bad_rows(content: dict[str, str]) -> dict[int, str]:
     return {int(row): str(reason) for row, reason in content.items()}
 
 
-def _states(folder: Path) -> list[Any]:
-    """What changes when a file of the cache is written to, or the machine was off before all was on its disk."""
+def file_states(folder: Path, names: Sequence[str]) -> list[Any]:
+    """What changes when one of the files is written to, or the machine was off before all was on its disk."""
     boot = Path("/proc/sys/kernel/random/boot_id")
-    found = [os.stat(folder / name) for name in (*_ARRAYS, _COMPLETE)]
+    found = [os.stat(folder / name) for name in names]
     states = [[state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino] for state in found]
     return [boot.read_text().strip() if boot.exists() else "", *states]
 
@@ -249,7 +256,7 @@ def _build(source: ImageSource, size: int, folder: Path, digests: Bytes, say: Sa
             bar.update(_size([entry["block"]], count))
     bad = {row: reason for entry in done.values() for row, reason in entry["bad"].items()}
     blocks = [done[block]["checksum"] for block in range(_blocks(count))]
-    _write_json(part / _COMPLETE, {"format": _FORMAT, "size": size, "blocks": blocks, "bad": bad})
+    write_json(part / _COMPLETE, {"format": _FORMAT, "size": size, "blocks": blocks, "bad": bad})
     (part / _PROGRESS).unlink()
     part.rename(folder)
 
@@ -353,7 +360,7 @@ def _decode_block(source: ImageSource, size: int, digests: Bytes, part: Path, bl
         for row in range(count):
             pixels = bytes(size * size * 3)
             try:
-                image = source.open(row, _read_again(source, row, digests[row].tobytes()), size)
+                image = source.open(row, read_again(source, row, digests[row].tobytes()), size)
                 pixels = image.tobytes()
                 small[row] = image if size <= THUMBNAIL else _thumbnail(image)
                 moments[row] = _moments(image)
@@ -373,7 +380,7 @@ def _header_bytes(path: Path) -> int:
     return int(np.load(path, mmap_mode="r", allow_pickle=False).offset)
 
 
-def _read_again(source: ImageSource, row: int, digest: bytes) -> bytes:
+def read_again(source: ImageSource, row: int, digest: bytes) -> bytes:
     """The content that the digest was taken of.
 
     Raises BadImage where it could not be read then either, DataError where it has changed.
@@ -382,7 +389,7 @@ def _read_again(source: ImageSource, row: int, digest: bytes) -> bytes:
         content = source.read(row)
         changed = _digest(content) != digest
     except BadImage:
-        if digest == _UNREAD:
+        if digest == UNREAD:
             raise
         changed = True
     if changed:
@@ -400,14 +407,14 @@ def _moments(image: Image.Image) -> npt.NDArray[np.int64]:
     return np.stack([counts @ _VALUES, counts @ _VALUES**2], axis=1)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     aside = path.with_suffix(f".{uuid.uuid4().hex}")
     aside.write_text(json.dumps(content), encoding="utf-8")
     aside.replace(path)

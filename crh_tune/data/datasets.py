@@ -8,7 +8,8 @@ from typing import Any
 
 from crh_tune.data import cifar, coco, digits, features, folder, lists, nabirds, stanford_cars
 from crh_tune.data.cache import Say
-from crh_tune.data.images import feature_dataset, image_dataset
+from crh_tune.data.images import OpenStore, decoded, feature_dataset, image_dataset
+from crh_tune.data.listing import DataError
 from crh_tune.data.options import ImageOptions, Options
 from crh_tune.data.splits import Dataset
 
@@ -45,14 +46,16 @@ def _silent(line: str) -> None:
     """Says nothing."""
 
 
-def open_dataset(name: str, options: Mapping[str, Any], say: Say = _silent) -> Dataset:
-    """Open a dataset; ``say`` hears what takes time.
+def open_dataset(name: str, options: Mapping[str, Any], say: Say = _silent, store: OpenStore | None = None) -> Dataset:
+    """Open a dataset; ``say`` hears what takes time. ``store`` keeps its images (None: their pixels, decoded once).
 
     Raises KeyError for an unknown name, pydantic's ValidationError for bad options, DataError for files that cannot be
-    used as they are.
+    used as they are, or where a store is given and the dataset has no image files.
     """
     source = DATASETS[name]
     chosen = source.options(**options)
+    if store is not None and not isinstance(chosen, ImageOptions):
+        raise DataError(f"trial.freeze: dataset {name} has no image files that a pretrained backbone could see")
     if source.build is not None:
         return source.build(chosen)
     assert source.find is not None
@@ -61,4 +64,4 @@ def open_dataset(name: str, options: Mapping[str, Any], say: Say = _silent) -> D
         assert isinstance(chosen, features.FeaturesOptions)
         return feature_dataset(name, listing, chosen)
     assert isinstance(chosen, ImageOptions)
-    return image_dataset(name, listing, chosen, say)
+    return image_dataset(name, listing, chosen, say, store or decoded)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,14 +25,47 @@ _TURNS = {
 """What the EXIF orientations ask for."""
 
 
+Box = tuple[float, float, float, float]
+DECODER = 1
+"""Which pixels a file's bytes give: what was kept of an older decoder is not served."""
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How an image becomes a square of S x S pixels.
+
+    ``crop`` None: the whole image is stretched, as HashNet's and CSQ's code does. Otherwise its shorter side becomes
+    S / crop pixels, and the middle S x S of them are kept, as pretrained networks were evaluated.
+    """
+
+    crop: float | None = None
+    interpolation: Interpolation = "bilinear"
+
+    def apply(self, image: Image.Image, size: int, box: Box | None = None) -> Image.Image:
+        """An RGB image, or a box of it, at size x size."""
+        if image.size == (size, size) and box is None and self.crop in (None, 1):
+            return image
+        how = Image.Resampling[self.interpolation.upper()]
+        if self.crop is None:
+            return image.resize((size, size), how, box, reducing_gap=3.0)
+        left, top, right, bottom = box or (0, 0, *image.size)
+        side = min(right - left, bottom - top) * self.crop
+        middle = (left + right - side) / 2, (top + bottom - side) / 2
+        return image.resize((size, size), how, (*middle, middle[0] + side, middle[1] + side), reducing_gap=3.0)
+
+
+STRETCHED = Fit()
+
+
 class BadImage(ValueError):
     """Bytes that are no image that can be read to its end, and why."""
 
 
-def open_image(content: bytes, size: int | None = None) -> Image.Image:
-    """The image in RGB, the way up that its EXIF data says; stretched to size x size where a size is given.
+def open_image(content: bytes, size: int | None = None, fit: Fit = STRETCHED) -> Image.Image:
+    """The image in RGB, the way up that its EXIF data says; fitted to size x size where a size is given.
 
-    The whole image is stretched, as HashNet's and CSQ's code does; of a JPEG only the detail that is needed is decoded.
+    Of a JPEG only the detail that is needed is decoded.
 
     Raises BadImage.
     """
@@ -38,11 +73,12 @@ def open_image(content: bytes, size: int | None = None) -> Image.Image:
         with Image.open(io.BytesIO(content)) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
                 raise BadImage(f"{image.width} x {image.height} pixels are too many")
-            drafted = image.draft("RGB", (size, size)) if size is not None else None
+            detail = 0 if size is None else round(size / (fit.crop or 1))
+            drafted = image.draft("RGB", (detail, detail)) if detail else None
             turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
             pixels = _in_rgb(image)
             if size is not None:
-                pixels = stretched(pixels, size, drafted[1] if drafted else None)
+                pixels = fit.apply(pixels, size, drafted[1] if drafted else None)
             return pixels.transpose(turn) if turn is not None else pixels
     except BadImage:
         raise
@@ -60,13 +96,6 @@ def _in_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def stretched(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> Image.Image:
-    """An RGB image, or a box of it, at size x size."""
-    if image.size == (size, size) and box is None:
-        return image
-    return image.resize((size, size), Image.Resampling.BILINEAR, box, reducing_gap=3.0)
-
-
-def decode(content: bytes, size: int) -> npt.NDArray[np.uint8]:
+def decode(content: bytes, size: int, fit: Fit = STRETCHED) -> npt.NDArray[np.uint8]:
     """Pixels of an image file at size x size x 3 uint8. Raises BadImage."""
-    return np.asarray(open_image(content, size))
+    return np.asarray(open_image(content, size, fit))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,38 @@ from crh_tune.data.files import problem, trained_queries
 from crh_tune.data.listing import DataError, Listing
 from crh_tune.data.options import FileOptions, ImageOptions
 from crh_tune.data.reference import read_reference
-from crh_tune.data.sources import ArrayImages, FileImages
+from crh_tune.data.sources import ArrayImages, FileImages, ImageSource
 from crh_tune.data.splits import Dataset, Samples
 from crh_tune.data.stored import Array, Inputs, Rows, StoredRows, chunks
 
 
-def image_dataset(name: str, listing: Listing | ArrayListing, options: ImageOptions, say: Say) -> Dataset:
-    """Decode a listing's images, or find them decoded, and make the dataset of them.
+class ImageStore(Protocol):
+    """What is kept of M images: their pixels, or a frozen backbone's features of them."""
+
+    @property
+    def digests(self) -> npt.NDArray[np.uint8]:
+        """M x 16 bytes, of each image's content."""
+
+    @property
+    def bad(self) -> dict[int, str]:
+        """Which rows are no images, and why."""
+
+    def rows(self, rows: Rows) -> StoredRows:
+        """Some of the images, to train on."""
+
+
+OpenStore = Callable[[ImageSource, ImageOptions, Say], ImageStore]
+
+
+def decoded(source: ImageSource, options: ImageOptions, say: Say) -> ImageCache:
+    """The images decoded to ``options.size``, once."""
+    return open_cache(source, options.size, say)
+
+
+def image_dataset(
+    name: str, listing: Listing | ArrayListing, options: ImageOptions, say: Say, store: OpenStore = decoded
+) -> Dataset:
+    """Take a listing's images out of a store, which decodes them or finds them there, and make the dataset of them.
 
     Raises DataError for a listing with problems, and for an unreadable image unless ``on_bad_image`` is ``skip``.
     """
@@ -37,13 +62,13 @@ def image_dataset(name: str, listing: Listing | ArrayListing, options: ImageOpti
         row_of = {path: row for row, path in enumerate(names)}
         rows = [np.array([row_of[path] for path in part.paths], dtype=np.int64) for part in parts]
         labels = [part.labels for part in parts]
-        cache = open_cache(FileImages(listing.root, names), options.size, say)
+        cache = store(FileImages(listing.root, names), options, say)
         items = np.array(names, dtype=object)
     else:
         names = [f"image {row} of {listing.layout}" for row in range(len(listing.images))]
         rows = [part for part in (listing.train_rows, listing.query_rows, listing.database_rows) if part is not None]
         labels = [listing.labels[part] for part in rows]
-        cache = open_cache(ArrayImages(names, listing.files, listing.images), options.size, say)
+        cache = store(ArrayImages(names, listing.files, listing.images), options, say)
         items = np.arange(len(names))
     reference = own_reference(options, listing.class_names, labels[0], listing.reference)
     skipped = bad_images(listing.root, names, cache, options)
@@ -53,7 +78,7 @@ def image_dataset(name: str, listing: Listing | ArrayListing, options: ImageOpti
     return cached_dataset(name, listing.class_names, cache, items, rows, labels, reference, skipped)
 
 
-def _digests(names: Sequence[str], cache: ImageCache, rows: Rows) -> dict[str, bytes]:
+def _digests(names: Sequence[str], cache: ImageStore, rows: Rows) -> dict[str, bytes]:
     """The digests of the readable ones of some images by name."""
     return {names[row]: cache.digests[row].tobytes() for row in rows.tolist() if row not in cache.bad}
 
@@ -101,7 +126,7 @@ def own_reference(
     return found if options.reference is None else read_reference(options.reference, class_names, train_labels)
 
 
-def bad_images(root: Path, names: Sequence[str], cache: ImageCache, options: ImageOptions) -> tuple[str, ...]:
+def bad_images(root: Path, names: Sequence[str], cache: ImageStore, options: ImageOptions) -> tuple[str, ...]:
     """One line for every image that is skipped. Raises DataError where ``on_bad_image`` says to stop."""
     lines = [problem(root / names[row], reason) for row, reason in sorted(cache.bad.items())]
     if lines and options.on_bad_image == "stop":
@@ -113,7 +138,7 @@ def bad_images(root: Path, names: Sequence[str], cache: ImageCache, options: Ima
 def cached_dataset(
     name: str,
     class_names: tuple[str, ...],
-    cache: ImageCache,
+    cache: ImageStore,
     items: Array,
     rows: Sequence[Rows],
     labels: Sequence[Array],

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from crh_tune.data.decode import BadImage, open_image, stretched
+from crh_tune.data.decode import STRETCHED, BadImage, Fit, open_image
 from crh_tune.data.listing import DataError
 
 Bytes = npt.NDArray[np.uint8]
@@ -35,7 +35,7 @@ class ImageSource(Protocol):
     def read(self, row: int) -> bytes:
         """The image's content as it is stored. Raises BadImage."""
 
-    def open(self, row: int, content: bytes, size: int) -> Image.Image:
+    def open(self, row: int, content: bytes, size: int, fit: Fit = STRETCHED) -> Image.Image:
         """That content as an RGB image of size x size. Raises BadImage."""
 
 
@@ -67,8 +67,8 @@ class FileImages:
         except OSError as error:
             raise BadImage(str(error.strerror)) from None
 
-    def open(self, row: int, content: bytes, size: int) -> Image.Image:
-        return open_image(content, size)
+    def open(self, row: int, content: bytes, size: int, fit: Fit = STRETCHED) -> Image.Image:
+        return open_image(content, size, fit)
 
 
 @dataclass(frozen=True)
@@ -88,5 +88,5 @@ class ArrayImages:
     def read(self, row: int) -> bytes:
         return self.images[row].tobytes()
 
-    def open(self, row: int, content: bytes, size: int) -> Image.Image:
-        return stretched(Image.fromarray(self.images[row]), size)
+    def open(self, row: int, content: bytes, size: int, fit: Fit = STRETCHED) -> Image.Image:
+        return fit.apply(Image.fromarray(self.images[row]), size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -68,6 +68,30 @@ class CachedImages(StoredRows):
         return super().__getitem__(index).transpose(0, 3, 1, 2)
 
 
+@dataclass(frozen=True)
+class CachedFeatures(StoredRows):
+    """Features of a frozen backbone, R x D on disk, of which these N rows are asked for.
+
+    Attributes:
+        digests: N x 16 bytes, of each image's file.
+        key: which backbone, weights and preprocessing they come from.
+        mirrors: N rows of the same array with the features of the mirror images, where they were computed.
+    """
+
+    digests: npt.NDArray[np.uint8]
+    key: str
+    mirrors: Rows | None = None
+
+    def pick(self, index: Rows) -> Self:
+        mirrors = None if self.mirrors is None else self.mirrors[index]
+        return replace(self, rows=self.rows[index], digests=self.digests[index], mirrors=mirrors)
+
+    def turned(self, mirrored: npt.NDArray[np.bool_]) -> StoredRows:
+        """The same images, those that ``mirrored`` says (N) as their mirror images."""
+        assert self.mirrors is not None
+        return StoredRows(self.array, np.where(mirrored, self.mirrors, self.rows))
+
+
 Inputs = Array | StoredRows
 
 
@@ -83,9 +107,18 @@ def chunks(inputs: Inputs) -> Iterator[Array]:
 
 
 def digest_of(inputs: Inputs) -> bytes:
-    """A digest over every input, in order; that of cached images over their files and shape."""
+    """A digest over every input, in order; that of cached images over their files and shape.
+
+    That of a frozen backbone's features is over the images' files and the backbone's key: floats differ by processor.
+    """
     digest = hashlib.sha256(f"{inputs.dtype.str}{inputs.shape}".encode())
-    for part in [inputs.digests[inputs.rows]] if isinstance(inputs, CachedImages) else chunks(inputs):
+    parts: Iterable[Array] = chunks(inputs)
+    if isinstance(inputs, CachedImages):
+        parts = [inputs.digests[inputs.rows]]
+    elif isinstance(inputs, CachedFeatures):
+        digest.update(inputs.key.encode())
+        parts = [inputs.digests]
+    for part in parts:
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.digest()
 

@@ -10,7 +10,7 @@ model_card.md   what was measured, and how
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from crh_tune.data.decode import BadImage, decode
+from crh_tune.data.decode import STRETCHED, BadImage, Fit, decode
 from crh_tune.data.splits import Samples, Split
 from crh_tune.data.stored import CachedImages, Inputs
-from crh_tune.hashing.network import HashNetwork
+from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetwork
 from crh_tune.retrieval.packing import Packed, hamming_distances, pack_codes
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings, write_trial
 from crh_tune.training.checkpoints import check_archive, read_tensors
 from crh_tune.training.evaluation import encode_share
+from crh_tune.training.frozen import feature_network, pretrained
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import CPU, Workers
 
@@ -39,13 +40,17 @@ _PAIRS = 2**24
 
 @dataclass(frozen=True)
 class Encoder:
-    """A trained hash network that turns inputs into packed codes. ``shape`` is that of one input."""
+    """A trained hash network that turns inputs into packed codes. ``shape`` is that of one input.
 
-    network: HashNetwork
+    ``fit`` says how an image file becomes an input, as it did in training.
+    """
+
+    network: HashNetwork | FrozenHashNetwork
     shape: tuple[int, ...]
     bits: int
     class_names: tuple[str, ...]
     device: torch.device = CPU
+    fit: Fit = STRETCHED
 
     def encode(self, inputs: Inputs) -> Packed:
         """Packed codes (N x W machine words) of N inputs: uint8 images N x C x H x W, or features N x D.
@@ -71,7 +76,7 @@ class Encoder:
         images = []
         for path in paths:
             try:
-                images.append(decode(Path(path).read_bytes(), self.shape[1]))
+                images.append(decode(Path(path).read_bytes(), self.shape[1], self.fit))
             except (BadImage, OSError) as error:
                 raise ValueError(f"{path}: {error}") from None
         return np.stack(images).transpose(0, 3, 1, 2)
@@ -109,25 +114,34 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     split, network = run.split, run.network.cpu().eval()
     write_trial(run.settings, folder / SETTINGS_FILE)
-    content = {
-        "backbone": run.trial.backbone,
-        "shape": list(network.shape),
-        "inputs": list(split.train.inputs.shape[1:]),
-        "bits": run.trial.bits,
-        "hash_layer": run.trial.hash_layer,
-        "class_names": list(split.class_names),
-        "weights": network.state_dict(),
-    }
-    torch.save(content, folder / ENCODER_FILE)
+    torch.save(_encoder_content(run, network), folder / ENCODER_FILE)
     if run.has_centers:
         np.save(folder / CENTERS_FILE, run.centers, allow_pickle=False)
     database = split.database or split.train
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    words = load_encoder(folder, device).encode(database.inputs)  # as whoever loads it will encode queries
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # as whoever loads it will encode queries
+    encoded = encode_share(network.to(device), database, Workers(device=device)).cpu().numpy()
     items = np.arange(len(database)) if database.items is None else database.items
     items = items.astype(str) if items.dtype == object else items  # text without pickle
-    np.savez_compressed(folder / INDEX_FILE, words=words, labels=database.labels, items=items)
+    np.savez_compressed(folder / INDEX_FILE, words=pack_codes(encoded), labels=database.labels, items=items)
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def _encoder_content(run: TrainingRun, network: HashNetwork) -> dict[str, Any]:
+    """What the encoder's file holds: shapes, names and weights; a frozen backbone is part of it."""
+    content = {
+        "backbone": run.trial.head if run.trial.freeze else run.trial.backbone,
+        "shape": list(network.shape),
+        "inputs": list(run.split.train.inputs.shape[1:]),
+        "bits": run.trial.bits,
+        "hash_layer": run.trial.hash_layer,
+        "class_names": list(run.split.class_names),
+        "weights": network.state_dict(),
+    }
+    if not run.trial.freeze:
+        return content
+    found = pretrained(run.trial, run.settings.dataset.options.get("size"))
+    whole = FrozenHashNetwork(feature_network(found), network)
+    return {**content, "inputs": list(whole.shape), "weights": whole.state_dict(), "pretrained": asdict(found)}
 
 
 def load_encoder(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
@@ -136,13 +150,18 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu") -> Enco
     try:
         content: dict[str, Any] = read_tensors(path)
         shape, inputs = tuple(content["shape"]), tuple(content["inputs"])
-        blank = torch.zeros(shape[0])
+        blank, fit = torch.zeros(shape[0]), STRETCHED
+        network: HashNetwork | FrozenHashNetwork
         network = HashNetwork(content["backbone"], shape, content["bits"], blank, blank, content["hash_layer"])
+        frozen = content.get("pretrained")
+        if frozen is not None:
+            fit, colours = Fit(frozen["crop"], frozen["interpolation"]), torch.zeros(3)
+            network = FrozenHashNetwork(FeatureNetwork(frozen["backbone"], inputs, colours, colours), network)
         network.load_state_dict(content["weights"])
     except Exception as error:
         raise SettingsError(f"{path}: not a readable encoder: {_reason(error)}") from None
     device = torch.device(device)
-    return Encoder(network.to(device).eval(), inputs, content["bits"], tuple(content["class_names"]), device)
+    return Encoder(network.to(device).eval(), inputs, content["bits"], tuple(content["class_names"]), device, fit)
 
 
 def load_index(folder: str | Path) -> Index:
@@ -170,19 +189,26 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _usage(samples: Samples) -> list[str]:
+def _usage(settings: TrialSettings, samples: Samples) -> list[str]:
     """How to ask, for a person with files where the inputs came from files."""
-    inputs = samples.inputs
-    kind = "images: uint8" if inputs.ndim == 4 else "features: float"
-    lines = [
-        f"rows, distances = index.search(encoder.encode(inputs), 10)   # {kind}, N x "
-        f"{' x '.join(map(str, inputs.shape[1:]))}"
-    ]
-    if isinstance(inputs, CachedImages):
-        lines.append('rows, distances = index.search(encoder.encode_files(["photo.jpg"]), 10)')
     of_files = samples.items is not None and samples.items.dtype == object
+    lines = []
+    if isinstance(samples.inputs, CachedImages) or settings.trial.freeze:
+        lines.append('rows, distances = index.search(encoder.encode_files(["photo.jpg"]), 10)')
+    if not settings.trial.freeze:
+        kind = "images: uint8" if samples.inputs.ndim == 4 else "features: float"
+        shape = " x ".join(map(str, samples.inputs.shape[1:]))
+        lines.insert(0, f"rows, distances = index.search(encoder.encode(inputs), 10)   # {kind}, N x {shape}")
     found = "their files" if of_files else "their rows in the array they came from"
     return [*lines, f"index.items[rows]   # what was found: {found}"]
+
+
+def _backbone(settings: TrialSettings) -> str:
+    """What the model card says of the backbone, and of the weights of a frozen one."""
+    if not settings.trial.freeze:
+        return settings.trial.backbone
+    found = pretrained(settings.trial, settings.dataset.options.get("size"))
+    return f"{found.description}; head {settings.trial.head}"
 
 
 def model_card(settings: TrialSettings, split: Split, metrics: dict[str, float], lines: list[str]) -> str:
@@ -195,7 +221,7 @@ def model_card(settings: TrialSettings, split: Split, metrics: dict[str, float],
         [
             f"# {trial.bits}-bit codes for {settings.dataset.name}",
             "",
-            f"Method {settings.method}, backbone {trial.backbone}: K = {trial.bits}, M = {trial.codebook_size}, "
+            f"Method {settings.method}, backbone {_backbone(settings)}: K = {trial.bits}, M = {trial.codebook_size}, "
             f"d = {trial.head_dim}, lambda = {trial.quantization_weight}, margin = {trial.margin}, s = {trial.scale}, "
             f"update interval {trial.update_interval} after {trial.early_epochs} epochs.",
             "",
@@ -217,7 +243,7 @@ def model_card(settings: TrialSettings, split: Split, metrics: dict[str, float],
             "from crh_tune.export import load_encoder, load_index",
             "",
             'encoder, index = load_encoder("."), load_index(".")',
-            *_usage(split.train),
+            *_usage(settings, split.train),
             "```",
             "",
             f"Run it again: `crh-tune train {SETTINGS_FILE}`",

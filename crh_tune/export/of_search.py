@@ -16,11 +16,12 @@ from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.checkpoints import CheckpointError, newest
 from crh_tune.training.loop import TrainingRun
+from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.record import STUDY_FILE, SUMMARY_FILE
 from crh_tune.tuning.searcher import METRICS, SETTINGS, trial_name
 from crh_tune.tuning.study import Candidate
-from crh_tune.tuning.trial import RUNS_FOLDER, open_split
+from crh_tune.tuning.trial import RUNS_FOLDER
 
 
 def export_search(search: Path, target: Path) -> None:

@@ -187,7 +187,15 @@ class SearchSettings(Settings):
             self._check_searched(name, self.search[name])
         for index, start in enumerate(self.start_from):
             self._check_start(index, start)
+        self._check_frozen()
         return self
+
+    def _check_frozen(self) -> None:
+        """Raises ValueError where the trials of a search would not all see the same inputs."""
+        names = ("freeze", *(("backbone", "weights", "flip") if self.trial.freeze else ()))
+        fixed = next((name for name in names if name in self.search), None)
+        if fixed is not None:
+            raise ValueError(f"search.{fixed}: features of a frozen backbone are computed once: set {fixed} in trial")
 
     def _check_searched(self, name: str, distribution: Distribution) -> None:
         searchable = {"method": None, **TrainingSettings.model_fields}

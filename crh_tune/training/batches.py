@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from crh_tune.data.augment import NO_AUGMENTATION, Augmentation
 from crh_tune.data.splits import Samples
-from crh_tune.data.stored import Rows
+from crh_tune.data.stored import CachedFeatures, Rows
 
 _AHEAD = 2
 
@@ -44,12 +45,18 @@ def load_batches(
     seed: int = 0,
     epoch: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs (B x ...), cropped and flipped, and multi-hot float targets (B x C) of each batch of rows."""
-    drawn = augmentation.draw(len(samples), samples.inputs.shape[-1], seed, epoch)
+    """Inputs (B x ...), cropped and flipped, and multi-hot float targets (B x C) of each batch of rows.
+
+    Features of a frozen backbone are those of the mirror image where an image would be flipped.
+    """
+    of_images = samples.inputs.ndim == 4
+    drawn = augmentation.draw(len(samples), samples.inputs.shape[-1] if of_images else 0, seed, epoch)
+    if augmentation.flip and isinstance(samples.inputs, CachedFeatures):
+        samples = replace(samples, inputs=samples.inputs.turned(drawn[:, 2].astype(bool)))
     for rows, inputs in zip(batches, load_inputs(samples, batches, device), strict=True):
         labels = torch.from_numpy(samples.labels[rows]).to(device, non_blocking=True)
         labels = nn.functional.one_hot(labels, classes) if labels.ndim == 1 else labels
-        yield augmentation.apply(inputs, drawn[rows]), labels.float()
+        yield augmentation.apply(inputs, drawn[rows]) if of_images else inputs, labels.float()
 
 
 def load_inputs(samples: Samples, batches: Sequence[Rows], device: torch.device) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from crh_tune.data.splits import Samples, Split
 from crh_tune.data.stored import prototype_vectors
 from crh_tune.hashing.codebook import Codes, center_distances
-from crh_tune.hashing.network import HashNetwork
+from crh_tune.hashing.network import FrozenHashNetwork, HashNetwork
 from crh_tune.retrieval.alignment import class_prototypes, cosine_similarity, semantic_alignment
 from crh_tune.retrieval.average_precision import (
     LabelledCodes,
@@ -24,7 +24,7 @@ from crh_tune.training.workers import Workers
 _ENCODE_BATCH = 256
 
 
-def encode_share(network: HashNetwork, samples: Samples, workers: Workers) -> torch.Tensor:
+def encode_share(network: HashNetwork | FrozenHashNetwork, samples: Samples, workers: Workers) -> torch.Tensor:
     """Codes of this worker's share of the samples: share x K, boolean, True for +1."""
     rows = workers.share(np.arange(len(samples)))
     was_training = network.training

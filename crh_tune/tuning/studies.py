@@ -13,13 +13,14 @@ import pandas as pd
 import ray
 from mlflow import MlflowClient
 
-from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import Split, final_split
 from crh_tune.hashing.codebook import sample_codebook
 from crh_tune.retrieval.alignment import semantic_alignment
-from crh_tune.settings.base import SettingsError
-from crh_tune.settings.study import StudySettings
+from crh_tune.settings.base import SettingsError, validated
+from crh_tune.settings.study import StudySettings, known_dataset
+from crh_tune.settings.trial import DatasetSettings, TrainingSettings
 from crh_tune.training.evaluation import reference_similarity
+from crh_tune.training.opening import open_data
 from crh_tune.tuning import tracking
 from crh_tune.tuning.progress import Progress, Say
 from crh_tune.tuning.record import COMPLETE, held, make_storage, read_outcomes
@@ -33,13 +34,22 @@ RANDOM = "Random"
 _PAGE = 1000
 
 
+def _split(study: StudySettings, dataset: str, say: Say) -> Split:
+    """The final split that all runs of a study on a dataset see. Raises SettingsError for an unknown dataset."""
+    known_dataset(dataset)
+    there = study.on(dataset)
+    seen = {name: value for name, value in there.trial.items() if name in ("backbone", "weights", "freeze", "flip")}
+    trial = validated(TrainingSettings, seen, f"{study.name}: datasets.{dataset}.trial")
+    return final_split(open_data(DatasetSettings(name=dataset, **there.options), trial, say))
+
+
 def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop: Stop) -> int:
     """Run what is missing of a study on one dataset; returns how many of its runs are still missing. Ray is up.
 
     Raises SettingsError where the dataset is unknown, MLflow does not answer or another process runs this study,
     Interrupted where ``stop`` was signalled.
     """
-    split = final_split(open_dataset(dataset, study.on(dataset).options))
+    split = _split(study, dataset, say)
     runs = _runs(study, dataset, split, say)
     uri = tracking.default_tracking_uri(storage)
     make_storage(storage)

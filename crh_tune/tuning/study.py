@@ -18,10 +18,10 @@ import ray
 from optuna.exceptions import StorageInternalError
 from ray.tune import TuneError
 
-from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import Split, Stage, final_split, search_split
 from crh_tune.settings.search import SearchSettings, drawn
 from crh_tune.training.models import build_network
+from crh_tune.training.opening import open_data
 from crh_tune.tuning import tracking
 from crh_tune.tuning.progress import Progress, Say
 from crh_tune.tuning.proposals import enqueue, paper_values, start_points
@@ -103,7 +103,7 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
 
     Raises SettingsError where the search is impossible on this dataset, DataError where its files cannot be used.
     """
-    dataset = open_dataset(settings.dataset.name, settings.dataset.options, say)
+    dataset = open_data(settings.dataset, settings.trial, say)
     if dataset.skipped:
         more = "; ..." if len(dataset.skipped) > 3 else ""
         say(f"skipped {len(dataset.skipped)} unreadable images: {'; '.join(dataset.skipped[:3])}{more}")
@@ -111,8 +111,9 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
     settings.check_feasible(first.classes)
     for _, values in start_points(settings, first.classes, first.multi_label):
         settings.trial_settings(values, settings.seed).resolve(first.classes, first.multi_label)
-    for backbone, weights in itertools.product(drawn(settings, "backbone"), drawn(settings, "weights")):
-        build_network(settings.trial.model_copy(update={"backbone": backbone, "weights": weights}), first, 2)
+    if not settings.trial.freeze:
+        for backbone, weights in itertools.product(drawn(settings, "backbone"), drawn(settings, "weights")):
+            build_network(settings.trial.model_copy(update={"backbone": backbone, "weights": weights}), first, 2)
     return Prepared(first, final_split(dataset), dataset.skipped)
 
 

@@ -17,8 +17,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,16 +28,14 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.torch import TorchConfig, get_device
 
-from crh_tune.data.datasets import open_dataset
-from crh_tune.data.splits import Split, Stage, final_split, search_split
 from crh_tune.hashing.assignment import Statistic
 from crh_tune.hashing.codebook import Table
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import ScalingSettings, TrialSettings
 from crh_tune.training import checkpoints
 from crh_tune.training.aggregator import Aggregator, Round, Solve, solve_with
-from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
+from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.groups import GroupTrainer, free_groups
 from crh_tune.tuning.memory import memory_reason
@@ -54,21 +50,6 @@ _REPORTS_FILE = "reports.jsonl"
 _RETRY_SECONDS = 0.5
 _ADDRESS_SECONDS = 3.0
 _POLL_SECONDS = 0.1
-
-
-def open_split(settings: TrialSettings, stage: Stage) -> Split:
-    """The split a trial trains on, opened once a process."""
-    return _open_split(
-        json.dumps([settings.dataset.model_dump(mode="json"), settings.validation.model_dump()], sort_keys=True), stage
-    )
-
-
-@lru_cache(maxsize=2)
-def _open_split(key: str, stage: Stage) -> Split:
-    dataset, validation = json.loads(key)
-    opened = open_dataset(dataset.pop("name"), dataset)
-    split = search_split(opened, **validation) if stage == "search" else final_split(opened)
-    return replace(split, reference=reference_similarity(split))
 
 
 def connect_ray() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from crh_tune.data.decode import BadImage, decode, open_image, stretched
+from crh_tune.data.decode import STRETCHED, BadImage, decode, open_image
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -198,7 +198,7 @@ def test_of_many_frames_the_first_is_taken(kind):
 
 def test_an_image_of_the_wanted_size_is_not_resampled():
     image = photo(8, 8)
-    assert stretched(image, 8) is image
+    assert STRETCHED.apply(image, 8) is image
 
 
 def test_an_empty_file_and_text_are_no_images():

@@ -11,16 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from crh_tune.hashing.network import (
-    BACKBONES,
-    MLP,
-    HashNetwork,
-    Linear,
-    SmallCNN,
-    Torchvision,
-    build_backbone,
-    center_crop,
-)
+from crh_tune.hashing.backbones import BACKBONES, MLP, Linear, SmallCNN, Torchvision, build_backbone
+from crh_tune.hashing.network import HashNetwork, center_crop
 
 RGB = (3, 32, 32)
 

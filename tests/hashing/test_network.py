@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from crh_tune.hashing.network import HashNetwork, SmallCNN
+from crh_tune.hashing.backbones import SmallCNN
+from crh_tune.hashing.network import HashNetwork
 
 
 def network(shape=(1, 8, 16), bits=16, mean=None, std=None) -> HashNetwork:

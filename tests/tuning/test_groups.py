@@ -20,11 +20,12 @@ from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import TrainingRun
+from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
 from crh_tune.tuning import tracking
 from crh_tune.tuning.record import Outcome
 from crh_tune.tuning.runs import Place, run_trials
-from crh_tune.tuning.trial import open_split, start_aggregator
+from crh_tune.tuning.trial import start_aggregator
 
 SPACE = {
     "name": "groups",

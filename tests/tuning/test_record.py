@@ -14,6 +14,7 @@ from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import BudgetSettings, SearchSettings
 from crh_tune.settings.trial import ValidationSettings
 from crh_tune.training.checkpoints import CheckpointError, keep, load, newest, save
+from crh_tune.training.opening import open_split
 from crh_tune.tuning.proposals import enqueue
 from crh_tune.tuning.record import (
     Outcome,
@@ -28,7 +29,6 @@ from crh_tune.tuning.runs import OUT_OF_TIME, Place, RunEvents
 from crh_tune.tuning.searcher import OptunaSearcher
 from crh_tune.tuning.study import prepare
 from crh_tune.tuning.tracking import Tracker, default_tracking_uri
-from crh_tune.tuning.trial import open_split
 
 SETTINGS = SearchSettings.model_validate(
     {

@@ -1,0 +1,247 @@
+"""A pretrained backbone that is not trained: what it is, and how it turns images into features, once.
+
+What a backbone is (its weights' hash, input size, mean, std, crop) is noted beside the cache of features, so that a
+trial on cached features loads neither timm nor the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+
+from crh_tune.data.cache import Say, cache_root, disk_errors, read_json, usable_cores, write_json
+from crh_tune.data.decode import DECODER, Fit
+from crh_tune.data.feature_cache import Compute, FeatureCache, Features, Recipe, open_features
+from crh_tune.data.images import OpenStore
+from crh_tune.data.options import ImageOptions
+from crh_tune.data.sources import Bytes, ImageSource
+from crh_tune.hashing.backbones import TIMM, Timm, Torchvision, timm_config
+from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetwork
+from crh_tune.settings.base import SettingsError
+from crh_tune.settings.trial import PACKAGES, TrainingSettings, weights_named
+from crh_tune.training.weights import pretrained_state, weights_file
+
+_NOTE_FORMAT = 1
+_TOLERANCE = 1e-4
+_IMAGENET = torchvision.models.ResNet18_Weights.DEFAULT
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained backbone: its weights by name and hash, and the images it was trained for.
+
+    ``mean`` and ``std`` are for pixels of 0 to 255; ``crop`` and ``interpolation`` are those of ``data.decode.Fit``.
+    """
+
+    backbone: str
+    weights: str
+    sha256: str
+    licence: str
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: float | None
+    interpolation: Any
+    features: int
+
+    @property
+    def fit(self) -> Fit:
+        return Fit(self.crop, self.interpolation)
+
+    @property
+    def key(self) -> str:
+        """Names everything that features depend on."""
+        parts = {name: value for name, value in asdict(self).items() if name not in ("weights", "licence")}
+        return json.dumps({**parts, "decoder": DECODER})
+
+    @property
+    def description(self) -> str:
+        """One line for a model card."""
+        return (
+            f"{self.backbone} with weights {self.weights} (sha256 {self.sha256[:16]}, licence {self.licence}), "
+            f"not trained further; images of {self.size} x {self.size} pixels"
+        )
+
+
+def frozen_store(trial: TrainingSettings, size: int | None) -> OpenStore:
+    """What keeps a dataset's images as the features of a trial's frozen backbone. ``size``: instead of the model's."""
+
+    def store(source: ImageSource, options: ImageOptions, say: Say) -> FeatureCache:
+        found = pretrained(trial, size)
+        recipe = Recipe(
+            found.key, found.features, found.size, found.fit, lambda: _compute(feature_network(found), say), trial.flip
+        )
+        return open_features(source, recipe, say)
+
+    return store
+
+
+def pretrained(trial: TrainingSettings, size: int | None) -> Pretrained:
+    """What a frozen trial's backbone is, from the note of whoever looked last, if its weights are still the same.
+
+    Raises SettingsError where the weights cannot be had or do not fit.
+    """
+    assert trial.weights is not None
+    file = weights_file(trial.backbone, trial.weights)
+    state = [file.stat().st_size, file.stat().st_mtime_ns] if file is not None and file.is_file() else None
+    version = importlib.metadata.version("timm") if trial.backbone.startswith(TIMM) else ""
+    asked = json.dumps([_NOTE_FORMAT, trial.backbone, trial.weights, str(file), state, size, version])
+    note = cache_root() / "backbones" / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
+    known = read_json(note)
+    if known is not None:
+        return Pretrained(**{**known, "mean": tuple(known["mean"]), "std": tuple(known["std"])})
+    found = _look(trial, size)
+    with disk_errors(note):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, asdict(found))
+    return found
+
+
+def _look(trial: TrainingSettings, size: int | None) -> Pretrained:
+    """Load the weights, and see what they are and what images they want."""
+    assert trial.weights is not None
+    try:
+        wanted = _wanted(trial.backbone, trial.weights)
+    except ValueError as error:
+        raise SettingsError(f"trial.backbone: {error}") from None
+    wanted |= {"size": size} if size is not None else {}
+    blank = Pretrained(trial.backbone, trial.weights, "", features=0, **wanted)
+    network = feature_network(blank)
+    return Pretrained(trial.backbone, trial.weights, _hash(network), features=network.features, **wanted)
+
+
+def _wanted(backbone: str, weights: str) -> dict[str, Any]:
+    """The images that pretrained weights want, as their own configuration says, and the weights' licence."""
+    package = PACKAGES.get(weights)
+    if package is not None:
+        return {
+            "licence": package.licence, "size": package.size, "mean": (package.mean,) * 3, "std": (package.std,) * 3,
+            "crop": None, "interpolation": "bilinear",
+        }  # fmt: skip
+    if backbone.startswith(TIMM):
+        config = timm_config(backbone)
+        return {
+            "licence": config.license or "unknown", "size": config.input_size[1],
+            "mean": tuple(255 * value for value in config.mean), "std": tuple(255 * value for value in config.std),
+            "crop": float(config.crop_pct), "interpolation": _interpolation(config.interpolation),
+        }  # fmt: skip
+    named = weights_named(backbone, weights)
+    preset = (named or _IMAGENET).transforms()
+    size = preset.crop_size[0]
+    return {
+        "licence": "unknown" if named is None else "BSD-3-Clause (torchvision)", "size": size,
+        "mean": tuple(255 * value for value in preset.mean), "std": tuple(255 * value for value in preset.std),
+        "crop": size / preset.resize_size[0], "interpolation": _interpolation(preset.interpolation.value),
+    }  # fmt: skip
+
+
+def _interpolation(name: str) -> str:
+    return "bilinear" if name == "bilinear" else "bicubic"
+
+
+def feature_network(found: Pretrained) -> FeatureNetwork:
+    """The backbone with its pretrained weights. Raises SettingsError where it cannot be had."""
+    shape, mean, std = (3, found.size, found.size), torch.tensor(found.mean), torch.tensor(found.std)
+    try:
+        network = FeatureNetwork(found.backbone, shape, mean, std)
+        assert isinstance(network.backbone, Timm | Torchvision)
+        network.backbone.load(pretrained_state(found.backbone, found.weights))
+    except SettingsError:
+        raise
+    except ValueError as error:
+        raise SettingsError(f"trial.weights: {found.weights}: {error}") from None
+    return network
+
+
+def _hash(network: FeatureNetwork) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(network.backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def frozen_network(head: HashNetwork, found: Pretrained) -> FrozenHashNetwork:
+    """Backbone and trained head as one network, to export."""
+    return FrozenHashNetwork(feature_network(found), head)
+
+
+def _compute(network: FeatureNetwork, say: Say) -> Compute:
+    """The fastest that is there: a GPU in bf16, else onnxruntime, where it agrees with PyTorch to 1e-4."""
+    if torch.cuda.is_available():
+        network.precision = "bf16"
+        return _by_torch(network.cuda(), torch.device("cuda"))
+    by_torch = _by_torch(network, torch.device("cpu"))
+    try:
+        compute = _by_onnxruntime(network)
+    except Exception as error:  # whatever the exporter raises on a layer that it does not know
+        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        say(f"onnxruntime cannot run this backbone ({why}): PyTorch does, more slowly")
+        return by_torch
+    sample = np.random.default_rng(0).integers(0, 256, (2, network.shape[1], network.shape[2], 3), dtype=np.uint8)
+    expected = by_torch(sample)
+    apart = float(np.abs(compute(sample) - expected).max())
+    if apart > _TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        say(f"onnxruntime and PyTorch differ by {apart:.2g} on this backbone: PyTorch computes, more slowly")
+        return by_torch
+    return compute
+
+
+def _by_torch(network: FeatureNetwork, device: torch.device) -> Compute:
+    @torch.inference_mode()
+    def compute(images: Bytes) -> Features:
+        torch.set_num_threads(usable_cores())
+        return network(torch.from_numpy(images).to(device).permute(0, 3, 1, 2)).cpu().numpy()
+
+    return compute
+
+
+def _by_onnxruntime(network: FeatureNetwork) -> Compute:
+    import onnxruntime  # noqa: PLC0415
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory(prefix="crh-onnx-") as folder, _quiet():
+        path = Path(folder) / "backbone.onnx"
+        images = torch.zeros((2, *network.shape), dtype=torch.uint8)
+        program = torch.onnx.export(
+            network, (images,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("images", min=1)},), verbose=False
+        )
+        assert program is not None
+        program.save(str(path))
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def compute(images: Bytes) -> Features:
+        values: Any = session.run(None, {name: np.ascontiguousarray(images.transpose(0, 3, 1, 2))})[0]
+        return values
+
+    return compute
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says to its own developers."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

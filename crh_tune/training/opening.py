@@ -1,0 +1,42 @@
+"""From settings to the dataset and the split that a run sees: images as pixels, or as a frozen backbone's features."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+from crh_tune.data.datasets import open_dataset
+from crh_tune.data.splits import Dataset, Split, Stage, final_split, search_split
+from crh_tune.settings.trial import DatasetSettings, TrainingSettings, TrialSettings, ValidationSettings
+from crh_tune.training.evaluation import reference_similarity
+from crh_tune.training.frozen import frozen_store
+
+
+def open_data(
+    dataset: DatasetSettings, trial: TrainingSettings, say: Callable[[str], None] = lambda line: None
+) -> Dataset:
+    """A run's dataset; with ``trial.freeze`` its inputs are features, which are computed where they are not there yet.
+
+    Raises SettingsError and DataError where weights or files cannot be used.
+    """
+    store = frozen_store(trial, dataset.options.get("size")) if trial.freeze else None
+    return open_dataset(dataset.name, dataset.options, say, store)
+
+
+def open_split(settings: TrialSettings, stage: Stage) -> Split:
+    """The split a trial trains on, opened once a process."""
+    trial = settings.trial
+    seen = {"backbone": trial.backbone, "weights": trial.weights, "freeze": True, "flip": trial.flip}
+    parts = [settings.dataset.model_dump(mode="json"), settings.validation.model_dump(), seen if trial.freeze else {}]
+    return _open_split(json.dumps(parts, sort_keys=True), stage)
+
+
+@lru_cache(maxsize=2)
+def _open_split(key: str, stage: Stage) -> Split:
+    dataset, validation, seen = json.loads(key)
+    opened = open_data(DatasetSettings(**dataset), TrainingSettings(**seen))
+    validating = ValidationSettings(**validation).model_dump()
+    split = search_split(opened, **validating) if stage == "search" else final_split(opened)
+    return replace(split, reference=reference_similarity(split))

@@ -114,13 +114,14 @@ def ordered_average_precisions(
     hits = np.take_along_axis(relevant, order, axis=1)
     precision = np.cumsum(hits, axis=1) / np.arange(1, cutoff + 1)
     total = (precision * hits).sum(axis=1)
-    values: Floats = total / _divisor(hits.sum(axis=1), relevant.sum(axis=1), cutoff, denominator)
+    values: Floats = total / ap_divisor(hits.sum(axis=1), relevant.sum(axis=1), cutoff, denominator)
     return values
 
 
-def _divisor(
+def ap_divisor(
     retrieved: npt.NDArray[np.integer], relevant: npt.NDArray[np.integer], cutoff: int, denominator: Denominator
 ) -> npt.NDArray[np.integer]:
+    """What a sum of precisions is divided by, at least 1: from the relevant items above the cutoff, and all of them."""
     choices = {"retrieved": retrieved, "achievable": np.minimum(relevant, cutoff), "relevant": relevant}
     divisor: npt.NDArray[np.integer] = np.maximum(choices[denominator], 1)
     return divisor
@@ -150,7 +151,7 @@ def _expected(
     values: Floats
     if denominator != "retrieved":
         total = _group_sums(items, hits, before, hits_before, ranks).sum(axis=1)
-        values = total / _divisor(hits.sum(axis=1), hits.sum(axis=1), cutoff, denominator)
+        values = total / ap_divisor(hits.sum(axis=1), hits.sum(axis=1), cutoff, denominator)
         return values
     whole = np.where(ranks == items, ranks, 0)
     total = _group_sums(items, hits, before, hits_before, whole).sum(axis=1)

@@ -16,9 +16,11 @@ import scipy.linalg
 import scipy.stats
 
 from crh_tune.retrieval.average_precision import (
+    Denominator,
     Floats,
     NoRelevant,
     RankingProtocol,
+    ap_divisor,
     check_ranking,
     ordered_average_precisions,
     relevance,
@@ -52,12 +54,16 @@ class LinearCodes:
 
     def project(self, features: Features) -> npt.NDArray[np.float32]:
         """N x K real values, whose signs are the codes."""
-        parts = [(part - self.mean) @ self.projection for part in _chunks(features)]
-        return np.concatenate(parts) if parts else np.empty((0, self.projection.shape[1]), dtype=np.float32)
+        return np.concatenate([np.empty((0, self.projection.shape[1]), dtype=np.float32), *self._projected(features)])
 
     def encode(self, features: Features) -> npt.NDArray[np.bool_]:
         """Codes of N x D features: N x K, True for +1."""
-        return self.project(features) >= 0
+        nothing = np.empty((0, self.projection.shape[1]), dtype=np.bool_)
+        return np.concatenate([nothing, *(part >= 0 for part in self._projected(features))])
+
+    def _projected(self, features: Features) -> Iterator[npt.NDArray[np.float32]]:
+        for part in _chunks(features):
+            yield (part - self.mean) @ self.projection
 
 
 def pca_rotation(train_features: Features, bits: int, seed: int) -> LinearCodes:
@@ -120,9 +126,31 @@ def cosine_average_precisions(
             last = min(first + sorted_at_once, stop)
             relevant = relevance(query_labels[first:last], database_labels)
             ranked = similarities[first - start : last - start]
-            value = ordered_average_precisions(ranked, relevant, cutoff, protocol.denominator)
-            values.append(np.where(relevant.any(axis=1), value, np.nan))
+            values.append(_ranked_values(ranked, relevant, cutoff, protocol.denominator))
     return np.concatenate(values)
+
+
+def _ranked_values(
+    distances: npt.NDArray[np.float32], relevant: npt.NDArray[np.bool_], cutoff: int, denominator: Denominator
+) -> Floats:
+    """``ordered_average_precisions``, NaN without anything relevant, from the places of the relevant items alone.
+
+    Sorting values is several times as fast as sorting places by them, which only queries with ties need.
+    """
+    values = np.full(len(distances), np.nan)
+    for row, ranked in enumerate(np.sort(distances, axis=1)):
+        own = np.sort(distances[row, relevant[row]])
+        before = np.searchsorted(ranked, own, side="left")
+        if not len(own):
+            continue
+        if (np.searchsorted(ranked, own, side="right") > before + 1).any():
+            one = slice(row, row + 1)
+            values[row] = ordered_average_precisions(distances[one], relevant[one], cutoff, denominator)[0]
+            continue
+        ranks = before[before < cutoff] + 1
+        total = (np.arange(1, len(ranks) + 1) / ranks).sum()
+        values[row] = total / ap_divisor(np.array(len(ranks)), np.array(len(own)), cutoff, denominator)
+    return values
 
 
 class Gain(NamedTuple):

@@ -165,6 +165,19 @@ def test_equal_similarities_stay_in_database_order_and_a_zero_row_is_like_any_ot
     assert value == pytest.approx([(1 / 2 + 2 / 3) / 2])
 
 
+@pytest.mark.parametrize("denominator", ["retrieved", "achievable", "relevant"])
+@pytest.mark.parametrize("cutoff", [None, 5, 30])
+def test_many_equal_similarities_stay_in_database_order(cutoff, denominator):
+    generator = np.random.default_rng(3)
+    rows = generator.choice([-1, 1], size=(60, 4)).astype(np.float32)  # unit rows of ±1/2: similarities are exact
+    labels = generator.integers(0, 3, 60)
+    protocol = RankingProtocol(cutoff=cutoff, denominator=denominator)
+    values = cosine_average_precisions(rows[:10], labels[:10], rows[10:], labels[10:], protocol)
+    for row in range(10):
+        expected = by_definition(rows[row], labels[row] == labels[10:], rows[10:], cutoff, denominator)
+        assert values[row] == pytest.approx(expected, abs=1e-12)
+
+
 def test_an_empty_database_and_a_bad_cutoff_are_refused():
     rows, labels = np.ones((2, 3), dtype=np.float32), np.zeros(2, dtype=np.int64)
     with pytest.raises(ValueError, match="database of a ranking is empty"):

@@ -63,7 +63,7 @@ class LinearCodes:
 
     def _projected(self, features: Features) -> Iterator[npt.NDArray[np.float32]]:
         for part in _chunks(features):
-            yield (part - self.mean) @ self.projection
+            yield _floats((part - self.mean) @ self.projection)
 
 
 def pca_rotation(train_features: Features, bits: int, seed: int) -> LinearCodes:

@@ -37,7 +37,7 @@ from crh_tune.hashing.codebook import Table
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import ScalingSettings, TrialSettings
 from crh_tune.training import checkpoints
-from crh_tune.training.aggregator import Aggregator, Round, Solve, solve_with
+from crh_tune.training.aggregator import Aggregator, Round, Solve, solve_locally, solve_with
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.workers import Workers
@@ -69,6 +69,16 @@ def _open_split(key: str, stage: Stage) -> Split:
     opened = open_dataset(dataset.pop("name"), dataset)
     split = search_split(opened, **validation) if stage == "search" else final_split(opened)
     return replace(split, reference=reference_similarity(split))
+
+
+def restored(settings: TrialSettings, stage: Stage, checkpoint: Path, workers: Workers) -> TrainingRun:
+    """The run of resolved settings as its checkpoint left it. Raises SettingsError where that cannot be read."""
+    run = TrainingRun(settings, open_split(settings, stage), workers, solve_locally)
+    try:
+        run.restore(checkpoint)
+    except checkpoints.CheckpointError as error:
+        raise SettingsError(str(error)) from None
+    return run
 
 
 def connect_ray() -> None:

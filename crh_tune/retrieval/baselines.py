@@ -70,35 +70,33 @@ def pca_rotation(train_features: Features, bits: int, seed: int) -> LinearCodes:
     """The first K principal components under a random rotation, which shares their variance out over the bits.
 
     With fewer than K features the projection is padded with zeros to K before it is rotated: each bit is then a random
-    direction of the whole space, and none is constant.
+    direction of the whole space, and none is constant. Fitted on at most 50,000 rows; takes a D x D covariance matrix.
+    Raises ValueError where there is no row.
     """
-    return pca_itq(train_features, bits, seed, iterations=0)
+    if len(train_features) == 0:
+        raise ValueError("PCA needs at least one training row")
+    mean, axes = _principal_axes(train_features, _fit_rows(len(train_features), seed), bits)
+    return LinearCodes(mean, axes @ _random_rotation(bits, seed)[: axes.shape[1]])
 
 
-def pca_itq(train_features: Features, bits: int, seed: int, iterations: int = 50) -> LinearCodes:
+def pca_itq(
+    train_features: Features, bits: int, seed: int, iterations: int = 50, start: LinearCodes | None = None
+) -> LinearCodes:
     """Iterative quantization (Gong and Lazebnik, CVPR 2011): the rotation of the first K principal components V that
     minimises ||B - V R||^2 over R and B = sign(V R), by turns, from a random rotation.
 
-    With r < K features R is the r x K matrix with orthonormal rows that does so, which is a rotation of V padded with
-    zeros. Fitted on at most 50,000 rows; takes a D x D covariance matrix.
-    Raises ValueError where there is no row.
+    ``start`` is what ``pca_rotation`` has found with the same arguments, where that is there already; rows, padding and
+    errors are its own.
     """
-    count = len(train_features)
-    if count == 0:
-        raise ValueError("PCA needs at least one training row")
-    generator = np.random.default_rng(seed)
-    rows = np.arange(count)
-    if count > _FIT_ROWS:
-        rows = np.sort(generator.choice(count, _FIT_ROWS, replace=False))
-    mean, axes = _principal_axes(train_features, rows, bits)
-    rotation = _random_rotation(bits, generator)[: axes.shape[1]]
-    if iterations:
-        projected = np.concatenate([(part - mean) @ axes for part in _chunks(train_features, rows)])
-        for _ in range(iterations):
-            signs = np.where(projected @ rotation >= 0, np.float32(1), np.float32(-1))
-            left, _, right = np.linalg.svd(projected.T @ signs, full_matrices=False)
-            rotation = left @ right
-    return LinearCodes(mean, axes @ rotation)
+    start = start or pca_rotation(train_features, bits, seed)
+    rows = _fit_rows(len(train_features), seed)
+    projected = np.concatenate([(part - start.mean) @ start.projection for part in _chunks(train_features, rows)])
+    turn = np.eye(bits, dtype=np.float32)
+    for _ in range(iterations):
+        signs = np.where(projected @ turn >= 0, np.float32(1), np.float32(-1))
+        left, _, right = np.linalg.svd(projected.T @ signs)
+        turn = left @ right
+    return LinearCodes(start.mean, start.projection @ turn)
 
 
 def cosine_average_precisions(
@@ -223,7 +221,13 @@ def _principal_axes(
     return mean, axes.astype(np.float32)
 
 
-def _random_rotation(size: int, generator: np.random.Generator) -> npt.NDArray[np.float32]:
+def _fit_rows(count: int, seed: int) -> npt.NDArray[np.int64]:
+    if count <= _FIT_ROWS:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, _FIT_ROWS, replace=False))
+
+
+def _random_rotation(size: int, seed: int) -> npt.NDArray[np.float32]:
     """A rotation drawn uniformly: Q of a Gaussian matrix's QR decomposition, with the signs of R's diagonal."""
-    q, r = np.linalg.qr(generator.standard_normal((size, size)))
+    q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((size, size)))
     return (q * np.where(np.diag(r) < 0, -1, 1)).astype(np.float32)

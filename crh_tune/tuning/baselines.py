@@ -22,7 +22,7 @@ from crh_tune.retrieval.average_precision import (
     average_precisions,
     mean_average_precision,
 )
-from crh_tune.retrieval.baselines import bootstrap_gain, cosine_average_precisions, pca_itq, pca_rotation
+from crh_tune.retrieval.baselines import LinearCodes, bootstrap_gain, cosine_average_precisions, pca_itq, pca_rotation
 from crh_tune.retrieval.packing import pack_codes
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.evaluation import encode_share, gather_codes
@@ -34,7 +34,6 @@ from crh_tune.tuning.tracking import flat
 from crh_tune.tuning.trial import RUNS_FOLDER, restored
 
 FLOAT_COSINE, ROTATION, ITQ = "float cosine", "PCA + rotation", "PCA + ITQ"
-_FITS = {ROTATION: pca_rotation, ITQ: pca_itq}
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,11 @@ def compare_with_baselines(
     say(f"scoring what needs no training: {FLOAT_COSINE}, {ROTATION} and {ITQ} at {settings.trial.bits} bits")
     protocol = settings.evaluation.protocol
     won = _winner_precisions(settings, checkpoint_in(place.folder, tested))
+    held_out, on_test = (_precisions(split, settings.trial.bits, seed, protocol) for split in (first, last))
     baselines = []
-    for name in (FLOAT_COSINE, ROTATION, ITQ):
-        found = _precisions(name, last, settings.trial.bits, seed, protocol)
+    for name, found in on_test.items():
         gain = bootstrap_gain(won, found, seed, no_relevant=protocol.no_relevant)
-        held_out = _precisions(name, first, settings.trial.bits, seed, protocol)
-        validation, test = (mean_average_precision(each, protocol.no_relevant) for each in (held_out, found))
+        validation, test = (mean_average_precision(each, protocol.no_relevant) for each in (held_out[name], found))
         size = _bytes_per_item(name, last, settings.trial.bits)
         baselines.append(Baseline(name, size, validation, test, *gain))
         _log(place, settings, seed, baselines[-1])
@@ -97,16 +95,24 @@ def _winner_precisions(settings: TrialSettings, checkpoint: Path) -> Floats:
     return average_precisions(codes(run.split.queries), database, settings.evaluation.protocol)
 
 
-def _precisions(name: str, split: Split, bits: int, seed: int, protocol: RankingProtocol) -> Floats:
-    """The average precision of each query of the split under a baseline, fitted on its training samples."""
-    queries, database = split.queries, split.database or split.train
-    if name == FLOAT_COSINE:
-        return cosine_average_precisions(queries.inputs, queries.labels, database.inputs, database.labels, protocol)
-    fitted = _FITS[name](split.train.inputs, bits, seed)
-    asked, ranked = (
-        LabelledCodes(pack_codes(fitted.encode(each.inputs)), each.labels, bits) for each in (queries, database)
-    )
-    return average_precisions(asked, ranked, protocol)
+def _precisions(split: Split, bits: int, seed: int, protocol: RankingProtocol) -> dict[str, Floats]:
+    """The average precision of each query of the split under each baseline, fitted on its training samples."""
+    train, queries, database = split.train.inputs, split.queries, split.database or split.train
+    rotated = pca_rotation(train, bits, seed)
+
+    def of_codes(fitted: LinearCodes) -> Floats:
+        asked, ranked = (
+            LabelledCodes(pack_codes(fitted.encode(each.inputs)), each.labels, bits) for each in (queries, database)
+        )
+        return average_precisions(asked, ranked, protocol)
+
+    return {
+        FLOAT_COSINE: cosine_average_precisions(
+            queries.inputs, queries.labels, database.inputs, database.labels, protocol
+        ),
+        ROTATION: of_codes(rotated),
+        ITQ: of_codes(pca_itq(train, bits, seed, start=rotated)),
+    }
 
 
 def _bytes_per_item(name: str, split: Split, bits: int) -> int:

@@ -85,6 +85,8 @@ def test_a_seed_gives_the_same_codes_and_another_seed_others():
     first, again, other = (pca_rotation(features, 8, seed).encode(features) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.1
+    from_rotation = pca_itq(features, 8, 0, start=pca_rotation(features, 8, 0))
+    np.testing.assert_array_equal(from_rotation.projection, pca_itq(features, 8, 0).projection)
 
 
 @pytest.mark.parametrize("fit", [pca_rotation, pca_itq])

@@ -31,6 +31,7 @@ from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings, read_search
 from crh_tune.settings.study import is_study, read_study
 from crh_tune.spaces import find_space
+from crh_tune.tuning.baselines import last_lines
 from crh_tune.tuning.progress import describe
 from crh_tune.tuning.record import SETTINGS_FILE, find_folder, read_settings
 from crh_tune.tuning.stopping import INTERRUPTED_CODE, Interrupted, Stop
@@ -203,6 +204,7 @@ def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) ->
         f"{paper.mean:.4f} ± {paper.std:.4f} ({seeds})",
         f"test mAP         {result.best_test.metrics['test/map']:.4f}, the paper's setting "
         f"{result.paper_test.metrics['test/map']:.4f}",
+        *last_lines(result.baselines),
         f"exported to      {_near(target)}",
     ]
     if result.unsent_why:

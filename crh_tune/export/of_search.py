@@ -13,15 +13,13 @@ from crh_tune.data.splits import Stage
 from crh_tune.export.bundle import model_card, write_bundle
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings
-from crh_tune.training.aggregator import solve_locally
-from crh_tune.training.checkpoints import CheckpointError, newest
-from crh_tune.training.loop import TrainingRun
-from crh_tune.training.opening import open_split
+from crh_tune.training.checkpoints import newest
 from crh_tune.training.workers import Workers
-from crh_tune.tuning.record import STUDY_FILE, SUMMARY_FILE
+from crh_tune.tuning.baselines import Baseline, card_lines, checkpoint_in
+from crh_tune.tuning.record import STUDY_FILE, SUMMARY_FILE, Outcome
 from crh_tune.tuning.searcher import METRICS, SETTINGS, trial_name
 from crh_tune.tuning.study import Candidate
-from crh_tune.tuning.trial import RUNS_FOLDER
+from crh_tune.tuning.trial import RUNS_FOLDER, restored
 
 
 def export_search(search: Path, target: Path) -> None:
@@ -31,9 +29,8 @@ def export_search(search: Path, target: Path) -> None:
     """
     if (search / SUMMARY_FILE).exists():
         summary = json.loads((search / SUMMARY_FILE).read_text())
-        outcome = summary["best_test"]  # its checkpoint, wherever the folder has been moved to
-        checkpoint = search / RUNS_FOLDER / outcome["name"] / Path(outcome["checkpoint"]).name
-        _export(outcome["settings"], "final", checkpoint, outcome["metrics"], _verdict(summary), target)
+        tested = Outcome(**summary["best_test"])
+        _export(tested.settings, "final", checkpoint_in(search, tested), tested.metrics, _verdict(summary), target)
         return
     if not (search / STUDY_FILE).exists():
         raise SettingsError(f"{search}: no search here (there is no {SUMMARY_FILE} and no {STUDY_FILE})")
@@ -53,19 +50,14 @@ def export_search(search: Path, target: Path) -> None:
 def _export(
     settings: dict[str, Any], stage: Stage, checkpoint: Path, metrics: dict[str, float], lines: list[str], target: Path
 ) -> None:
-    resolved = TrialSettings.model_validate(settings)
-    split = open_split(resolved, stage)
-    run = TrainingRun(resolved, split, Workers(), solve_locally)
-    try:
-        run.restore(checkpoint)
-    except CheckpointError as error:
-        raise SettingsError(str(error)) from None
-    write_bundle(target, run, model_card(resolved, split, metrics, lines))
+    run = restored(TrialSettings.model_validate(settings), stage, checkpoint, Workers())
+    write_bundle(target, run, model_card(run.settings, run.split, metrics, lines))
 
 
 def _verdict(summary: dict[str, Any]) -> list[str]:
     """The winner against the paper's setting, as the search measured them."""
     best, paper = Candidate(**summary["best"]), Candidate(**summary["paper"])
+    baselines = [Baseline(**each) for each in summary.get("baselines", [])]  # none in a search of before them
     tested, paper_tested = summary["best_test"]["metrics"], summary["paper_test"]["metrics"]
     return [
         f"Found by search {summary['search_id']} ({best.trial}).",
@@ -75,4 +67,5 @@ def _verdict(summary: dict[str, Any]) -> list[str]:
         f"| this | {best.mean:.4f} ± {best.std:.4f} ({len(best.values)} seeds) | {tested['test/map']:.4f} |",
         f"| the paper's setting | {paper.mean:.4f} ± {paper.std:.4f} ({len(paper.values)} seeds) "
         f"| {paper_tested['test/map']:.4f} |",
+        *card_lines(baselines),
     ]

@@ -72,24 +72,31 @@ def average_precisions(queries: LabelledCodes, database: LabelledCodes, protocol
 
     Raises ValueError for an empty database or a cutoff below 1.
     """
-    if len(database) == 0:
-        raise ValueError("the database of a ranking is empty")
-    if protocol.cutoff is not None and protocol.cutoff < 1:
-        raise ValueError(f"cutoff must be at least 1 or none, got {protocol.cutoff}")
+    cutoff = check_ranking(len(database), protocol)
     if protocol.ties == "shuffle":
         database = database[np.random.default_rng(protocol.shuffle_seed).permutation(len(database))]
     block = max(1, _PAIRS_PER_BLOCK // len(database))
-    cutoff = min(protocol.cutoff or len(database), len(database))
-    score = _expected if protocol.ties == "expected" else _ordered
     values = [np.empty(0)]
     for start in range(0, len(queries), block):
         part = queries[start : start + block]
         relevant = relevance(part.labels, database.labels)
         distances = hamming_distances(part.words, database.words)
         found = relevant.sum(axis=1)
-        value = score(distances, relevant, cutoff, queries.bits, protocol.denominator)
+        if protocol.ties == "expected":
+            value = _expected(distances, relevant, cutoff, queries.bits, protocol.denominator)
+        else:
+            value = ordered_average_precisions(distances, relevant, cutoff, protocol.denominator)
         values.append(np.where(found > 0, value, np.nan))
     return np.concatenate(values)
+
+
+def check_ranking(size: int, protocol: RankingProtocol) -> int:
+    """How many ranks of a database of this size are looked at. Raises ValueError where it is empty, or cutoff < 1."""
+    if size == 0:
+        raise ValueError("the database of a ranking is empty")
+    if protocol.cutoff is not None and protocol.cutoff < 1:
+        raise ValueError(f"cutoff must be at least 1 or none, got {protocol.cutoff}")
+    return min(protocol.cutoff or size, size)
 
 
 def mean_average_precision(values: Floats, no_relevant: NoRelevant = "zero") -> float:
@@ -99,25 +106,22 @@ def mean_average_precision(values: Floats, no_relevant: NoRelevant = "zero") -> 
     return float(np.nan_to_num(values).mean()) if len(values) else float("nan")
 
 
-def _ordered(
-    distances: npt.NDArray[np.integer],
-    relevant: npt.NDArray[np.bool_],
-    cutoff: int,
-    bits: int,
-    denominator: Denominator,
+def ordered_average_precisions(
+    distances: npt.NDArray[Any], relevant: npt.NDArray[np.bool_], cutoff: int, denominator: Denominator
 ) -> Floats:
-    """AP with ties in database order (a stable sort of small integers is a radix sort)."""
+    """AP of each row of Q x N distances, ties in database order (a stable sort of small integers is a radix sort)."""
     order = np.argsort(distances, axis=1, kind="stable")[:, :cutoff]
     hits = np.take_along_axis(relevant, order, axis=1)
     precision = np.cumsum(hits, axis=1) / np.arange(1, cutoff + 1)
     total = (precision * hits).sum(axis=1)
-    values: Floats = total / _divisor(hits.sum(axis=1), relevant.sum(axis=1), cutoff, denominator)
+    values: Floats = total / ap_divisor(hits.sum(axis=1), relevant.sum(axis=1), cutoff, denominator)
     return values
 
 
-def _divisor(
+def ap_divisor(
     retrieved: npt.NDArray[np.integer], relevant: npt.NDArray[np.integer], cutoff: int, denominator: Denominator
 ) -> npt.NDArray[np.integer]:
+    """What a sum of precisions is divided by, at least 1: from the relevant items above the cutoff, and all of them."""
     choices = {"retrieved": retrieved, "achievable": np.minimum(relevant, cutoff), "relevant": relevant}
     divisor: npt.NDArray[np.integer] = np.maximum(choices[denominator], 1)
     return divisor
@@ -147,7 +151,7 @@ def _expected(
     values: Floats
     if denominator != "retrieved":
         total = _group_sums(items, hits, before, hits_before, ranks).sum(axis=1)
-        values = total / _divisor(hits.sum(axis=1), hits.sum(axis=1), cutoff, denominator)
+        values = total / ap_divisor(hits.sum(axis=1), hits.sum(axis=1), cutoff, denominator)
         return values
     whole = np.where(ranks == items, ranks, 0)
     total = _group_sums(items, hits, before, hits_before, whole).sum(axis=1)

@@ -23,6 +23,7 @@ from crh_tune.settings.search import SearchSettings, drawn
 from crh_tune.training.models import build_network
 from crh_tune.training.opening import open_data
 from crh_tune.tuning import tracking
+from crh_tune.tuning.baselines import Baseline, compare_with_baselines
 from crh_tune.tuning.progress import Progress, Say
 from crh_tune.tuning.proposals import enqueue, paper_values, start_points
 from crh_tune.tuning.record import (
@@ -84,6 +85,8 @@ class SearchResult:
     paper_test: Outcome
     ended: str
     """How it ended: ``finished``, or ``stopped by budget`` and where."""
+    baselines: tuple[Baseline, ...] = ()
+    """What needs no training, on the same queries; none where the inputs are images that no network has seen."""
     unsent: int = 0
     """How many entries the tracking server has not got, and why."""
     unsent_why: str = ""
@@ -172,7 +175,7 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
         (place.folder / SKIPPED_FILE).write_text("\n".join([*prepared.skipped, ""]), encoding="utf-8")
         tracker.artifact(key, place.folder / SKIPPED_FILE)
     try:
-        result = _search(settings, place, prepared.first.classes, prepared.first.multi_label, uri, say)
+        result = _search(settings, place, prepared, uri, say)
         status = "FINISHED"
     except (Interrupted, KeyboardInterrupt):
         status, patience = "KILLED", tracking.SHORT_PATIENCE
@@ -189,9 +192,8 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
     return replace(result, unsent=unsent, unsent_why=tracker.last_error if unsent else "")
 
 
-def _search(
-    settings: SearchSettings, place: Place, classes: int, multi_label: bool, uri: str, say: Say
-) -> SearchResult:
+def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str, say: Say) -> SearchResult:
+    classes, multi_label = prepared.first.classes, prepared.first.multi_label
     study = _open_study(settings, place)
     enqueue(study, settings, classes, multi_label)
     searcher = OptunaSearcher(study, settings, classes, multi_label, settings.trials)
@@ -213,8 +215,11 @@ def _search(
     best = max(candidates, key=lambda candidate: sign * candidate.mean)
     confirmed_paper = candidates[-1]
     best_test, paper_test = _test(settings, place, best, confirmed_paper, say)
+    baselines = compare_with_baselines(place, prepared.first, prepared.last, best_test, settings.seed, say)
     ended = how_it_ended(settings, list(outcomes.values()), settings.trials)
-    result = SearchResult(place.search_id, place.folder, uri, best, confirmed_paper, best_test, paper_test, ended)
+    result = SearchResult(
+        place.search_id, place.folder, uri, best, confirmed_paper, best_test, paper_test, ended, baselines
+    )
     write_json(place.folder / SUMMARY_FILE, {name: _plain(value) for name, value in vars(result).items()})
     place.tracker.artifact(place.search_id, place.folder / SUMMARY_FILE)
     place.tracker.metrics(place.search_id, _parent_metrics(best, confirmed_paper, best_test, paper_test), 0)
@@ -234,6 +239,7 @@ def read_result(folder: Path, uri: str) -> SearchResult:
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     summary |= {name: Candidate(**summary[name]) for name in ("best", "paper")}
     summary |= {name: Outcome(**summary[name]) for name in ("best_test", "paper_test")}
+    summary["baselines"] = tuple(Baseline(**each) for each in summary.get("baselines", []))
     known = {"folder": folder, "tracking_uri": tracking.shown(uri), "unsent": tracking.unsent_in(folder, uri)}
     return SearchResult(**{**summary, **known})
 
@@ -357,4 +363,6 @@ def _last_line(error: BaseException) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [asdict(each) for each in value]
     return asdict(value) if isinstance(value, Candidate | Outcome) else str(value)

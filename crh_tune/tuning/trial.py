@@ -28,12 +28,13 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.torch import TorchConfig, get_device
 
+from crh_tune.data.splits import Stage
 from crh_tune.hashing.assignment import Statistic
 from crh_tune.hashing.codebook import Table
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import ScalingSettings, TrialSettings
 from crh_tune.training import checkpoints
-from crh_tune.training.aggregator import Aggregator, Round, Solve, solve_with
+from crh_tune.training.aggregator import Aggregator, Round, Solve, solve_locally, solve_with
 from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
@@ -50,6 +51,16 @@ _REPORTS_FILE = "reports.jsonl"
 _RETRY_SECONDS = 0.5
 _ADDRESS_SECONDS = 3.0
 _POLL_SECONDS = 0.1
+
+
+def restored(settings: TrialSettings, stage: Stage, checkpoint: Path, workers: Workers) -> TrainingRun:
+    """The run of resolved settings as its checkpoint left it. Raises SettingsError where that cannot be read."""
+    run = TrainingRun(settings, open_split(settings, stage), workers, solve_locally)
+    try:
+        run.restore(checkpoint)
+    except checkpoints.CheckpointError as error:
+        raise SettingsError(str(error)) from None
+    return run
 
 
 def connect_ray() -> None:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import json
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.metrics import average_precision_score
+from sklearn.metrics.pairwise import cosine_similarity
 
 from crh_tune.cli import main
 from crh_tune.data.datasets import open_dataset
+from crh_tune.data.splits import final_split, search_split
 from crh_tune.export import load_encoder, load_index
+from crh_tune.retrieval.baselines import pca_itq
 from crh_tune.settings.search import read_search
 from crh_tune.spaces import shipped
+from crh_tune.tuning.baselines import Baseline, last_lines
 from crh_tune.tuning.study import prepare
 
 FOX = "red 'fox' \"🦊\", 50%"
@@ -124,15 +136,42 @@ def test_a_broken_photo_stops_the_search_before_any_trial_unless_it_is_skipped(p
     assert (len(prepared.first.train), len(prepared.last.train)) == (48, 60)
 
 
-def test_embeddings_are_searched_from_one_file(ray_session, tmp_path, capsys):
-    generator = np.random.default_rng(1)
+@dataclass
+class Embeddings:
+    """Two hundred embeddings of five classes and a search of them, with what it said."""
+
+    features: np.ndarray
+    labels: np.ndarray
+    data: Path
+    runs: Path
+    said: list[str]
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self.runs / "features-001" / "summary.json").read_text())
+
+    def baseline_runs(self) -> dict[str, Run]:
+        client = MlflowClient(f"sqlite:///{self.runs / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("features")
+        found = client.search_runs([experiment.experiment_id], "tags.`crh_tune.stage` = 'baseline'")
+        assert len({run.info.run_name for run in found}) == len(found)
+        return {run.info.run_name: run for run in found}
+
+
+@pytest.fixture(scope="module")
+def embeddings(ray_session, tmp_path_factory) -> Embeddings:
+    folder, generator = tmp_path_factory.mktemp("embeddings"), np.random.default_rng(1)
     middles, labels = generator.normal(size=(5, 24)), generator.integers(0, 5, 200)
     features = (middles[labels] + 0.4 * generator.normal(size=(200, 24))).astype(np.float32)
-    data = tmp_path / "embeddings.npz"
+    data, runs, said = folder / "embeddings.npz", folder / "runs", io.StringIO()
     np.savez(data, features=features, labels=np.array(["ant", "bee", "cat", "dog", "elk"])[labels])
-    runs = tmp_path / "runs"
-    assert main(["search", space(tmp_path, "features"), "--data", str(data), "--storage", str(runs)]) == 0
-    export = runs / "features-001" / "export"
+    with redirect_stdout(said):
+        assert main(["search", space(folder, "features"), "--data", str(data), "--storage", str(runs)]) == 0
+    return Embeddings(features, labels, data, runs, said.getvalue().splitlines())
+
+
+def test_embeddings_are_searched_from_one_file(embeddings):
+    features, labels, export = embeddings.features, embeddings.labels, embeddings.runs / "features-001" / "export"
     encoder, index = load_encoder(export), load_index(export)
     assert encoder.class_names == ("ant", "bee", "cat", "dog", "elk")
     rows, _ = index.search(encoder.encode(features[:50]), 3)
@@ -140,6 +179,75 @@ def test_embeddings_are_searched_from_one_file(ray_session, tmp_path, capsys):
     assert (labels[index.items] == index.labels).all()
     with pytest.raises(ValueError, match="image files are for encoders of square RGB images"):
         encoder.encode_files(["photo.jpg"])
+
+
+def test_a_search_on_embeddings_says_what_training_brings_over_none(embeddings):
+    dataset = open_dataset("features", {"path": str(embeddings.data)})
+    cosine, rotation, itq = embeddings.summary["baselines"]
+    tested = embeddings.summary["best_test"]["metrics"]["test/map"]
+    splits = {"validation": search_split(dataset, 0.2, 0), "test": final_split(dataset)}
+    for name, split in splits.items():
+        near = cosine_similarity(split.queries.inputs, split.train.inputs)
+        relevant = split.queries.labels[:, None] == split.train.labels
+        each = [average_precision_score(*pair) for pair in zip(relevant, near, strict=True)]
+        assert cosine[name] == pytest.approx(np.mean(each), abs=1e-4)
+        axes = PCA(16, svd_solver="full").fit(split.train.inputs)
+        for baseline, iterations in ((rotation, 0), (itq, 50)):
+            codes = pca_itq(split.train.inputs, 16, 0, iterations)
+            turn = axes.components_ @ codes.projection
+            asked, ranked = (axes.transform(part.inputs) @ turn >= 0 for part in (split.queries, split.train))
+            same = asked.astype(int) @ ranked.T + (1 - asked) @ (1 - ranked.T)
+            by_ties = [expected_average_precision(*pair) for pair in zip(relevant, same, strict=True)]
+            assert baseline[name] == pytest.approx(np.mean(by_ties), abs=1e-3)
+    for baseline in (cosine, rotation, itq):
+        assert baseline["gain"] == pytest.approx(tested - baseline["test"], abs=1e-6)
+        assert baseline["gain_low"] <= baseline["gain"] <= baseline["gain_high"]
+    assert (cosine["bytes_per_item"], rotation["bytes_per_item"], itq["bytes_per_item"]) == (24 * 4, 2, 2)
+    lines = last_lines([Baseline(**each) for each in (cosine, rotation, itq)])
+    start = embeddings.said.index(lines[0])
+    assert embeddings.said[start : start + len(lines)] == lines
+    card = (embeddings.runs / "features-001" / "export" / "model_card.md").read_text()
+    assert f"| PCA + ITQ, 2 bytes an item as the trained codes | {itq['validation']:.4f} | {itq['test']:.4f} |" in card
+    assert f"Training brings {itq['gain']:+.4f} test mAP over PCA + ITQ (95 % interval" in card
+
+
+def expected_average_precision(relevant: np.ndarray, scores: np.ndarray) -> float:
+    """The mean of average precision over many random orders inside ties."""
+    generator = np.random.default_rng(0)
+    drawn = []
+    for _ in range(200):
+        hits = relevant[np.lexsort((generator.random(len(scores)), -scores))]
+        ranks = np.flatnonzero(hits) + 1
+        drawn.append((np.arange(1, len(ranks) + 1) / ranks).mean())
+    return float(np.mean(drawn))
+
+
+def test_baselines_are_runs_in_mlflow_once_also_of_a_search_killed_before_its_summary(embeddings, capsys):
+    before, summary = embeddings.baseline_runs(), embeddings.summary
+    assert set(before) == {"baseline-float-cosine", "baseline-pca-rotation", "baseline-pca-itq"}
+    for run in before.values():
+        assert run.info.status == "FINISHED"
+        assert "mlflow.parentRunId" in run.data.tags
+        assert run.data.params["dataset.name"] == "features"
+    of_itq = before["baseline-pca-itq"]
+    assert of_itq.data.params["trial.bits"] == "16"
+    itq = summary["baselines"][2]
+    names = {"val/map": "validation", "test/map": "test", "gain/map": "gain"}
+    names |= {"gain/low": "gain_low", "gain/high": "gain_high", "bytes_per_item": "bytes_per_item"}
+    assert of_itq.data.metrics == {metric: itq[name] for metric, name in names.items()}
+    again = ["search", "--resume", "features-001", "--storage", str(embeddings.runs)]
+    assert main(again) == 0
+    assert "scoring what needs no training" not in capsys.readouterr().out
+    (embeddings.runs / "features-001" / "summary.json").unlink()
+    assert main(again) == 0
+    said = capsys.readouterr().out.splitlines()
+    lines = last_lines([Baseline(**each) for each in summary["baselines"]])
+    assert said[said.index(lines[0]) :][: len(lines)] == lines
+    assert embeddings.summary["baselines"] == summary["baselines"]
+    after = embeddings.baseline_runs()
+    assert {name: run.info.run_id for name, run in after.items()} == {
+        name: run.info.run_id for name, run in before.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,190 @@
+"""What training brings: a search's winner on features against what needs no training, on the same queries.
+
+Baselines are scored when the final runs have asked the test queries: those are asked once a baseline too. A search that
+is killed before its summary is written scores them again, with the same numbers and under the same keys in MLflow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from crh_tune.data.splits import Samples, Split
+from crh_tune.retrieval.average_precision import (
+    Floats,
+    LabelledCodes,
+    RankingProtocol,
+    average_precisions,
+    mean_average_precision,
+)
+from crh_tune.retrieval.baselines import LinearCodes, bootstrap_gain, cosine_average_precisions, pca_itq, pca_rotation
+from crh_tune.retrieval.packing import pack_codes
+from crh_tune.settings.trial import TrialSettings
+from crh_tune.training.evaluation import encode_share, gather_codes
+from crh_tune.training.workers import Workers
+from crh_tune.tuning.progress import Say
+from crh_tune.tuning.record import COMPLETE, Outcome
+from crh_tune.tuning.runs import Place
+from crh_tune.tuning.tracking import flat
+from crh_tune.tuning.trial import RUNS_FOLDER, restored
+
+FLOAT_COSINE, ROTATION, ITQ = "float cosine", "PCA + rotation", "PCA + ITQ"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A ranking that needs no training: its mAP on validation and on test queries, and the winner's gain over it.
+
+    ``gain`` is in test mAP, with its 95 % interval (NaN: unknown, with fewer than two test queries);
+    ``bytes_per_item`` is what an item of the database takes.
+    """
+
+    name: str
+    bytes_per_item: int
+    validation: float
+    test: float
+    gain: float
+    gain_low: float
+    gain_high: float
+
+
+def compare_with_baselines(
+    place: Place, first: Split, last: Split, tested: Outcome, seed: int, say: Say
+) -> tuple[Baseline, ...]:
+    """Score the baselines at the code length of the winner, whose final run is ``tested``, and tell MLflow.
+
+    ``first`` and ``last`` are the search's and the final split; none is scored where their inputs are images.
+    Raises SettingsError where the winner's checkpoint cannot be read.
+    """
+    if first.train.inputs.ndim != 2:
+        return ()
+    settings = TrialSettings.model_validate(tested.settings)
+    say(f"scoring what needs no training: {FLOAT_COSINE}, {ROTATION} and {ITQ} at {settings.trial.bits} bits")
+    protocol = settings.evaluation.protocol
+    won = _winner_precisions(settings, checkpoint_in(place.folder, tested))
+    held_out, on_test = (_precisions(split, settings.trial.bits, seed, protocol) for split in (first, last))
+    baselines = []
+    for name, found in on_test.items():
+        gain = bootstrap_gain(won, found, seed, no_relevant=protocol.no_relevant)
+        validation, test = (mean_average_precision(each, protocol.no_relevant) for each in (held_out[name], found))
+        size = _bytes_per_item(name, last, settings.trial.bits)
+        baselines.append(Baseline(name, size, validation, test, *gain))
+        _log(place, settings, seed, baselines[-1])
+    return tuple(baselines)
+
+
+def checkpoint_in(folder: Path, outcome: Outcome) -> Path:
+    """Where an outcome's checkpoint is, wherever the search's folder has been moved to."""
+    return folder / RUNS_FOLDER / outcome.name / Path(str(outcome.checkpoint)).name
+
+
+def _winner_precisions(settings: TrialSettings, checkpoint: Path) -> Floats:
+    """The average precision of each test query under the codes of a final run's last checkpoint."""
+    workers = Workers(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    run = restored(settings, "final", checkpoint, workers)
+
+    def codes(samples: Samples) -> LabelledCodes:
+        return gather_codes(encode_share(run.network, samples, workers), samples, workers)
+
+    database = codes(run.split.database or run.split.train)
+    return average_precisions(codes(run.split.queries), database, settings.evaluation.protocol)
+
+
+def _precisions(split: Split, bits: int, seed: int, protocol: RankingProtocol) -> dict[str, Floats]:
+    """The average precision of each query of the split under each baseline, fitted on its training samples."""
+    train, queries, database = split.train.inputs, split.queries, split.database or split.train
+    rotated = pca_rotation(train, bits, seed)
+
+    def of_codes(fitted: LinearCodes) -> Floats:
+        asked, ranked = (
+            LabelledCodes(pack_codes(fitted.encode(each.inputs)), each.labels, bits) for each in (queries, database)
+        )
+        return average_precisions(asked, ranked, protocol)
+
+    return {
+        FLOAT_COSINE: cosine_average_precisions(
+            queries.inputs, queries.labels, database.inputs, database.labels, protocol
+        ),
+        ROTATION: of_codes(rotated),
+        ITQ: of_codes(pca_itq(train, bits, seed, start=rotated)),
+    }
+
+
+def _bytes_per_item(name: str, split: Split, bits: int) -> int:
+    """What an item takes: a float32 for each feature, or its code in whole machine words."""
+    if name == FLOAT_COSINE:
+        return 4 * int(split.train.inputs.shape[1])
+    return int(pack_codes(np.zeros((1, bits), dtype=bool)).nbytes)
+
+
+def _log(place: Place, settings: TrialSettings, seed: int, baseline: Baseline) -> None:
+    """Tell MLflow of a baseline, as one finished run; a second time changes nothing."""
+    name = f"baseline-{baseline.name.replace(' + ', '-').replace(' ', '-').lower()}"
+    key, tracker = place.key(name), place.tracker
+    tags = {"crh_tune.stage": "baseline", "crh_tune.outcome": COMPLETE}
+    tracker.start_run(key, name, place.search_id, tags)
+    described = flat(settings.model_dump(mode="json", include={"dataset", "validation", "evaluation"}))
+    length = {} if baseline.name == FLOAT_COSINE else {"trial.bits": settings.trial.bits, "trial.seed": seed}
+    splits = {"split": place.splits["final"], "split.search": place.splits["search"]}
+    tracker.params(key, {"baseline": baseline.name, **described, **length, **splits})
+    metrics = {
+        "val/map": baseline.validation,
+        "test/map": baseline.test,
+        "gain/map": baseline.gain,
+        "gain/low": baseline.gain_low,
+        "gain/high": baseline.gain_high,
+        "bytes_per_item": float(baseline.bytes_per_item),
+    }
+    tracker.metrics(key, {name: value for name, value in metrics.items() if math.isfinite(value)}, 0)
+    tracker.end_run(key, "FINISHED")
+
+
+def last_lines(baselines: Sequence[Baseline]) -> list[str]:
+    """The baselines and what training brings over them, for the last lines of a search; nothing without baselines."""
+    rows = [f"{each.name:<17}{each.test:.4f} (validation {each.validation:.4f}), {_size(each)}" for each in baselines]
+    compared = _compared(baselines)
+    return [
+        *rows,
+        *(f"{'training brings':<17}{_gain(each)}" for each in compared),
+        *(f"{'no gain':<17}{doubt}" for doubt in map(_doubt, compared) if doubt),
+    ]
+
+
+def card_lines(baselines: Sequence[Baseline]) -> list[str]:
+    """The baselines as rows of the model card's table, and below it what training brings over them."""
+    rows = [f"| {each.name}, {_size(each)} | {each.validation:.4f} | {each.test:.4f} |" for each in baselines]
+    said = [f"Training brings {_gain(each)}." for each in _compared(baselines)]
+    doubts = [f"No gain: {doubt}." for doubt in map(_doubt, _compared(baselines)) if doubt]
+    return [*rows, *(line for text in [*said, *doubts] for line in ("", text))]
+
+
+def _size(baseline: Baseline) -> str:
+    same = "" if baseline.name == FLOAT_COSINE else " as the trained codes"
+    return f"{baseline.bytes_per_item:,} bytes an item{same}"
+
+
+def _compared(baselines: Sequence[Baseline]) -> list[Baseline]:
+    """Those that training is held against: the best codes without it, and the features themselves."""
+    return [each for name in (ITQ, FLOAT_COSINE) for each in baselines if each.name == name]
+
+
+def _gain(baseline: Baseline) -> str:
+    known = not math.isnan(baseline.gain_low)
+    interval = f"95 % interval {baseline.gain_low:+.4f} to {baseline.gain_high:+.4f}" if known else "interval unknown"
+    return f"{baseline.gain:+.4f} test mAP over {baseline.name} ({interval})"
+
+
+def _doubt(baseline: Baseline) -> str:
+    """Why no gain over a baseline can be claimed; empty where one can."""
+    if baseline.gain_low > 0:
+        return ""
+    if baseline.gain_high < 0:
+        return f"{baseline.name} ranks better than the trained codes"
+    if math.isnan(baseline.gain_low):
+        return f"too few test queries to compare the trained codes with {baseline.name}"
+    return f"on these test queries the trained codes are not measurably better than {baseline.name}"

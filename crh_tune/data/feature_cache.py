@@ -183,7 +183,9 @@ def _read(folder: Path, width: int) -> _Store:
 def _drop_damaged(store: _Store, say: Say) -> None:
     """Leave damaged blocks out of the list of blocks. The last one may be what a killed process was writing."""
     if store.damaged:
-        say(f"{store.damaged} blocks of features in {store.folder} are damaged: computing them anew")
+        many = store.damaged > 1
+        count = f"{store.damaged} block{'s' if many else ''} of features in {store.folder}"
+        say(f"{count} {'are' if many else 'is'} damaged: computing {'them' if many else 'it'} anew")
         aside = store.folder / f".{_BLOCKS}"
         aside.write_bytes(b"".join(line + b"\n" for line in store.lines))
         aside.replace(store.folder / _BLOCKS)

@@ -170,7 +170,7 @@ def bootstrap_gain(
     """
     if ap_ours.shape != ap_theirs.shape:
         raise ValueError(f"the two have {len(ap_ours)} and {len(ap_theirs)} queries: they must be the same queries")
-    difference = ap_ours - ap_theirs
+    difference = np.round(ap_ours - ap_theirs, 9) + 0.0  # equal rankings are scored along different ways
     difference = difference[~np.isnan(difference)] if no_relevant == "skip" else np.nan_to_num(difference)
     if len(difference) < 2:
         return Gain(float(difference.mean()) if len(difference) else float("nan"), float("nan"), float("nan"))

@@ -162,7 +162,7 @@ class Embeddings:
 def embeddings(ray_session, tmp_path_factory) -> Embeddings:
     folder, generator = tmp_path_factory.mktemp("embeddings"), np.random.default_rng(1)
     middles, labels = generator.normal(size=(5, 24)), generator.integers(0, 5, 200)
-    features = (middles[labels] + 0.4 * generator.normal(size=(200, 24))).astype(np.float32)
+    features = (middles[labels] + 0.8 * generator.normal(size=(200, 24))).astype(np.float32)
     data, runs, said = folder / "embeddings.npz", folder / "runs", io.StringIO()
     np.savez(data, features=features, labels=np.array(["ant", "bee", "cat", "dog", "elk"])[labels])
     with redirect_stdout(said):

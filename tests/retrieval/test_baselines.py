@@ -208,6 +208,13 @@ def test_queries_without_anything_relevant_count_as_the_protocol_says():
     assert bootstrap_gain(ours, theirs, 0, 100, "zero").mean == pytest.approx(0.1)
 
 
+def test_rounding_is_no_gain_and_no_loss():
+    """Perfect rankings of codes and of floats are summed up along different ways."""
+    perfect = np.ones(50)
+    assert bootstrap_gain(perfect - 3e-16, perfect, 0) == (0.0, 0.0, 0.0)
+    assert math.copysign(1, bootstrap_gain(perfect - 3e-16, perfect, 0).mean) == 1
+
+
 def test_one_query_has_a_gain_and_no_interval():
     gain = bootstrap_gain(np.array([0.6]), np.array([0.5]), 0)
     assert gain.mean == pytest.approx(0.1)

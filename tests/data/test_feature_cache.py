@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crh_tune.data.decode import BadImage, Fit, decode
+from crh_tune.data.decode import STRETCHED, BadImage, Fit, decode
 from crh_tune.data.feature_cache import BLOCK, FeatureCache, Recipe, open_features
 from crh_tune.data.listing import DataError
 from crh_tune.data.sources import FileImages
@@ -40,7 +40,8 @@ def start():
 names = sorted(path.name for path in Path(sys.argv[1]).iterdir())
 print("ready", flush=True)
 sys.stdin.readline()
-cache = open_features(FileImages(Path(sys.argv[1]), names), Recipe("mean colour", 3, 8, Fit(), start), lambda line: None)
+recipe = Recipe("mean colour", 3, 8, Fit(), start)
+cache = open_features(FileImages(Path(sys.argv[1]), names), recipe, lambda line: None)
 print(json.dumps([computed, cache.rows(np.arange(len(names)))[:].tolist()]))
 """
 
@@ -66,7 +67,7 @@ class Colours:
 
     key: str = "left half"
     mirrored: bool = False
-    fit: Fit = Fit()
+    fit: Fit = STRETCHED
     started: int = 0
     computed: int = 0
     said: list[str] = field(default_factory=list)
@@ -89,7 +90,7 @@ def colours(images: np.ndarray) -> np.ndarray:
     return images[:, :, :4].mean(axis=(1, 2), dtype=np.float64).astype(np.float32)
 
 
-def expected(folder: Path, names: list[str], fit: Fit = Fit()) -> np.ndarray:
+def expected(folder: Path, names: list[str], fit: Fit = STRETCHED) -> np.ndarray:
     return np.stack([decode((folder / name).read_bytes(), 8, fit) for name in names])
 
 
@@ -155,7 +156,7 @@ def test_files_that_are_no_images_are_named_and_not_tried_again(tmp_path):
 
 def test_a_file_that_changes_while_it_is_read_is_said(tmp_path):
     class Changing(FileImages):
-        def open(self, row, content, size, fit=Fit()):
+        def open(self, row, content, size, fit=STRETCHED):
             raise BadImage("is read twice")
 
         def read(self, row):

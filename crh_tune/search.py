@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import shlex
 import shutil
@@ -132,7 +133,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(command: Callable[[], None], name: str) -> int:
-    """Call a command; its exit code, with one last line on standard error where it did not end well."""
+    """Call a command; its exit code, with one last line on standard error where it did not end well.
+
+    What the terminal cannot show is written out: a result is not lost for want of a letter.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with terminable():
             command()

@@ -14,9 +14,9 @@ from crh_tune.settings.trial import TrialSettings
 from crh_tune.tuning.trial import device_of, train_group
 
 CODE = """
-import os, time
+import functools, os, time
 from ray._private import services
-services.find_gcs_addresses = set  # other clusters of this machine
+services._cached_find_gcs_addresses = functools.lru_cache(set)  # other clusters of this machine
 from crh_tune.settings.base import SettingsError
 from crh_tune.tuning.cluster import connect_ray
 for name, value in {cases!r}:

@@ -10,11 +10,16 @@ WITH_RAY := tests/end_to_end tests/tuning
 search: $(READY)
 	$(BIN)/crh-tune search
 
-# The tests that start Ray, and beside them, on the second core, all others.
+# The tests that start Ray, and beside them, on the second core, all others; last what failed of both.
 test: $(READY)
-	@$(BIN)/python -m pytest $(WITH_RAY:%=--ignore=%) > .tests_without_ray.log 2>&1 & without=$$!; \
-	$(BIN)/python -m pytest $(WITH_RAY); with=$$?; \
-	wait $$without; without=$$?; cat .tests_without_ray.log; exit $$((with + without))
+	@$(BIN)/python -m pytest $(WITH_RAY:%=--ignore=%) > .tests_without_ray.log 2>&1 & others=$$!; \
+	{ $(BIN)/python -m pytest $(WITH_RAY) 2>&1; echo $$? > .tests_with_ray.code; } | tee .tests_with_ray.log; \
+	wait $$others; without=$$?; with=$$(cat .tests_with_ray.code); cat .tests_without_ray.log; echo; \
+	grep -hE '^(FAILED|ERROR) ' .tests_with_ray.log .tests_without_ray.log; \
+	echo "tests with Ray     $$(tail -n 1 .tests_with_ray.log)"; \
+	echo "tests without Ray  $$(tail -n 1 .tests_without_ray.log)"; \
+	if [ $$with$$without = 00 ]; then echo "all tests passed"; \
+	else echo "some tests failed: named above; .tests_with_ray.log and .tests_without_ray.log say why"; exit 1; fi
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long

@@ -85,7 +85,8 @@ def train(arguments: argparse.Namespace) -> None:
         if settings.scaling.workers_per_trial == 1:
             metrics = run.train(_print_progress)
         else:
-            metrics = train_group(settings, split.fingerprint, run)
+            with searching.interruptible_ray("crh-tune train", lambda stop: searching.AGAIN):
+                metrics = train_group(settings, split.fingerprint, run)
     except TrainingDiverged as error:
         raise SearchFailed(str(error)) from None
     print("encoding the database for the index", flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import shlex
 import shutil
@@ -32,14 +33,15 @@ from crh_tune.settings.search import SearchSettings, read_search
 from crh_tune.settings.study import is_study, read_study
 from crh_tune.spaces import find_space
 from crh_tune.tuning.baselines import last_lines
+from crh_tune.tuning.cluster import connect_ray, node_watched
 from crh_tune.tuning.progress import describe
 from crh_tune.tuning.record import SETTINGS_FILE, find_folder, read_settings
-from crh_tune.tuning.stopping import INTERRUPTED_CODE, Interrupted, Stop
+from crh_tune.tuning.stopping import INTERRUPTED_CODE, Interrupted, Stop, terminable
 from crh_tune.tuning.study import Prepared, SearchFailed, SearchResult, prepare, run_search
-from crh_tune.tuning.trial import connect_ray
 
 DEFAULT_SPACE = "digit_pairs"
 DEFAULT_STORAGE = "crh_runs"
+AGAIN = "the same command starts it again"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,31 +80,45 @@ def _resume(arguments: argparse.Namespace) -> None:
 
 def _search(settings: SearchSettings, prepared: Prepared, storage: Path, resume: Path | None) -> None:
     """Run a search, or go on with one, and print what it found. Raises SettingsError, SearchFailed, Interrupted."""
-    name = resume.name if resume else ""
-    with _interruptible_ray() as stop:
-        try:
-            stop.raise_if_interrupted()
-            result = run_search(settings, prepared, storage, _say, stop, resume)
-            name, target = result.search_id, result.folder / "export"
-            _say("encoding the database for the index")
-            export_search(result.folder, target)
-            print("\n".join(_last_lines(settings, result, target)), flush=True)
-        except Interrupted as interrupted:
-            name = str(interrupted) or name
-            if not name:  # before there was a search
-                raise
-            raise Interrupted(f"go on with crh-tune search --resume {name}{storage_option(storage)}") from None
+
+    def go_on(stop: Stop) -> str:
+        name = stop.search_id or (resume.name if resume else "")
+        return f"go on with crh-tune search --resume {name}{storage_option(storage)}" if name else AGAIN
+
+    with interruptible_ray("crh-tune search", go_on) as stop:
+        stop.raise_if_interrupted()
+        result = run_search(settings, prepared, storage, _say, stop, resume)
+        target = result.folder / "export"
+        _say("encoding the database for the index")
+        export_search(result.folder, target)
+        print("\n".join(_last_lines(settings, result, target)), flush=True)
 
 
 @contextmanager
-def _interruptible_ray() -> Iterator[Stop]:
-    """Ray, and what ends the search in order, until both are gone: a signal never meets Ray as it starts or ends."""
+def interruptible_ray(command: str, go_on: Callable[[Stop], str]) -> Iterator[Stop]:
+    """Ray, and what ends the command in order, until both are gone: a signal never meets Ray as it starts or ends.
+
+    Raises Interrupted with what ``go_on`` says. Once Ray's node process dies, the process says so and ends: Ray can
+    neither do nor end anything any more, and all that was done is on disk.
+    """
     stop, others = Stop(), ray.is_initialized()
+
+    def node_died() -> None:
+        line = f"failed: Ray's node process (raylet) died; what was done is kept: {go_on(stop)}"
+        print(
+            f"interrupted: {go_on(stop)}" if stop.interrupted else problem(command, line), file=sys.stderr, flush=True
+        )
+        sys.stdout.flush()
+        os._exit(INTERRUPTED_CODE if stop.interrupted else 1)  # what else Ray has started here ends with this process
+
     with stop.on_signals():
         with stop.in_order():
             connect_ray()
         try:
-            yield stop
+            with node_watched(node_died):
+                yield stop
+        except Interrupted:
+            raise Interrupted(go_on(stop)) from None
         finally:
             with stop.in_order():
                 if not others:
@@ -117,11 +133,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(command: Callable[[], None], name: str) -> int:
-    """Call a command; its exit code, with one last line on standard error where it did not end well."""
+    """Call a command; its exit code, with one last line on standard error where it did not end well.
+
+    What the terminal cannot show is written out: a result is not lost for want of a letter.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        command()
+        with terminable():
+            command()
     except (Interrupted, KeyboardInterrupt) as error:
-        print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        print(f"interrupted: {str(error) or AGAIN}", file=sys.stderr)
         return INTERRUPTED_CODE
     except (SettingsError, DataError) as error:
         print(problem(name, str(error)), file=sys.stderr)
@@ -148,12 +171,9 @@ def _study(path: Path, arguments: argparse.Namespace) -> None:
         if arguments.dataset is None:
             raise SettingsError("--data: say which of the study's datasets lies there with --dataset")
         study = study.with_data(arguments.dataset, arguments.data)
-    with _interruptible_ray() as stop:
-        try:
-            stop.raise_if_interrupted()
-            search_study(study, arguments.dataset, arguments.storage, _say, stop)
-        except Interrupted:
-            raise Interrupted(f"the same command goes on with study {study.name}") from None
+    with interruptible_ray("crh-tune search", lambda stop: f"the same command goes on with study {study.name}") as stop:
+        stop.raise_if_interrupted()
+        search_study(study, arguments.dataset, arguments.storage, _say, stop)
 
 
 def _folder(text: str) -> Path:

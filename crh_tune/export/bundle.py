@@ -65,8 +65,11 @@ class Encoder:
     def encode_files(self, paths: Sequence[str | Path]) -> Packed:
         """Packed codes (N x W machine words) of N image files, resized as the training images were.
 
-        Raises ValueError for an encoder of something else than square RGB images, or a file that is no image.
+        Raises TypeError for one path in place of several, ValueError for an encoder of something else than square RGB
+        images, or a file that is no image.
         """
+        if isinstance(paths, str | Path):
+            raise TypeError(f"encode_files takes a list of files, got {str(paths)!r}: encode_files([{str(paths)!r}])")
         if len(self.shape) != 3 or self.shape[0] != 3 or self.shape[1] != self.shape[2]:
             raise ValueError(f"image files are for encoders of square RGB images, this one takes {self.shape}")
         codes = [self.encode(self._decoded(paths[i : i + _FILES])) for i in range(0, len(paths), _FILES)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,19 +29,47 @@ def known(value: str, table: Mapping[str, Any], what: str) -> str:
     return value
 
 
-def one_line(error: ValidationError) -> str:
-    """The first complaint of a pydantic error as ``field: what is wrong, got value`` (and how many more there are)."""
+def one_line(error: ValidationError, kind: type[BaseModel]) -> str:
+    """The first complaint of a pydantic error as ``field: what is wrong, got value`` (and how many more there are).
+
+    ``kind`` is what was to be made: where a key is unknown, those it knows there are named, the nearest first.
+    """
     first, count = error.errors()[0], error.error_count()
     field = ".".join(str(part) for part in first["loc"] if not _names_a_type(str(part)))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "unknown key"
+        message = f"unknown key{_one_of(str(first['loc'][-1]), _keys(kind, first['loc'][:-1]))}"
     elif first["type"] == "missing":
         message = "is required"
     elif first["type"] != "value_error":
         message = f"{message[0].lower()}{message[1:]}, got {_short(first['input'])}"
     line = ": ".join(part for part in (field, message) if part) + (f" (and {count - 1} more)" if count > 1 else "")
     return " ".join(line.splitlines())
+
+
+def _one_of(key: str, names: list[str]) -> str:
+    nearest = difflib.get_close_matches(key, names)
+    in_order = [*nearest, *(name for name in names if name not in nearest)]
+    return f": one of {', '.join(in_order)}" if in_order else ""
+
+
+def _keys(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """The keys that settings of a kind know at a place in them; none where it is not clear which settings lie there."""
+    for part in place:
+        field = kind.model_fields.get(str(part))
+        inner = _settings_in(field.annotation) if field is not None else []
+        if len(inner) == 1:
+            kind = inner[0]
+        elif not isinstance(part, int) and not _names_a_type(str(part)):
+            return []
+    return list(kind.model_fields)
+
+
+def _settings_in(annotation: Any) -> list[type[BaseModel]]:
+    """The kinds of settings that a field's type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for part in get_args(annotation) for kind in _settings_in(part)]
 
 
 def _names_a_type(part: str) -> bool:
@@ -90,4 +119,4 @@ def validated(kind: type[AnySettings], content: Mapping[str, Any], where: str) -
     try:
         return kind.model_validate(dict(content))
     except ValidationError as error:
-        raise SettingsError(f"{where}: {one_line(error)}") from None
+        raise SettingsError(f"{where}: {one_line(error, kind)}") from None

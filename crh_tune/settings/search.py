@@ -223,7 +223,7 @@ class SearchSettings(Settings):
         try:
             made = TrainingSettings(**{"bits": max(bits), name: value})
         except ValidationError as error:
-            raise ValueError(one_line(error).removeprefix(f"{name}: ")) from None
+            raise ValueError(one_line(error, TrainingSettings).removeprefix(f"{name}: ")) from None
         if getattr(made, name) != value:
             raise ValueError(f"expected {getattr(made, name)!r}, got {value!r}")
 

@@ -94,7 +94,7 @@ class DatasetSettings(Settings):
         try:
             options = source.options(**given)
         except ValidationError as error:
-            raise ValueError(one_line(error)) from None
+            raise ValueError(one_line(error, source.options)) from None
         return {"name": content["name"], **options.model_dump(mode="json", exclude_unset=True)}
 
     @property
@@ -319,7 +319,7 @@ class TrialSettings(Settings):
             filled |= codebook_of(given, filled["centers"], filled["reassignment"], method, classes)
             trial = TrainingSettings(**{**given.model_dump(), **filled})
         except ValidationError as error:
-            raise SettingsError(f"trial: {one_line(error)}") from None
+            raise SettingsError(f"trial: {one_line(error, TrainingSettings)}") from None
         except ValueError as error:
             raise SettingsError(f"trial: {error}") from None
         return self.model_copy(update={"trial": trial})

@@ -30,6 +30,9 @@ class GroupTrainer(TorchTrainer):
         all_of_them = super()._create_default_callbacks()  # type: ignore[misc]
         return [each for each in all_of_them if type(each).__name__ not in _NOT_NEEDED]
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Signals stay with the handlers they have, which end the command in order."""
+
 
 def free_groups() -> int:
     """Remove the placement groups that dead controllers of this job have left; how many living ones have."""

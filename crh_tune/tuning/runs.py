@@ -19,10 +19,10 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from crh_tune.data.splits import Stage
-from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import BudgetSettings, SearchSettings, drawn
 from crh_tune.settings.trial import ScalingSettings, TrialSettings, write_trial
 from crh_tune.training.checkpoints import CENTERS_FILE, newest
+from crh_tune.tuning.cluster import check_it_fits, has, needs
 from crh_tune.tuning.groups import free_groups
 from crh_tune.tuning.memory import survive_out_of_memory
 from crh_tune.tuning.record import COMPLETE, FAILED, PRUNED, Outcome, read_outcomes, write_outcome
@@ -319,47 +319,9 @@ def trial_resources(scaling: ScalingSettings) -> tune.PlacementGroupFactory:
 def concurrency(scaling: ScalingSettings, budget: BudgetSettings) -> int:
     """How many trials at once: as set, or as many as the cluster has (or can scale up to) CPUs and GPUs for.
 
-    Raises SettingsError when not even one fits, or no node can hold one of its workers: Tune would wait for ever.
+    Raises SettingsError when not even one fits.
     """
-    there = ray.cluster_resources()
-    has = {kind: max(float(there.get(kind, 0)), _limit(f"CRH_TUNE_MAX_{kind}S")) for kind in ("CPU", "GPU")}
-    needs = {
-        "CPU": scaling.workers_per_trial * scaling.cpus_per_worker,
-        "GPU": scaling.workers_per_trial * scaling.gpus_per_worker,
-    }
-    for kind, amount in needs.items():
-        if amount > has.get(kind, 0):
-            field_name = f"scaling.{kind.lower()}s_per_worker"
-            raise SettingsError(
-                f"{field_name}: a trial needs {amount:g} {kind}s ({scaling.workers_per_trial} workers), "
-                f"there are {has.get(kind, 0):g}"
-            )
-    if all(has[kind] <= there.get(kind, 0) for kind in has):  # nodes that are not there yet may be larger
-        _check_a_node_holds_a_worker(scaling)
+    check_it_fits(scaling)
     if budget.concurrent != "auto":
         return int(budget.concurrent)
-    return max(1, int(min(has[kind] / amount for kind, amount in needs.items() if amount)))
-
-
-def _check_a_node_holds_a_worker(scaling: ScalingSettings) -> None:
-    """Raises SettingsError where no node has both the CPUs and the GPUs of one worker."""
-    needed = scaling.cpus_per_worker, scaling.gpus_per_worker
-    nodes = {
-        (node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]
-    }
-    if any(cpus >= needed[0] and gpus >= needed[1] for cpus, gpus in nodes):
-        return
-    have = ", ".join(f"{cpus:g} and {gpus:g}" for cpus, gpus in sorted(nodes))
-    raise SettingsError(
-        f"scaling: a worker needs {needed[0]} CPUs and {needed[1]:g} GPUs on one node, the nodes have {have}: "
-        "lower cpus_per_worker or gpus_per_worker"
-    )
-
-
-def _limit(name: str) -> float:
-    """What the cluster may scale up to: a cluster file says so in the environment, Ray itself does not."""
-    text = os.environ.get(name, "0")
-    try:
-        return float(text)
-    except ValueError:
-        raise SettingsError(f"{name}: expected a number, got {text!r}") from None
+    return max(1, int(min(has(kind) / amount for kind, amount in needs(scaling).items() if amount)))

@@ -24,6 +24,20 @@ class Interrupted(BaseException):
     """The search was interrupted, and can be gone on with. As KeyboardInterrupt, it is no error that one may catch."""
 
 
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within it, SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Clock:
     """The seconds that a search may use for its trials; those used are kept on disk, for a search that is resumed."""
 
@@ -49,6 +63,8 @@ class Stop(tune.Stopper):
 
     def __init__(self) -> None:
         self.interrupted = False
+        self.search_id = ""
+        """The search that can be gone on with; empty before there is one."""
         self.hopeless = ""
         """Why it makes no sense to go on."""
         self.out_of_time = False

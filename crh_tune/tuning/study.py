@@ -142,6 +142,7 @@ def run_search(
             tracking.connect(uri, settings.name, storage)
         stop.raise_if_interrupted()
     folder = resume or new_folder(storage, settings)
+    stop.search_id = folder.name
     with held(folder):
         if (folder / SUMMARY_FILE).exists():
             return read_result(folder, uri)
@@ -180,9 +181,12 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
     except (Interrupted, KeyboardInterrupt):
         status, patience = "KILLED", tracking.SHORT_PATIENCE
         raise
-    except (OSError, StorageInternalError, TuneError) as error:
-        gone = None if place.folder.is_dir() else f"No such file or directory: {place.folder}"
-        raise SearchFailed(gone or _last_line(error)) from error
+    except (OSError, StorageInternalError, TuneError, SearchFailed) as error:
+        if not (
+            place.folder / SETTINGS_FILE
+        ).is_file():  # the folder itself may have been made anew, by Tune or a trial
+            raise SearchFailed(f"No such file or directory: {place.folder}") from error
+        raise error if isinstance(error, SearchFailed) else SearchFailed(_last_line(error)) from error
     finally:
         with place.stop.in_order():
             ray.kill(aggregator)

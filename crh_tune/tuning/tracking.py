@@ -355,9 +355,26 @@ def _secrets(uri: str) -> list[str]:
     return sorted((each for each in found if len(each) >= _SHORTEST_SECRET), key=len, reverse=True)
 
 
+def _lowest_os_error(error: BaseException) -> OSError | None:
+    """What the operating system said, at the bottom of an error of the network; None where it said nothing."""
+    below: Any = error
+    lowest = None
+    while isinstance(below, BaseException):
+        lowest = (
+            below if type(below).__module__ in ("builtins", "socket", "ssl") and isinstance(below, OSError) else lowest
+        )
+        below = below.__cause__ or below.__context__ or getattr(below, "reason", None)
+    return lowest
+
+
 def _reason(error: Exception, uri: str) -> str:
     """Why the tracking server was not reached, in one short line without a password."""
-    said = (str(error).splitlines() or [""])[0] or type(error).__name__
+    unreached = None if uri.startswith("sqlite") else _lowest_os_error(error)
+    if unreached is not None:  # what MLflow, requests and urllib3 make of it are three lines of their own insides
+        known = unreached.strerror if unreached.filename is None else ""  # a file that cannot be read is named
+        said = known or str(unreached) or type(unreached).__name__
+    else:
+        said = (str(error).splitlines() or [""])[0] or type(error).__name__
     said = said.replace(uri, shown(uri))  # as MLflow says it
     if not uri.startswith("sqlite"):
         for secret in _secrets(uri):

@@ -9,9 +9,6 @@ Tune, or by a search that is resumed, finds the newest whole one in its folder a
 from __future__ import annotations
 
 import json
-import logging
-import os
-import socket
 import tempfile
 import threading
 import time
@@ -38,6 +35,7 @@ from crh_tune.training.aggregator import Aggregator, Round, Solve, solve_locally
 from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
+from crh_tune.tuning.cluster import check_it_fits, connect_ray
 from crh_tune.tuning.groups import GroupTrainer, free_groups
 from crh_tune.tuning.memory import memory_reason
 
@@ -49,7 +47,6 @@ RESTARTS = 3
 """How many times in a row a run goes on from the same checkpoint after a process of it died."""
 _REPORTS_FILE = "reports.jsonl"
 _RETRY_SECONDS = 0.5
-_ADDRESS_SECONDS = 3.0
 _POLL_SECONDS = 0.1
 
 
@@ -61,27 +58,6 @@ def restored(settings: TrialSettings, stage: Stage, checkpoint: Path, workers: W
     except checkpoints.CheckpointError as error:
         raise SettingsError(str(error)) from None
     return run
-
-
-def connect_ray() -> None:
-    """Connect to the cluster of this machine, or start Ray here where there is none.
-
-    A cluster that was killed leaves its address behind, which Ray would try for minutes.
-    """
-    if ray.is_initialized():
-        return
-    left = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
-    stale = "RAY_ADDRESS" not in os.environ and left.is_file() and not _answers(left.read_text().strip())
-    ray.init(address="local" if stale else None, log_to_driver=False, logging_level=logging.ERROR)
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=_ADDRESS_SECONDS):
-            return True
-    except (OSError, ValueError):
-        return False
 
 
 def start_aggregator(name: str) -> Any:
@@ -150,11 +126,13 @@ def _cause(error: Exception) -> Exception:
 
 
 def device_of(settings: TrialSettings) -> torch.device:
-    """The device of a lone worker. Raises SettingsError where a GPU is asked for and there is none."""
-    if settings.scaling.gpus_per_worker == 0:
+    """The device of a lone worker. Raises SettingsError where more GPUs are asked for than there are."""
+    asked = settings.scaling.gpus_per_worker
+    if asked == 0:
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise SettingsError(f"scaling.gpus_per_worker: {settings.scaling.gpus_per_worker:g} asked for, there is no GPU")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked > there:
+        raise SettingsError(f"scaling.gpus_per_worker: {asked:g} asked for, there are {there}")
     return torch.device("cuda")
 
 
@@ -164,10 +142,8 @@ def train_group(settings: TrialSettings, split: str, trained: TrainingRun) -> Me
     ``trained`` is brought to where the group got; returns its last metrics. Raises TrainingDiverged, or SettingsError
     when the machine is too small.
     """
-    needed = settings.scaling.workers_per_trial * settings.scaling.cpus_per_worker
     connect_ray()
-    if needed > ray.cluster_resources().get("CPU", 0):
-        raise SettingsError(f"scaling: {needed} CPUs asked for, there are {ray.cluster_resources().get('CPU', 0):g}")
+    check_it_fits(settings.scaling)
     name = f"crh-aggregator-{uuid.uuid4().hex}"
     aggregator = start_aggregator(name)
     run = {"name": "train", "settings": settings.model_dump(mode="json"), "stage": "final"}

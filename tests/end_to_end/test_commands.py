@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import yaml
 
 from crh_tune.cli import main
 from crh_tune.search import main as search_script
+from crh_tune.search import run_command
 
 SPACE = yaml.safe_load((Path(__file__).parents[2] / "search_spaces" / "digit_pairs.yaml").read_text())
 TRIAL = {
@@ -122,3 +125,21 @@ def test_a_target_that_cannot_be_written_is_refused_before_training(tmp_path, ca
     (tmp_path / "file").touch()
     line = complaint(["train", str(tmp_path / "trial.yaml"), "--to", str(tmp_path / "file" / "x")], capsys)
     assert f"--to {tmp_path / 'file' / 'x'}: Not a directory: name a folder that can be written to" in line
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", r"\xb1 \u732b"), ("latin-1", "\xb1 \\u732b")])
+def test_what_the_terminal_cannot_show_is_written_out_and_loses_no_result(monkeypatch, encoding, shown):
+    terminals = {name: io.TextIOWrapper(io.BytesIO(), encoding) for name in ("stdout", "stderr")}
+    for name, terminal in terminals.items():
+        monkeypatch.setattr(sys, name, terminal)
+
+    def command() -> None:
+        print("mAP ± 猫")
+        print("mAP ± 猫", file=sys.stderr)
+
+    code = run_command(command, "crh-tune search")
+    monkeypatch.undo()
+    assert code == 0
+    for terminal in terminals.values():
+        terminal.flush()
+        assert terminal.buffer.getvalue().decode(encoding) == f"mAP {shown}\n"

@@ -14,7 +14,7 @@ left = Path({folder!r}) / "ray" / "ray_current_cluster"
 left.parent.mkdir(parents=True)
 left.write_text("127.0.0.1:1")
 import ray
-from crh_tune.tuning.trial import connect_ray
+from crh_tune.tuning.cluster import connect_ray
 asked = []
 ray.init = lambda **options: asked.append(options["address"])
 connect_ray()

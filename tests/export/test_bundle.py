@@ -374,3 +374,11 @@ def test_the_model_card_tells_how_to_ask_with_files_only_where_inputs_came_from_
     assert "8 validation queries ranked 25 database items." in card
     assert "# features: float, N x 12\n" in card
     assert "encode_files" not in card
+
+
+def test_one_path_in_place_of_several_is_refused_in_plain_words(tmp_path: Path):
+    """A string would be taken for a list of its letters."""
+    encoder = Encoder.__new__(Encoder)
+    for path in ("folder", Path("folder")):
+        with pytest.raises(TypeError, match=r"takes a list of files, got 'folder': encode_files\(\['folder'\]\)"):
+            encoder.encode_files(path)  # type: ignore[arg-type]

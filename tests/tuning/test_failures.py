@@ -14,12 +14,15 @@ from pathlib import Path
 import optuna
 import pytest
 from mlflow import MlflowClient
+from optuna.exceptions import StorageInternalError
 
 from benchmarks.soak import differences, processes_below
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.training import checkpoints
+from crh_tune.tuning import study
 from crh_tune.tuning.record import Outcome, held, read_outcomes
+from crh_tune.tuning.runs import Place
 from crh_tune.tuning.stopping import Clock
 from crh_tune.tuning.study import SearchFailed, SearchResult, how_it_ended, prepare, run_search
 
@@ -72,8 +75,8 @@ def test_trials_that_diverge_die_or_hang_fail_alone_and_the_search_goes_on(ray_s
     assert result.ended == "finished"
     assert result.best.trial in ("trial-0001", "trial-0003")
 
-    study = optuna.load_study(study_name="failing-001", storage=f"sqlite:///{folder / 'optuna.db'}")
-    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "FAIL", "COMPLETE"]
+    kept = optuna.load_study(study_name="failing-001", storage=f"sqlite:///{folder / 'optuna.db'}")
+    assert [trial.state.name for trial in kept.trials] == ["FAIL", "COMPLETE", "FAIL", "COMPLETE"]
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("failing").experiment_id])
     told = {run.info.run_name: (run.info.status, run.data.tags.get("crh_tune.error")) for run in runs}
@@ -100,9 +103,9 @@ def test_hours_that_are_over_stop_the_trials_that_run_and_everyone_is_told(ray_s
     [outcome] = read_outcomes(folder).values()
     assert outcome.status == "pruned"
     assert outcome.metrics["epoch"] > 1
-    study = optuna.load_study(study_name="failing-001", storage=f"sqlite:///{folder / 'optuna.db'}")
-    assert [trial.state.name for trial in study.trials[:2]] == ["PRUNED", "WAITING"]
-    assert study.trials[0].intermediate_values
+    kept = optuna.load_study(study_name="failing-001", storage=f"sqlite:///{folder / 'optuna.db'}")
+    assert [trial.state.name for trial in kept.trials[:2]] == ["PRUNED", "WAITING"]
+    assert kept.trials[0].intermediate_values
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("failing").experiment_id])
     assert {run.info.run_name: run.info.status for run in runs} == {"failing-001": "FAILED", "trial-0000": "FINISHED"}
@@ -151,6 +154,20 @@ def test_a_folder_that_is_gone_stops_the_search_with_the_reason(ray_session, tmp
     long = {**SPACE["trial"], "epochs": 100_000}
     with pytest.raises(SearchFailed, match=r"No such file or directory: .*failing-001"):
         search(tmp_path, trial=long, search=GRID)
+
+
+@pytest.mark.parametrize("error", [StorageInternalError("attempt to write a readonly database"), SearchFailed("none")])
+def test_a_folder_that_is_gone_and_was_made_anew_is_gone(ray_session, tmp_path: Path, monkeypatch, error: Exception):
+    """Tune makes the folder again for what it writes; what it had held is elsewhere all the same."""
+
+    def vanish(settings: SearchSettings, place: Place, *rest: object) -> SearchResult:
+        place.folder.rename(tmp_path / "elsewhere")
+        (place.folder / "tune").mkdir(parents=True)
+        raise error
+
+    monkeypatch.setattr(study, "_search", vanish)
+    with pytest.raises(SearchFailed, match=r"^No such file or directory: .*failing-001$"):
+        search(tmp_path)
 
 
 def test_two_processes_never_run_the_same_search(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -181,6 +182,22 @@ def test_what_is_said_of_a_server_that_does_not_answer_has_no_password_in_it(
     for part in ("sword", "fish", "me:"):
         assert part not in "".join([*lines, said.out])
     assert not [path for path in folder.rglob("*") if b"fish" in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("http://127.0.0.1:9", "Connection refused"),
+        ("http://nowhere.invalid:5000", "(Name|Temporary failure|No address).*"),
+    ],
+)
+def test_a_server_that_is_not_there_takes_one_short_line(tmp_path: Path, uri: str, why: str):
+    with pytest.raises(SettingsError) as caught:
+        connect(uri, "outbox", tmp_path)
+    said = f"MLFLOW_TRACKING_URI: the tracking server at {uri} does not answer: "
+    assert str(caught.value).startswith(said)
+    assert re.fullmatch(why, str(caught.value).removeprefix(said))
+    assert len(str(caught.value)) < 150
 
 
 def test_the_file_of_a_database_is_shown_as_it_is():

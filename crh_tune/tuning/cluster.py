@@ -1,0 +1,169 @@
+"""Ray as a search finds or starts it: the connection, the signals it must leave alone, the life of its node process.
+
+What is used of Ray's private modules is tested with the version that pyproject.toml allows.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import ray
+from ray._private import ray_constants, utils, worker
+from ray.exceptions import RayError
+
+from crh_tune.settings.base import SettingsError
+from crh_tune.settings.trial import ScalingSettings
+
+_ADDRESS_SECONDS = 3.0
+_LOOK_SECONDS = 0.05
+_PROC = Path("/proc")
+
+
+def connect_ray() -> None:
+    """Connect to the cluster of this machine, or start Ray here where there is none.
+
+    A cluster that was killed leaves its address behind, which Ray would try for minutes. Signals stay with the handlers
+    they have: Ray's own ones would end the process in the middle of everything. Raises SettingsError where Ray refuses.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "")
+    if ":" in address and not _answers(address.rpartition("://")[2]):
+        raise SettingsError(f"RAY_ADDRESS: nothing answers at {address}: start that cluster, or unset RAY_ADDRESS")
+    left = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    stale = not address and left.is_file() and not _answers(left.read_text(encoding="utf-8").strip())
+    try:
+        with _signals_as_they_are():
+            ray.init(address="local" if stale else None, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        raise SettingsError(_refusal(error, address)) from None
+
+
+def _refusal(error: Exception, address: str) -> str:
+    """Why Ray does not start, with the variable to change, in one line."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if "AF_UNIX path length" in said:
+        name = next((each for each in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(each)), "TMPDIR")
+        return f"{name}: {os.environ.get(name)} is too long a path for Ray's sockets: set RAY_TMPDIR=/tmp"
+    if address:
+        return f"RAY_ADDRESS: no cluster can be joined with {address!r}: start one, or unset RAY_ADDRESS ({said})"
+    return f"Ray does not start on this machine: {said}"
+
+
+@contextmanager
+def _signals_as_they_are() -> Iterator[None]:
+    """Within it, Ray takes no signal for itself: neither SIGTERM nor those of crashes, which faulthandler has."""
+    with (
+        mock.patch.object(utils, "set_sigterm_handler"),
+        mock.patch.object(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", True),
+    ):
+        yield
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_ADDRESS_SECONDS):
+            return True
+    except (OSError, ValueError, OverflowError):
+        return False
+
+
+@contextmanager
+def node_watched(died: Callable[[], None]) -> Iterator[None]:
+    """Within it, ``died`` is called, in a thread, once Ray's node process (raylet) on this machine has died.
+
+    Ray itself goes on for half a minute then, with screens of its log, and ends the driver without a word.
+    """
+    process, done = _node_process(), threading.Event()
+
+    def look() -> None:
+        while not done.wait(_LOOK_SECONDS):
+            if process is not None and not _lives(process):
+                died()
+                return
+
+    watch = threading.Thread(target=look, daemon=True, name="ray-node-watch")
+    if process is not None:
+        watch.start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _node_process() -> int | None:
+    """The number of the raylet that this process is connected to; None where there is no /proc to find it in."""
+    node = worker._global_node
+    name = f"--raylet_socket_name={node.raylet_socket_name}" if node is not None else ""
+    for entry in _PROC.glob("[0-9]*"):
+        try:
+            if name and name in (entry / "cmdline").read_bytes().decode(errors="replace").split("\0"):
+                return int(entry.name)
+        except OSError:  # it has just ended
+            continue
+    return None
+
+
+def _lives(process: int) -> bool:
+    try:
+        state = (_PROC / str(process) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2][:1]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
+def has(kind: str) -> float:
+    """How many CPUs or GPUs the cluster has, or can scale up to."""
+    return max(float(ray.cluster_resources().get(kind, 0)), _limit(f"CRH_TUNE_MAX_{kind}S"))
+
+
+def needs(scaling: ScalingSettings) -> dict[str, float]:
+    """How many CPUs and GPUs a trial needs."""
+    workers = scaling.workers_per_trial
+    return {"CPU": workers * scaling.cpus_per_worker, "GPU": workers * scaling.gpus_per_worker}
+
+
+def check_it_fits(scaling: ScalingSettings) -> None:
+    """Raises SettingsError when no trial fits, or no node can hold one of its workers: Ray would wait for ever."""
+    for kind, amount in needs(scaling).items():
+        if amount > has(kind):
+            raise SettingsError(
+                f"scaling.{kind.lower()}s_per_worker: a trial needs {amount:g} {kind}s "
+                f"({scaling.workers_per_trial} workers), there are {has(kind):g}"
+            )
+    there = ray.cluster_resources()
+    if all(has(kind) <= there.get(kind, 0) for kind in needs(scaling)):  # nodes that are not there yet may be larger
+        _check_a_node_holds_a_worker(scaling)
+
+
+def _check_a_node_holds_a_worker(scaling: ScalingSettings) -> None:
+    """Raises SettingsError where no node has both the CPUs and the GPUs of one worker."""
+    needed = scaling.cpus_per_worker, scaling.gpus_per_worker
+    nodes = {
+        (node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]
+    }
+    if any(cpus >= needed[0] and gpus >= needed[1] for cpus, gpus in nodes):
+        return
+    have = ", ".join(f"{cpus:g} and {gpus:g}" for cpus, gpus in sorted(nodes))
+    raise SettingsError(
+        f"scaling: a worker needs {needed[0]} CPUs and {needed[1]:g} GPUs on one node, the nodes have {have}: "
+        "lower cpus_per_worker or gpus_per_worker"
+    )
+
+
+def _limit(name: str) -> float:
+    """What the cluster may scale up to: a cluster file says so in the environment, Ray itself does not."""
+    text = os.environ.get(name, "0")
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingsError(f"{name}: expected a number, got {text!r}") from None

@@ -1,0 +1,113 @@
+"""SIGTERM, and the death of Ray's node process: in every stage of a search, and as one setting is trained."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.soak import SPACE, Driver, processes_below
+
+WAITING = """
+import sys, time
+from crh_tune.search import interruptible_ray, run_command
+def wait():
+    with interruptible_ray("crh-tune search", lambda stop: "go on so") as stop:
+        stop.raise_if_interrupted()
+        print("up", flush=True)
+        time.sleep(60)
+sys.exit(run_command(wait, "crh-tune search"))
+"""
+ORDERLY = "interrupted: ending in order; once more ends it at once"
+TRIAL = {"dataset": {"name": "digits"}, "trial": {"bits": 16, "epochs": 100_000, "learning_rate": 2e-3}}
+
+
+def until(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 100) -> None:
+    """Wait until a condition holds of a process that runs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def raylet_below(process: int) -> int | None:
+    return next((pid for pid, title in processes_below(process).items() if "raylet/raylet" in title), None)
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "code", "said"),
+    [
+        pytest.param("starting", signal.SIGTERM, 130, [ORDERLY, "interrupted: go on so"], marks=pytest.mark.long),
+        ("up", signal.SIGTERM, 130, [ORDERLY, "interrupted: go on so"]),
+        (
+            "raylet",
+            signal.SIGKILL,
+            1,
+            ["crh-tune search: failed: Ray's node process (raylet) died; what was done is kept: go on so"],
+        ),
+    ],
+)
+def test_a_signal_to_a_command_with_ray_ends_it_with_one_line(tmp_path: Path, stage, number, code, said):
+    """Ray's own handlers end the process with a crash report (134), or without a word once its node process is gone."""
+    output = tmp_path / "output.txt"
+    with output.open("w") as out:
+        process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=out, stderr=subprocess.STDOUT, text=True)
+    until(lambda: raylet_below(process.pid) if stage == "starting" else "up" in output.read_text(), process)
+    victim = raylet_below(process.pid) if stage == "raylet" else process.pid
+    assert victim
+    os.kill(victim, number)
+    assert process.wait(60) == code
+    lines = output.read_text().splitlines()
+    assert lines[-1] == said[-1]
+    assert [line for line in lines if "SIGTERM received" in line or "Traceback" in line] == []
+    assert stage == "raylet" or lines[-2] == said[0]
+
+
+def test_a_setting_that_is_trained_ends_with_one_line(tmp_path: Path):
+    (tmp_path / "trial.yaml").write_text(yaml.safe_dump(TRIAL))
+    driver = Driver(["train", str(tmp_path / "trial.yaml"), "--to", str(tmp_path / "to")], tmp_path / "output.txt")
+    until(lambda: any(line.startswith("epoch") for line in driver.lines), driver.process)
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.process.wait(30) == 130
+    assert driver.lines[-1] == "interrupted: the same command starts it again"
+
+
+@pytest.mark.long
+def test_a_setting_that_a_worker_group_trains_ends_with_one_line(tmp_path: Path):
+    (tmp_path / "trial.yaml").write_text(yaml.safe_dump({**TRIAL, "scaling": {"workers_per_trial": 2}}))
+    driver = Driver(["train", str(tmp_path / "trial.yaml"), "--to", str(tmp_path / "to")], tmp_path / "output.txt")
+    until(lambda: any("TrainWorker" in title for title in processes_below(driver.process.pid).values()), driver.process)
+    below = processes_below(driver.process.pid)
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.process.wait(60) == 130
+    assert driver.lines[-1] == "interrupted: the same command starts it again"
+    time.sleep(5)
+    assert not [title for pid, title in below.items() if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.long
+def test_sigterm_in_each_stage_of_a_search_ends_it_in_order_and_it_goes_on(tmp_path: Path):
+    """Each process of the search is terminated one stage further than the one before; the last one finishes."""
+    space = {**SPACE, "trial": {**SPACE["trial"], "epochs": 20}, "budget": {"trials": 2, "concurrent": 1}}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({**space, "scheduler": {}}))
+    arguments = ["search", str(tmp_path / "space.yaml"), "--storage", str(tmp_path)]
+    go_on = f"interrupted: go on with crh-tune search --resume soak-001 --storage {tmp_path}"
+    for number, stage in enumerate(["search soak-001", "trial-0000", "confirming", "retraining", "encoding"]):
+        driver = Driver(arguments, tmp_path / f"output-{number}.txt")
+        until(lambda stage=stage, driver=driver: any(stage in line for line in driver.lines), driver.process)
+        driver.process.send_signal(signal.SIGTERM)
+        code = driver.process.wait(60)
+        if stage != "encoding" or code:  # it may have ended by then
+            assert (code, driver.lines[-2:]) == (130, [ORDERLY, go_on]), driver.lines
+        arguments = ["search", "--resume", "soak-001", "--storage", str(tmp_path)]
+    last = Driver(arguments, tmp_path / "output-last.txt")
+    assert last.process.wait(100) == 0
+    assert last.lines[-1] == "finished"

@@ -201,6 +201,8 @@ class SearchSettings(Settings):
         searchable = {"method": None, **TrainingSettings.model_fields}
         try:
             known(name, searchable, "setting")
+            if name == "betas":
+                raise ValueError("a pair of numbers cannot be searched over: set it under trial")
             if distribution.kind == "feasible":
                 if name != "head_dim":
                     raise ValueError("feasible is for head_dim only")

@@ -312,7 +312,7 @@ def first_codebook(settings: TrialSettings, split: Split, workers: Workers) -> C
 
 
 def build_optimizer(model: Model, trial: TrainingSettings) -> torch.optim.Optimizer:
-    """Adam with the paper's (0.5, 0.999), or RMSprop; the backbone at ``backbone_ratio`` times the learning rate."""
+    """Adam with the trial's betas, or RMSprop; the backbone at ``backbone_ratio`` times the learning rate."""
     assert trial.learning_rate is not None
     assert trial.backbone_ratio is not None
     backbone = list(model.network.backbone.parameters())
@@ -324,7 +324,8 @@ def build_optimizer(model: Model, trial: TrainingSettings) -> torch.optim.Optimi
     options: dict[str, Any] = {"lr": trial.learning_rate, "weight_decay": trial.weight_decay}
     if trial.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, **options)
-    return torch.optim.Adam(groups, betas=(0.5, 0.999), **options)
+    assert trial.betas is not None
+    return torch.optim.Adam(groups, betas=trial.betas, **options)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, trial: TrainingSettings) -> torch.optim.lr_scheduler.LRScheduler:

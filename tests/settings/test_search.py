@@ -100,6 +100,7 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible"
         ("search: {backbone: {choice: [vgg]}}", "search.backbone: ", ["'vgg'", "small_cnn"]),
         ("search: {margin: {grid: [0, 1]}, bits: {choice: [16]}}", "search: ", ["grid cannot be mixed"]),
         ("search: {codebook_ratio: {grid: [1, 2]}, head_dim: {feasible: true}}", "search: ", ["grid cannot be mixed"]),
+        ("search: {betas: {choice: [[0.5, 0.999]]}}", "search.betas", ["a pair of numbers cannot be searched"]),
         ("start_from: [papr]", "start_from.0: ", ["'paper'", "got 'papr'"]),
         ("start_from: [paper, {scale: 3}]", "start_from.1.scale: ", ["not searched over", "margin"]),
         ("start_from: [{margin: 0.7}]", "start_from.0.margin: ", ["0.7", "[0.0, 0.5]"]),

@@ -58,8 +58,8 @@ class Objective(nn.Module, ABC):
         return None
 
     @staticmethod
-    def default_quantization_weight(multi_label: bool) -> float:
-        """lambda where the settings give none."""
+    def default_quantization_weight(bits: int, classes: int, multi_label: bool) -> float:
+        """lambda where the settings give none, for K bits and C classes."""
         return 0.0
 
     @abstractmethod

@@ -39,7 +39,7 @@ class MarginCrossEntropy(Objective):
         return paper_scale(classes)
 
     @staticmethod
-    def default_quantization_weight(multi_label: bool) -> float:
+    def default_quantization_weight(bits: int, classes: int, multi_label: bool) -> float:
         return 0.0 if multi_label else 0.1
 
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:

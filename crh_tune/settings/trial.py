@@ -385,9 +385,11 @@ def codebook_of(
 def codebook_size(trial: TrainingSettings, classes: int) -> int | Full:
     """M for C classes: as given, or codebook_ratio * C, or the paper's 2C (2^K where that is more).
 
-    Raises ValueError for M < C or M > 2^K.
+    Raises ValueError for M < C or M > 2^K, and for all 2^K with the Hungarian rule, which needs every word's cost.
     """
     if "full" in (trial.codebook_size, trial.codebook_ratio):
+        if trial.reassignment == "hungarian":
+            raise ValueError("reassignment hungarian is for listed codewords: with codebook_size full use greedy")
         if trial.bits > WHOLE_SPACE_MAX_BITS:
             raise ValueError(f"codebook_size full needs bits <= {WHOLE_SPACE_MAX_BITS}, got {trial.bits}")
         if classes > 2**trial.bits:

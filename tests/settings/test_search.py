@@ -176,6 +176,16 @@ def test_what_has_no_default_is_required(tmp_path, missing):
             "codebook_size",
             ["full", "bits <= 64", "128"],
         ),
+        (
+            {
+                "search": {
+                    "reassignment": {"choice": ["greedy", "hungarian"]},
+                    "codebook_ratio": {"choice": [2, "full"]},
+                }
+            },
+            "reassignment",
+            ["hungarian", "codebook_size full", "greedy"],
+        ),
     ],
 )
 def test_what_100_classes_make_impossible_is_told_in_one_line_before_a_trial_starts(changes, field, parts):

@@ -145,6 +145,10 @@ def test_with_two_classes_the_scale_has_to_be_given():
         ({"bits": 64, "head_dim": 8}, ["head_dim d = 8", "M = 392", "2^d = 256", "[16, 32, 64]"]),
         ({"bits": 16, "head_dim": 8, "codebook_size": "full"}, ["codebook_size full", "head_dim", "16", "8"]),
         ({"bits": 128, "codebook_size": "full"}, ["codebook_size full", "bits <= 64", "128"]),
+        (
+            {"bits": 64, "codebook_size": "full", "reassignment": "hungarian"},
+            ["hungarian", "codebook_size full", "greedy"],
+        ),
     ],
 )
 def test_what_196_classes_make_impossible_is_told_in_one_line(values, parts):

@@ -300,9 +300,10 @@ class TrialSettings(Settings):
         """Fill in what follows from the method, the backbone and C: its parts, the optimizer, M, d, lambda, s.
 
         For CRH, M = 2C; d = the smallest power of two >= log2 M that divides K (K itself for one head); lambda = 0.1,
-        or 0 for multi-label data; s = sqrt(2) ln(C - 1). Centres of their own are C words with one head.
+        or 0 for multi-label data; s = sqrt(2) ln(C - 1), for two classes that of three. Centres of their own are C
+        words with one head.
 
-        Raises SettingsError where no such trial exists (M < C, M > 2^K, H > K / log2 M, C < 3 without a scale).
+        Raises SettingsError where no such trial exists (M < C, M > 2^K, H > K / log2 M, C < 2).
         """
         method, given = METHODS[self.method], self.trial
         try:

@@ -129,10 +129,11 @@ def test_the_head_dim(values, size, single, d):
     assert head_dim(trial(**values).trial, size, single) == d
 
 
-def test_with_two_classes_the_scale_has_to_be_given():
-    with pytest.raises(SettingsError, match=r"^trial: .*scale yourself$"):
-        trial(bits=16).resolve(2, False)
-    assert trial(bits=16, scale=4).resolve(2, False).trial.scale == 4
+@pytest.mark.parametrize("method", ["crh", "crh_m", "crh_u"])
+def test_two_classes_have_the_scale_of_three_unless_it_is_given(method):
+    assert trial(method, bits=16).resolve(2, False).trial.scale == pytest.approx(0.98026, abs=1e-5)
+    assert trial(method, bits=16).resolve(3, False).trial.scale == pytest.approx(0.98026, abs=1e-5)
+    assert trial(method, bits=16, scale=4).resolve(2, False).trial.scale == 4
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from crh_tune.paper import report_lines
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.study import read_study
 from crh_tune.settings.trial import read_trial
+from crh_tune.settings.used import refuse_in_vain
 from crh_tune.spaces import find_space
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(arguments: argparse.Namespace) -> None:
     """Train one setting on the final split, print its metrics, and export it. Raises SettingsError, SearchFailed."""
     settings = read_trial(arguments.settings, arguments.data)
+    refuse_in_vain(settings, str(arguments.settings))
     split = open_split(settings, "final")
     settings = settings.resolve(split.classes, split.multi_label)
     try:

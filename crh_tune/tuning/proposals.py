@@ -8,8 +8,9 @@ from typing import Any
 import optuna
 
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.search import CODEBOOK_NAMES, SearchSettings, Value, allowed_head_dims
+from crh_tune.settings.search import SearchSettings, Value, allowed_head_dims
 from crh_tune.settings.trial import codebook_size
+from crh_tune.settings.used import PARTS
 
 START = "start"
 """User attribute of a trial that was enqueued: ``paper``, ``given`` or ``cell``."""
@@ -20,13 +21,13 @@ FIXED = "fixed"
 def propose(trial: optuna.Trial, settings: SearchSettings, classes: int) -> dict[str, Any]:
     """Values for every searched setting. A name always has the same choices: d is named by what it is drawn from.
 
-    Method and centres come first: a trial whose centres are not from a codebook draws neither M nor d.
+    The method and its parts come first: what they do not use is not drawn, such as M and d without a codebook.
     """
     fixed: dict[str, Any] = trial.user_attrs.get(FIXED, {})
     values: dict[str, Any] = {}
-    for name in sorted(settings.search, key=lambda name: name not in ("method", "centers")):
+    for name in sorted(settings.search, key=lambda name: name not in PARTS):
         distribution = settings.search[name]
-        if name == "head_dim" or (name in CODEBOOK_NAMES and not settings.uses_codebook(values)):
+        if name == "head_dim" or (name not in PARTS and name in settings.unread(values)):
             continue
         if name in fixed:
             values[name] = fixed[name]
@@ -85,7 +86,7 @@ def paper_values(
         values["method"] = resolved.method
     if "codebook_ratio" in values and isinstance(resolved.trial.codebook_size, int):
         values["codebook_ratio"] = resolved.trial.codebook_size / classes
-    unused = () if settings.uses_codebook(values) else CODEBOOK_NAMES
+    unused = settings.unread(values)
     return {name: value for name, value in values.items() if value is not None and name not in unused}
 
 

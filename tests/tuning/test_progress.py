@@ -36,7 +36,24 @@ def test_every_searched_setting_is_said_once():
     assert describe(resolved()) == OF_CRH
     content = resolved(method="crh", codebook_ratio=2, learning_rate=0.0012345, centers="codebook")
     assert describe(content, SEARCH) == f"{OF_CRH} method=crh learning_rate=0.00123 centers=codebook"
-    assert describe(resolved(method="mds"), {"method", "codebook_size", "bits"}).count("=") == 7
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("mds", "lambda=0.0001"),
+        ("mds_u", "lambda=0.0001 interval=5"),
+        ("orthohash", "margin=0.2"),
+        ("crh_u", "M=200 d=16 lambda=0.1 margin=0.2"),
+        ("hashnet", ""),
+    ],
+)
+def test_only_what_the_method_uses_is_said(method, said):
+    searched = ["bits", "codebook_size", "margin", "update_interval", "scale", "center_seed"]
+    line = describe(resolved(method=method), ["method", *searched])
+    others = {"scale": "margin=" in said, "center_seed": method != "hashnet"}
+    assert [name for name in others if f"{name}=" in line] == [name for name, there in others.items() if there]
+    assert line.startswith(f"{said} method={method} bits=16".strip())
 
 
 def test_a_line_of_progress_says_what_was_searched():

@@ -20,6 +20,8 @@ class CentralSimilarity(Objective):
     fixed random vector. With h = tanh(u), (h + 1) / 2 = sigmoid(2u), which keeps the logarithms finite.
     """
 
+    reads = frozenset({"quantization_weight"})
+
     tie_breaker: Tensor
 
     def __init__(self, options: ObjectiveOptions) -> None:

@@ -28,6 +28,8 @@ class GreedySign(Objective):
     lambda is the paper's alpha: 0.1 (CIFAR-10), 1 for 100 classes and more (ImageNet).
     """
 
+    reads = frozenset({"quantization_weight"})
+
     def __init__(self, options: ObjectiveOptions) -> None:
         super().__init__(options)
         self.classifier = nn.Linear(options.bits, options.classes, bias=False)

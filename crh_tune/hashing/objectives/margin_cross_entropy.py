@@ -45,6 +45,8 @@ def margin_cross_entropy(outputs: Tensor, targets: Tensor, centers: Tensor, *, s
 class MarginCrossEntropy(Objective):
     """Eq. 4: L = L_CE + lambda L_q, lambda 0.1 (0 for multi-label data)."""
 
+    reads = frozenset({"scale", "margin", "quantization_weight"})
+
     @staticmethod
     def default_scale(classes: int) -> float:
         return paper_scale(classes)

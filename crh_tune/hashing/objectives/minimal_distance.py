@@ -29,6 +29,7 @@ class MinimalDistance(Objective):
     samples; a multi-label sample takes the mean of the cosines to its classes' rows.
     """
 
+    reads = frozenset({"quantization_weight"})
     within_batch = True
 
     bank: Tensor

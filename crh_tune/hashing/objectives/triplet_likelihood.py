@@ -18,6 +18,7 @@ class TripletLikelihood(Objective):
     K / 225, as in the authors' release.
     """
 
+    reads = frozenset({"quantization_weight"})
     within_batch = True
 
     @staticmethod

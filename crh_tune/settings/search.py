@@ -160,6 +160,15 @@ class SearchSettings(Settings):
     scaling: ScalingSettings = ScalingSettings()
     seed: Seed = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_grid_runs_all_its_cells(cls, content: Any) -> Any:
+        """Nothing stops the trials of a grid, unless its file names a scheduler."""
+        if not isinstance(content, Mapping) or "scheduler" in content or not isinstance(content.get("search"), Mapping):
+            return content
+        grid = any(isinstance(each, Mapping) and "grid" in each for each in content["search"].values())
+        return {**content, "scheduler": {}} if grid else content
+
     @field_validator("name")
     @classmethod
     def _plain_name(cls, value: str) -> str:

@@ -20,7 +20,7 @@ from crh_tune.settings.trial import read_trial
 from crh_tune.settings.used import refuse_in_vain
 from crh_tune.spaces import find_space
 from crh_tune.training.aggregator import solve_locally
-from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
+from crh_tune.training.loop import PREPARED, Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.record import find_folder, held, read_settings
@@ -140,6 +140,9 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def _print_progress(metrics: Metrics, save: Save | None) -> None:
+    if PREPARED in metrics:
+        print(f"classifier that the first centres are learned from: epoch {metrics[PREPARED]:>4.0f}", flush=True)
+        return
     print(f"epoch {metrics['epoch']:>4.0f}  loss {metrics['loss/total']:.4f}", flush=True)
 
 

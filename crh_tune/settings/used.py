@@ -33,7 +33,8 @@ def unread(method: str, trial: TrainingSettings) -> frozenset[str]:
         names.add("center_seed")
     if (trial.reassignment or row.reassignment) == "none":
         names |= set(_ROUND_NAMES)
-    if (trial.optimizer or optimizer_defaults(row.optimizer, trial.weights is not None)["optimizer"]) != "adam":
+    trained_before = trial.weights is not None and not trial.freeze
+    if (trial.optimizer or optimizer_defaults(row.optimizer, trained_before)["optimizer"]) != "adam":
         names.add("betas")
     return frozenset(names)
 

@@ -32,6 +32,11 @@ def settings(method: str, **trial: Any) -> TrialSettings:
         ("orthohash", {}, CODEBOOK | ROUNDS | {"quantization_weight"}),
         ("mds_u", {}, CODEBOOK | {"scale", "margin"}),
         ("mds", {"backbone": "resnet18", "weights": "DEFAULT"}, CODEBOOK | ROUNDS | {"scale", "margin", "betas"}),
+        (
+            "mds",  # a head that is trained on frozen features starts from nothing, and with Adam
+            {"backbone": "resnet18", "weights": "DEFAULT", "freeze": True},
+            CODEBOOK | ROUNDS | {"scale", "margin"},
+        ),
         ("hashnet", {}, CODEBOOK | ROUNDS | {"scale", "margin", "quantization_weight", "center_seed"}),
         ("dtsh", {}, CODEBOOK | ROUNDS | {"scale", "margin", "center_seed"}),
     ],

@@ -17,9 +17,10 @@ from crh_tune.paper import report_lines
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.study import read_study
 from crh_tune.settings.trial import read_trial
+from crh_tune.settings.used import refuse_in_vain
 from crh_tune.spaces import find_space
 from crh_tune.training.aggregator import solve_locally
-from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
+from crh_tune.training.loop import PREPARED, Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.record import find_folder, held, read_settings
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(arguments: argparse.Namespace) -> None:
     """Train one setting on the final split, print its metrics, and export it. Raises SettingsError, SearchFailed."""
     settings = read_trial(arguments.settings, arguments.data)
+    refuse_in_vain(settings, str(arguments.settings))
     split = open_split(settings, "final")
     settings = settings.resolve(split.classes, split.multi_label)
     try:
@@ -139,6 +141,9 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def _print_progress(metrics: Metrics, save: Save | None) -> None:
+    if PREPARED in metrics:
+        print(f"classifier that the first centres are learned from: epoch {metrics[PREPARED]:>4.0f}", flush=True)
+        return
     print(f"epoch {metrics['epoch']:>4.0f}  loss {metrics['loss/total']:.4f}", flush=True)
 
 

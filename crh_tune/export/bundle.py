@@ -108,7 +108,7 @@ class Index:
 
     def _nearest(self, queries: Packed, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
         distances = hamming_distances(queries, self.words)
-        rows = np.argsort(distances, axis=1, kind="stable")[:, :count]
+        rows = np.argsort(distances, axis=1, kind="stable")[:, :count].copy()  # a view would keep the whole order
         return rows, np.take_along_axis(distances, rows, axis=1)
 
 

@@ -85,9 +85,13 @@ def reassign(
 
     Returns:
         The new H x C table.
+
+    Raises ValueError for the Hungarian rule on all 2^K codewords, whose costs are too many to write out.
     """
     seen = statistic[:, -1] > 0
     if isinstance(codebook, WholeSpace):
+        if rule == "hungarian":
+            raise ValueError("the Hungarian rule is for listed codewords: all 2^K take the greedy rule")
         order = _class_order(seed, round_number, 0, seen)
         return _nearest_in_whole_space(statistic[:, :-1], table[0], order)[None, :]
     new = table.copy()

@@ -12,7 +12,8 @@ Reassignment = Literal["greedy", "hungarian", "none"]
 Heads = Literal["multi", "single"]
 Centers = Literal["codebook", "bernoulli", "hadamard", "mds", "shc", "none"]
 """Where centres come from: chosen from a codebook of M words, C centres of their own, or no centres at all."""
-HashLayer = Literal["linear", "linear_batch_norm"]
+HashLayer = Literal["linear", "linear_batch_norm", "three_layers"]
+"""One linear layer; one without bias, batch-normalised (OrthoHash, MDS); three with ReLU and dropout (CSQ's code)."""
 OptimizerName = Literal["adam", "rmsprop"]
 Schedule = Literal["cosine", "constant", "every_10_epochs", "at_80_percent"]
 """cosine to zero; constant; x 0.7 every 10 epochs (CSQ); x 0.1 after 80 % of the epochs (OrthoHash)."""
@@ -20,7 +21,10 @@ Schedule = Literal["cosine", "constant", "every_10_epochs", "at_80_percent"]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Optimizer defaults for a pretrained backbone, whose learning rate is ``backbone_ratio`` times the head's."""
+    """Optimizer defaults for a pretrained backbone, whose learning rate is ``backbone_ratio`` times the head's.
+
+    ``betas`` are Adam's, the usual ones unless the method's paper or release has others.
+    """
 
     name: OptimizerName = "adam"
     learning_rate: float = 1e-4
@@ -28,6 +32,7 @@ class Optimizer:
     weight_decay: float = 1e-5
     schedule: Schedule = "cosine"
     gradient_clip: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 @dataclass(frozen=True)
@@ -44,15 +49,18 @@ class Method:
     optimizer: Optimizer = Optimizer()
 
 
+_CRH = Optimizer(betas=(0.5, 0.999))
 _CSQ = Optimizer(learning_rate=1e-3, backbone_ratio=0.01, weight_decay=0.0, schedule="every_10_epochs")
 _ORTHO = Optimizer(backbone_ratio=0.1, weight_decay=5e-4, schedule="at_80_percent")
-_MDS = Optimizer("rmsprop", 1e-5, weight_decay=0.0, schedule="constant", gradient_clip=5.0)
-_SHC = Optimizer("rmsprop", 1e-4, weight_decay=0.0)
+_MDS = Optimizer("rmsprop", 1e-5, schedule="constant", gradient_clip=5.0)
+_SHC = Optimizer("rmsprop", 1e-4)
 
 METHODS: dict[str, Method] = {
-    "crh": Method("CRH", "Yin et al., AAAI 2026", "margin_cross_entropy", "codebook", "greedy", "multi"),
-    "crh_m": Method("CRH-M", "Yin et al., AAAI 2026", "margin_cross_entropy", "codebook", "greedy"),
-    "crh_u": Method("CRH-U", "Yin et al., AAAI 2026", "margin_cross_entropy", "codebook"),
+    "crh": Method(
+        "CRH", "Yin et al., AAAI 2026", "margin_cross_entropy", "codebook", "greedy", "multi", optimizer=_CRH
+    ),
+    "crh_m": Method("CRH-M", "Yin et al., AAAI 2026", "margin_cross_entropy", "codebook", "greedy", optimizer=_CRH),
+    "crh_u": Method("CRH-U", "Yin et al., AAAI 2026", "margin_cross_entropy", "codebook", optimizer=_CRH),
     "csq": Method("CSQ", "Yuan et al., CVPR 2020", "central_similarity", "hadamard", optimizer=_CSQ),
     "csq_u": Method("CSQ_U", "Yin et al., AAAI 2026", "central_similarity", "hadamard", "greedy", optimizer=_CSQ),
     "orthohash": Method(
@@ -63,8 +71,14 @@ METHODS: dict[str, Method] = {
         "OrthoHash_U", "Yin et al., AAAI 2026", "ortho_cosine", "bernoulli", "greedy",
         hash_layer="linear_batch_norm", optimizer=_ORTHO,
     ),
-    "mds": Method("MDS", "Wang et al., CVPR 2023", "minimal_distance", "mds", optimizer=_MDS),
-    "mds_u": Method("MDS_U", "Yin et al., AAAI 2026", "minimal_distance", "mds", "greedy", optimizer=_MDS),
+    "mds": Method(
+        "MDS", "Wang et al., CVPR 2023", "minimal_distance", "mds",
+        hash_layer="linear_batch_norm", optimizer=_MDS,
+    ),
+    "mds_u": Method(
+        "MDS_U", "Yin et al., AAAI 2026", "minimal_distance", "mds", "greedy",
+        hash_layer="linear_batch_norm", optimizer=_MDS,
+    ),
     "shc": Method("SHC", "Chen et al., TOIS 2025", "central_similarity", "shc", optimizer=_SHC),
     "hashnet": Method("HashNet", "Cao et al., ICCV 2017", "pairwise_continuation"),
     "dtsh": Method("DTSH", "Wang, Shi and Kitani, ACCV 2016", "triplet_likelihood"),

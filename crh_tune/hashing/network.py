@@ -42,8 +42,10 @@ class HashNetwork(nn.Module):
         self.hash_layer: nn.Module
         if hash_layer == "linear":
             self.hash_layer = nn.Linear(features, bits)
-        else:  # OrthoHash's
+        elif hash_layer == "linear_batch_norm":
             self.hash_layer = nn.Sequential(nn.Linear(features, bits, bias=False), nn.BatchNorm1d(bits))
+        else:
+            self.hash_layer = _three_layers(features, bits)
         per_channel = (1, -1) + (1,) * (len(shape) - 1)
         self.register_buffer("mean", mean.float().reshape(per_channel).clone())
         self.register_buffer("std", std.float().reshape(per_channel).clone())
@@ -110,6 +112,18 @@ class FrozenHashNetwork(nn.Module):
     def encode(self, inputs: Tensor) -> Tensor:
         """Codes b = sign(h) of a batch: B x K, boolean, True for +1. The caller sets eval mode."""
         return self(inputs) >= 0
+
+
+def _three_layers(features: int, bits: int) -> nn.Sequential:
+    """The hash layers of CSQ's release, without their tanh."""
+    return nn.Sequential(
+        nn.Linear(features, features),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(features, features),
+        nn.ReLU(),
+        nn.Linear(features, bits),
+    )
 
 
 def standardised(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:

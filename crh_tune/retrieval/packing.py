@@ -12,8 +12,16 @@ Packed = npt.NDArray[np.unsignedinteger]
 
 
 def pack_codes(codes: npt.NDArray[Any]) -> Packed:
-    """Pack N x K codes (boolean, or any sign: > 0 is a one) into the smallest machine words that hold K bits."""
-    packed = np.packbits(np.asarray(codes) > 0, axis=1, bitorder="little")
+    """Pack N x K codes into the smallest machine words that hold K bits.
+
+    Codes are boolean, or numbers of which the sign counts; as everywhere sign(0) = +1, so 0 is a one.
+
+    Raises ValueError for unsigned integers, which have no sign: 0 and 1 are to be given as booleans.
+    """
+    codes = np.asarray(codes)
+    if codes.dtype.kind == "u":
+        raise ValueError(f"codes are boolean or have a sign, got {codes.dtype}: use codes.astype(bool) for 0 and 1")
+    packed = np.packbits(codes if codes.dtype == bool else codes >= 0, axis=1, bitorder="little")
     width = packed.shape[1]
     size = next((size for size in (1, 2, 4) if width <= size), 8)
     padded = np.zeros((len(packed), -(-width // size) * size), dtype=np.uint8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from crh_tune.settings.trial import (
     head_dim,
     with_data,
 )
+from crh_tune.settings.used import PARTS, unread
 
 Kind = Literal["choice", "grid", "uniform", "log_uniform", "int", "feasible"]
 KINDS: dict[str, str] = {
@@ -40,8 +40,6 @@ KINDS: dict[str, str] = {
     "feasible": "true (head_dim only)",
 }
 Value = float | int | str
-CODEBOOK_NAMES = ("codebook_ratio", "codebook_size", "head_dim")
-"""Settings that only centres from a codebook have."""
 
 
 class Distribution(Settings):
@@ -162,6 +160,15 @@ class SearchSettings(Settings):
     scaling: ScalingSettings = ScalingSettings()
     seed: Seed = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_grid_runs_all_its_cells(cls, content: Any) -> Any:
+        """Nothing stops the trials of a grid, unless its file names a scheduler."""
+        if not isinstance(content, Mapping) or "scheduler" in content or not isinstance(content.get("search"), Mapping):
+            return content
+        grid = any(isinstance(each, Mapping) and "grid" in each for each in content["search"].values())
+        return {**content, "scheduler": {}} if grid else content
+
     @field_validator("name")
     @classmethod
     def _plain_name(cls, value: str) -> str:
@@ -185,6 +192,7 @@ class SearchSettings(Settings):
             raise ValueError("search: give codebook_size or codebook_ratio, not both")
         for name in sorted(self.search, key=lambda name: name != "bits"):  # the others are checked against the bits
             self._check_searched(name, self.search[name])
+        self._check_read()
         for index, start in enumerate(self.start_from):
             self._check_start(index, start)
         self._check_frozen()
@@ -197,10 +205,39 @@ class SearchSettings(Settings):
         if fixed is not None:
             raise ValueError(f"search.{fixed}: features of a frozen backbone are computed once: set {fixed} in trial")
 
+    def _check_read(self) -> None:
+        """Raises ValueError for a setting that no trial of this space reads, and for an objective that one has not."""
+        combinations = self._combinations()
+        methods = " or ".join(dict.fromkeys(str(values.get("method", self.method)) for values in combinations))
+        nobody = frozenset.intersection(*map(self.unread, combinations))
+        fields = TrainingSettings.model_fields
+        for name in (name for name in fields if name in nobody):
+            if name in self.search:
+                raise ValueError(f"search.{name}: method {methods} does not use it: leave it out")
+            if getattr(self.trial, name) != fields[name].default:
+                raise ValueError(f"trial.{name}: method {methods} does not use it: leave it out")
+        for values in combinations:
+            if self.objective.metric == "centers/pcc" and "center_seed" in self.unread(values):
+                method = values.get("method", self.method)
+                raise ValueError(f"objective.metric: centers/pcc is of centres, which method {method} has not: val/map")
+
+    def _combinations(self) -> list[dict[str, Any]]:
+        """All that can be drawn of the parts that decide which settings are read."""
+        names = [name for name in PARTS if name in self.search]
+        product = itertools.product(*(self.search[name].values for name in names))
+        return [dict(zip(names, values, strict=True)) for values in product]
+
+    def unread(self, values: Mapping[str, Any]) -> frozenset[str]:
+        """The settings that a trial with these searched values never looks at."""
+        parts = {name: values[name] for name in PARTS if name in values and name != "method"}
+        return unread(str(values.get("method", self.method)), self.trial.model_copy(update=parts))
+
     def _check_searched(self, name: str, distribution: Distribution) -> None:
         searchable = {"method": None, **TrainingSettings.model_fields}
         try:
             known(name, searchable, "setting")
+            if name == "betas":
+                raise ValueError("a pair of numbers cannot be searched over: set it under trial")
             if distribution.kind == "feasible":
                 if name != "head_dim":
                     raise ValueError("feasible is for head_dim only")
@@ -241,29 +278,46 @@ class SearchSettings(Settings):
                 self._check_value(name, value)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
+            if name in self.unread(start):
+                raise ValueError(f"{where}: method {start.get('method', self.method)} does not use it: leave it out")
 
     @property
     def is_grid(self) -> bool:
         return any(distribution.kind == "grid" for distribution in self.search.values())
 
     def cells(self) -> list[dict[str, Value]]:
-        """All combinations of a grid's values, the last name varying fastest."""
+        """All combinations of a grid's values, the last name varying fastest.
+
+        A setting that a method does not use is left out of its cells, so that each setting is there once.
+        """
         names = list(self.search)
         product = itertools.product(*(self.search[name].values for name in names))
-        return [dict(zip(names, values, strict=True)) for values in product]
+        combinations = (dict(zip(names, values, strict=True)) for values in product)
+        cells: list[dict[str, Value]] = []
+        for values in combinations:
+            hidden = self.unread(values)
+            cell = {name: value for name, value in values.items() if name not in hidden}
+            if cell not in cells:
+                cells.append(cell)
+        return cells
 
     @property
     def trials(self) -> int:
         """How many trials the search has: every cell of a grid, or the budget's."""
-        return math.prod(len(each.values) for each in self.search.values()) if self.is_grid else self.budget.trials
+        return len(self.cells()) if self.is_grid else self.budget.trials
 
     def trial_settings(self, values: Mapping[str, Any], seed: int) -> TrialSettings:
-        """The trial with these searched values in place of the fixed ones. Raises SettingsError."""
+        """The trial with these searched values in place of the fixed ones, without those that its method does not use.
+
+        Raises SettingsError.
+        """
         trial = {**self.trial.model_dump(), "seed": seed, **values}
         method = trial.pop("method", self.method)
         if "codebook_size" in values or "codebook_ratio" in values:
             other = {"codebook_size", "codebook_ratio"} - set(values)
             trial.update(dict.fromkeys(other))
+        fields = TrainingSettings.model_fields
+        trial.update({name: fields[name].default for name in self.unread(values)})
         return TrialSettings(
             dataset=self.dataset,
             method=method,
@@ -275,6 +329,8 @@ class SearchSettings(Settings):
 
     def check_feasible(self, classes: int) -> None:
         """Raises SettingsError where a codebook size or head dimension that can be drawn is impossible for C."""
+        if self.objective.metric == "centers/pcc" and classes < 3:
+            raise SettingsError("objective.metric: centers/pcc compares pairs of classes, two classes are one: val/map")
         if self.is_grid:
             for cell in self.cells():
                 try:
@@ -299,8 +355,7 @@ class SearchSettings(Settings):
 
     def uses_codebook(self, values: Mapping[str, Any]) -> bool:
         """Whether a trial with these searched values chooses its centres from a codebook, so that M and d matter."""
-        method = METHODS[values.get("method", self.method)]
-        return (values.get("centers") or self.trial.centers or method.centers) == "codebook"
+        return "head_dim" not in self.unread(values)
 
     def _drawn_methods(self) -> list[str]:
         return list(self.search["method"].values) if "method" in self.search else [self.method]

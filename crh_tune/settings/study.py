@@ -22,6 +22,7 @@ from crh_tune.settings.trial import (
     TrainingSettings,
     TrialSettings,
 )
+from crh_tune.settings.used import given_in_vain
 
 
 class StudyDataset(Settings):
@@ -111,7 +112,11 @@ class StudySettings(Settings):
                     "evaluation": there.evaluation,
                     "scaling": self.scaling_on(dataset),
                 }
-                result.append((cell["row"], validated(TrialSettings, settings, f"{self.name}: cells.{index}")))
+                made = validated(TrialSettings, settings, f"{self.name}: cells.{index}")
+                vain = [name for name in given_in_vain(made.method, trial) if name in cell]
+                if vain:
+                    raise SettingsError(f"{self.name}: cells.{index}.{vain[0]}: method {method} does not use it")
+                result.append((cell["row"], made))
         return result
 
 

@@ -38,6 +38,7 @@ from crh_tune.settings.base import Settings, SettingsError, known, one_line, rea
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Full = Literal["full"]
 SCRATCH_LEARNING_RATE = 2e-3
@@ -107,6 +108,7 @@ class TrainingSettings(Settings):
 
     K bits, M = codebook_size = codebook_ratio * C, d = head_dim, lambda = quantization_weight, s = scale.
     ``learning_rate`` is the head's, ``backbone_ratio`` times it the backbone's; ``gradient_clip`` 0 clips nothing.
+    ``betas`` are Adam's; RMSprop has none.
     Centres are reassigned after each of the first ``early_epochs`` epochs, then after every ``update_interval``-th.
     ``center_seed`` draws codebook and first centres (None: ``seed`` does).
     ``reassignment_codes`` says which codes a round stands on: those of a pass over the training samples with the
@@ -146,6 +148,7 @@ class TrainingSettings(Settings):
     weight_decay: NonNegative | None = None
     schedule: Schedule | None = None
     gradient_clip: NonNegative | None = None
+    betas: tuple[Beta, Beta] | None = None
     objective: str | None = None
     centers: Centers | None = None
     reassignment: Reassignment | None = None
@@ -235,7 +238,11 @@ class TrainingSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """How mAP is scored: see ``crh_tune.retrieval.average_precision``. ``cutoff: null`` ranks the whole database."""
+    """How mAP is scored: see ``crh_tune.retrieval.average_precision``. ``cutoff: null`` ranks the whole database.
+
+    ``no_relevant`` is about queries with nothing relevant in the whole database. ``skip`` is what HashNet's Caffe code
+    does; its PyTorch code skips queries with nothing relevant among the *retrieved* ``cutoff``, and so scores higher.
+    """
 
     cutoff: int | None = Field(None, ge=1)
     ties: Ties = "expected"
@@ -293,9 +300,10 @@ class TrialSettings(Settings):
         """Fill in what follows from the method, the backbone and C: its parts, the optimizer, M, d, lambda, s.
 
         For CRH, M = 2C; d = the smallest power of two >= log2 M that divides K (K itself for one head); lambda = 0.1,
-        or 0 for multi-label data; s = sqrt(2) ln(C - 1). Centres of their own are C words with one head.
+        or 0 for multi-label data; s = sqrt(2) ln(C - 1), for two classes that of three. Centres of their own are C
+        words with one head.
 
-        Raises SettingsError where no such trial exists (M < C, M > 2^K, H > K / log2 M, C < 3 without a scale).
+        Raises SettingsError where no such trial exists (M < C, M > 2^K, H > K / log2 M, C < 2).
         """
         method, given = METHODS[self.method], self.trial
         try:
@@ -312,7 +320,7 @@ class TrialSettings(Settings):
             defaults = {
                 **optimizer_defaults(method.optimizer, given.weights is not None and not given.freeze),
                 "scale": objective.default_scale(classes) if given.scale is None else given.scale,
-                "quantization_weight": objective.default_quantization_weight(multi_label),
+                "quantization_weight": objective.default_quantization_weight(given.bits, classes, multi_label),
             }
             defaults |= {"head": "mlp"} if given.freeze else {}
             filled |= {name: value for name, value in defaults.items() if getattr(given, name) is None}
@@ -334,7 +342,10 @@ def weights_named(backbone: str, name: str) -> Any:
 
 
 def optimizer_defaults(optimizer: Optimizer, pretrained: bool) -> dict[str, Any]:
-    """The method's optimizer; a backbone that starts from nothing trains with Adam at one, larger rate throughout."""
+    """The method's optimizer; a backbone that starts from nothing trains with Adam at one, larger rate throughout.
+
+    Adam's betas are the method's in both cases.
+    """
     return {
         "optimizer": optimizer.name if pretrained else "adam",
         "learning_rate": optimizer.learning_rate if pretrained else SCRATCH_LEARNING_RATE,
@@ -342,6 +353,7 @@ def optimizer_defaults(optimizer: Optimizer, pretrained: bool) -> dict[str, Any]
         "weight_decay": optimizer.weight_decay,
         "schedule": optimizer.schedule,
         "gradient_clip": optimizer.gradient_clip or 0.0,
+        "betas": optimizer.betas,
     }
 
 
@@ -374,9 +386,11 @@ def codebook_of(
 def codebook_size(trial: TrainingSettings, classes: int) -> int | Full:
     """M for C classes: as given, or codebook_ratio * C, or the paper's 2C (2^K where that is more).
 
-    Raises ValueError for M < C or M > 2^K.
+    Raises ValueError for M < C or M > 2^K, and for all 2^K with the Hungarian rule, which needs every word's cost.
     """
     if "full" in (trial.codebook_size, trial.codebook_ratio):
+        if trial.reassignment == "hungarian":
+            raise ValueError("reassignment hungarian is for listed codewords: with codebook_size full use greedy")
         if trial.bits > WHOLE_SPACE_MAX_BITS:
             raise ValueError(f"codebook_size full needs bits <= {WHOLE_SPACE_MAX_BITS}, got {trial.bits}")
         if classes > 2**trial.bits:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from crh_tune.data.augment import NO_AUGMENTATION, Augmentation
 from crh_tune.data.splits import Samples
 from crh_tune.data.stored import CachedFeatures, Rows
+from crh_tune.training.workers import Workers
 
 _AHEAD = 2
 
@@ -34,6 +35,20 @@ def epoch_batches(samples: int, batch_size: int, seed: int, epoch: int) -> list[
     """The global batches of an epoch: all rows in an order drawn from (seed, epoch)."""
     order: npt.NDArray[Any] = np.random.default_rng([seed, epoch]).permutation(samples)
     return np.array_split(order, steps_per_epoch(samples, batch_size))
+
+
+def batch_parts(batch: Rows, workers: Workers, accumulate: int) -> list[Rows]:
+    """This worker's share of a global batch, in the parts that go through the network one after the other.
+
+    Every worker has as many, of at least two samples each where a batch normalisation sees them.
+    """
+    count = max(1, min(accumulate, len(batch) // (2 * workers.size)))
+    return np.array_split(workers.share(batch), count)
+
+
+def mixed_seed(*parts: int) -> int:
+    """A seed for torch's generators out of several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
 
 
 def load_batches(

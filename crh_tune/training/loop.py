@@ -29,7 +29,7 @@ from crh_tune.retrieval.average_precision import LabelledCodes
 from crh_tune.settings.trial import TrainingSettings, TrialSettings
 from crh_tune.training import checkpoints
 from crh_tune.training.aggregator import Round, Solve
-from crh_tune.training.batches import epoch_batches, load_batches
+from crh_tune.training.batches import batch_parts, epoch_batches, load_batches, mixed_seed
 from crh_tune.training.evaluation import (
     center_metrics,
     encode_share,
@@ -38,14 +38,18 @@ from crh_tune.training.evaluation import (
     reference_similarity,
 )
 from crh_tune.training.models import build_network
-from crh_tune.training.similarity import classifier_scores
+from crh_tune.training.similarity import Reached, State, classifier_scores
 from crh_tune.training.workers import Workers
 
 Metrics = dict[str, float]
 Save = Callable[[Path], None]
 """Writes a checkpoint into a folder."""
 Report = Callable[[Metrics, Save | None], None]
-"""Called by every worker after each evaluation with the metrics; rank 0 also gets what writes the checkpoint."""
+"""Called by every worker after each evaluation with the metrics; rank 0 also gets what writes the checkpoint.
+
+Epochs of training that centres are learned from before the first are reported as epoch 0, with PREPARED alone.
+"""
+PREPARED = "prepared/epoch"
 
 _PHASES = ("training", "encoding", "reassignment", "evaluation")
 
@@ -84,6 +88,7 @@ class TrainingRun:
         self.has_centers = self.trial.centers != "none"
         self.codebook_spec: CodebookSpec | None = None
         self.epoch = 0
+        self._prepared: State | None = None
         self._seen: list[tuple[Rows, Tensor]] = []
         self.metrics: Metrics = {}
         self.seconds = dict.fromkeys(_PHASES, 0.0)
@@ -99,10 +104,17 @@ class TrainingRun:
             return np.zeros((self.split.classes, self.trial.bits), dtype=np.int8)
         return self.codebook.centers(self.table)
 
-    def take_first_centers(self) -> None:
+    def take_first_centers(self, report: Report | None = None) -> None:
         """Make the codebook and the first assignment; SHC trains its classifier for them, so not before training."""
+
+        def reached(epoch: int, state: Callable[[], State]) -> None:
+            if report is not None:
+                due = self.workers.rank == 0 and epoch % self.trial.evaluate_every == 0
+                save = (lambda folder: self._save_preparation(folder, {"epoch": epoch, **state()})) if due else None
+                report({"epoch": 0.0, PREPARED: float(epoch)}, save)
+
         if self.has_centers and self.codebook_spec is None:
-            self._use_codebook(first_codebook(self.settings, self.split, self.workers))
+            self._use_codebook(first_codebook(self.settings, self.split, self.workers, self._prepared, reached))
             self.table: Table = first_table(self._spec, self.codebook, self.split.classes)
 
     def _use_codebook(self, spec: CodebookSpec) -> None:
@@ -121,7 +133,7 @@ class TrainingRun:
         """
         if self.metrics:
             report(self.metrics, None)
-        self.take_first_centers()
+        self.take_first_centers(report)
         while self.epoch < self.trial.epochs:
             self.epoch += 1
             self.model.objective.epoch = self.epoch
@@ -160,6 +172,9 @@ class TrainingRun:
         state = checkpoints.load(folder)
         if state.get("settings") != self.settings.model_dump(mode="json"):
             raise checkpoints.CheckpointError(f"{folder}: the checkpoint is of a trial with other settings")
+        if state["epoch"] == 0:
+            self._prepared = state["prepared"]
+            return
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -170,6 +185,10 @@ class TrainingRun:
         self.epoch = state["epoch"]
         self.metrics = state["metrics"]
         self.seconds = state["seconds"]
+
+    def _save_preparation(self, folder: Path, state: State) -> None:
+        settings = self.settings.model_dump(mode="json")
+        checkpoints.save({"settings": settings, "epoch": 0, "prepared": state}, folder)
 
     def _save(self, folder: Path) -> None:
         state = {
@@ -204,7 +223,7 @@ class TrainingRun:
     def _train_epoch(self) -> Metrics:
         """One pass over the training samples; returns the epoch's mean of each loss term."""
         with self._timed("training"):
-            torch.manual_seed(_mixed_seed(self.trial.seed, self.epoch, self.workers.rank))
+            torch.manual_seed(mixed_seed(self.trial.seed, self.epoch, self.workers.rank))
             centers = torch.from_numpy(self.centers).to(self.workers.device, torch.float32)
             samples, trial = len(self.split.train), self.trial
             steps = epoch_batches(samples, self.settings.global_batch, trial.seed, self.epoch)
@@ -233,12 +252,7 @@ class TrainingRun:
         return {"loss/total": total, **losses}
 
     def _parts(self, batch: Rows) -> list[Rows]:
-        """This worker's share of a global batch, in the parts that go through the network one after the other.
-
-        Every worker has as many, of at least two samples each where a batch normalisation sees them.
-        """
-        count = max(1, min(self.trial.accumulate, len(batch) // (2 * self.workers.size)))
-        return np.array_split(self.workers.share(batch), count)
+        return batch_parts(batch, self.workers, self.trial.accumulate)
 
     def _train_step(self, batch: Rows, loaded: Iterator[tuple[Tensor, Tensor]], centers: Tensor) -> dict[str, Tensor]:
         """One step on this worker's share of a global batch; returns each loss term summed over the share.
@@ -296,8 +310,10 @@ class TrainingRun:
         self.seconds[phase] += time.perf_counter() - start
 
 
-def first_codebook(settings: TrialSettings, split: Split, workers: Workers) -> CodebookSpec:
-    """The codebook of a resolved trial with centres; SHC's is learned from the split first."""
+def first_codebook(
+    settings: TrialSettings, split: Split, workers: Workers, begun: State | None, reached: Reached
+) -> CodebookSpec:
+    """The codebook of a resolved trial with centres; SHC's is learned from the split first, perhaps from a state on."""
     trial = settings.trial
     assert trial.codebook_size is not None
     assert trial.head_dim is not None
@@ -306,13 +322,13 @@ def first_codebook(settings: TrialSettings, split: Split, workers: Workers) -> C
     spec = CodebookSpec(trial.bits, trial.codebook_size, trial.head_dim, seed, trial.centers)
     if trial.centers != "shc":
         return spec
-    scores = classifier_scores(settings, split, workers)
+    scores = classifier_scores(settings, split, workers, begun, reached)
     words = workers.from_first(lambda: shc_centers(class_similarity(scores), trial.bits, seed))
     return replace(spec, words=np.ascontiguousarray(words).tobytes())
 
 
 def build_optimizer(model: Model, trial: TrainingSettings) -> torch.optim.Optimizer:
-    """Adam with the paper's (0.5, 0.999), or RMSprop; the backbone at ``backbone_ratio`` times the learning rate."""
+    """Adam with the trial's betas, or RMSprop; the backbone at ``backbone_ratio`` times the learning rate."""
     assert trial.learning_rate is not None
     assert trial.backbone_ratio is not None
     backbone = list(model.network.backbone.parameters())
@@ -324,7 +340,8 @@ def build_optimizer(model: Model, trial: TrainingSettings) -> torch.optim.Optimi
     options: dict[str, Any] = {"lr": trial.learning_rate, "weight_decay": trial.weight_decay}
     if trial.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, **options)
-    return torch.optim.Adam(groups, betas=(0.5, 0.999), **options)
+    assert trial.betas is not None
+    return torch.optim.Adam(groups, betas=trial.betas, **options)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, trial: TrainingSettings) -> torch.optim.lr_scheduler.LRScheduler:
@@ -348,10 +365,6 @@ def _build_model(trial: TrainingSettings, split: Split, workers: Workers) -> Mod
     if workers.size > 1:
         objective.rank, objective.gather = workers.rank, workers.gather_batch
     return Model(network, objective)
-
-
-def _mixed_seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
 
 
 def _make_deterministic(threads: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from crh_tune.settings.trial import TrialSettings
+from crh_tune.settings.used import short, symbols, unread
 from crh_tune.tuning.record import COMPLETE, FAILED, Outcome
 
 Say = Callable[[str], None]
@@ -57,23 +58,11 @@ class Progress:
         )
 
 
-_SYMBOLS = ("codebook_ratio", "codebook_size", "head_dim", "quantization_weight", "margin", "update_interval")
-"""Settings that are told by the paper's symbols."""
-
-
 def describe(settings: dict[str, Any], searched: Collection[str] = ()) -> str:
-    """The settings of a trial in the paper's symbols, and by name what else is searched."""
+    """The settings of a trial in the paper's symbols, and by name what else is searched; only what its method uses."""
     whole = TrialSettings.model_validate(settings)
     trial = whole.trial
-    others = {name: whole.method if name == "method" else getattr(trial, name) for name in searched}
-    return " ".join(
-        [
-            f"M={trial.codebook_size} d={trial.head_dim} lambda={trial.quantization_weight:.3g} "
-            f"margin={trial.margin:.3g} interval={trial.update_interval}",
-            *(f"{name}={_short(value)}" for name, value in others.items() if name not in _SYMBOLS),
-        ]
-    )
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    told, hidden = symbols(whole.method, trial), unread(whole.method, trial)
+    others = [name for name in searched if name not in (*told, *hidden, "codebook_ratio")]
+    values = {name: whole.method if name == "method" else getattr(trial, name) for name in others}
+    return " ".join([*told.values(), *(f"{name}={short(value)}" for name, value in values.items())])

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optuna
 
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.search import CODEBOOK_NAMES, SearchSettings, Value, allowed_head_dims
+from crh_tune.settings.search import SearchSettings, Value, allowed_head_dims, drawn
 from crh_tune.settings.trial import codebook_size
+from crh_tune.settings.used import PARTS
 
 START = "start"
 """User attribute of a trial that was enqueued: ``paper``, ``given`` or ``cell``."""
 FIXED = "fixed"
 """User attribute: searched settings that this trial does not draw, because the space cannot express their value."""
 
+LISTED = 1000
+"""Spaces of up to so many settings are listed, so that a search of one can end when it has tried them all."""
+
 
 def propose(trial: optuna.Trial, settings: SearchSettings, classes: int) -> dict[str, Any]:
     """Values for every searched setting. A name always has the same choices: d is named by what it is drawn from.
 
-    Method and centres come first: a trial whose centres are not from a codebook draws neither M nor d.
+    The method and its parts come first: what they do not use is not drawn, such as M and d without a codebook.
     """
     fixed: dict[str, Any] = trial.user_attrs.get(FIXED, {})
     values: dict[str, Any] = {}
-    for name in sorted(settings.search, key=lambda name: name not in ("method", "centers")):
+    for name in _in_order(settings):
         distribution = settings.search[name]
-        if name == "head_dim" or (name in CODEBOOK_NAMES and not settings.uses_codebook(values)):
+        if name == "head_dim" or (name not in PARTS and name in settings.unread(values)):
             continue
         if name in fixed:
             values[name] = fixed[name]
@@ -44,6 +50,59 @@ def propose(trial: optuna.Trial, settings: SearchSettings, classes: int) -> dict
             allowed[0] if len(allowed) == 1 else trial.suggest_categorical(head_dim_name(allowed), allowed)
         )
     return values
+
+
+def _in_order(settings: SearchSettings) -> list[str]:
+    """What is searched in the order it is drawn: the parts, what they use, and d last."""
+    return sorted(settings.search, key=lambda name: (name not in PARTS, name == "head_dim"))
+
+
+def same(content: Mapping[str, Any]) -> str:
+    """What two resolved settings, as plain values, have in common when they are the same."""
+    return json.dumps(content, sort_keys=True)
+
+
+def every_setting(settings: SearchSettings, classes: int, multi_label: bool) -> dict[str, dict[str, Any]] | None:
+    """All settings of a space, by what :func:`same` says of them: the values searched over, start points included.
+
+    None where a range has no end of values, or there are more than LISTED.
+    """
+    if any(distribution.kind in ("uniform", "log_uniform") for distribution in settings.search.values()):
+        return None
+    listed = list(itertools.islice(_grow(settings, classes, _in_order(settings), {}), LISTED + 1))
+    if len(listed) > LISTED:
+        return None
+    starts = [values for _, values in start_points(settings, classes, multi_label)]
+    found: dict[str, dict[str, Any]] = {}
+    for values in [*starts, *listed]:
+        resolved = settings.trial_settings(values, values.get("seed", settings.seed)).resolve(classes, multi_label)
+        found.setdefault(same(resolved.model_dump(mode="json")), values)
+    return found
+
+
+def planned(settings: SearchSettings, classes: int, multi_label: bool) -> str:
+    """How many trials a search is to have, and of how many settings, where they can be counted."""
+    every = every_setting(settings, classes, multi_label)
+    if settings.is_grid or every is None:
+        return f"{settings.trials} trials"
+    if len(every) <= settings.trials:
+        return f"{len(every)} trials, one for each setting there is"
+    return f"{settings.trials} trials of {len(every)} settings"
+
+
+def _grow(settings: SearchSettings, classes: int, names: list[str], values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every way to give values to the names that are left, as :func:`propose` would draw them."""
+    if not names:
+        yield values
+        return
+    name, rest = names[0], names[1:]
+    if name not in PARTS and name in settings.unread(values):
+        options: list[dict[str, Any]] = [{}]
+    else:
+        drawable = _allowed(settings, values, classes) if name == "head_dim" else drawn(settings, name)
+        options = [{name: value} for value in drawable]
+    for option in options:
+        yield from _grow(settings, classes, rest, {**values, **option})
 
 
 def head_dim_name(allowed: list[int]) -> str:
@@ -85,7 +144,7 @@ def paper_values(
         values["method"] = resolved.method
     if "codebook_ratio" in values and isinstance(resolved.trial.codebook_size, int):
         values["codebook_ratio"] = resolved.trial.codebook_size / classes
-    unused = () if settings.uses_codebook(values) else CODEBOOK_NAMES
+    unused = settings.unread(values)
     return {name: value for name, value in values.items() if value is not None and name not in unused}
 
 
@@ -97,18 +156,29 @@ def enqueue(study: optuna.Study, settings: SearchSettings, classes: int, multi_l
     """
     queued = sum(START in trial.user_attrs for trial in study.get_trials(deepcopy=False))
     for start, values in start_points(settings, classes, multi_label)[queued:]:
-        params: dict[str, Any] = {}
-        fixed: dict[str, Any] = {}
-        for name, value in values.items():
-            distribution = settings.search[name]
-            if name == "head_dim":
-                allowed = _allowed(settings, values, classes)
-                if value not in allowed:
-                    fixed[name] = value
-                elif len(allowed) > 1:
-                    params[head_dim_name(allowed)] = value
-            elif distribution.contains(value):
-                params[name] = value
-            else:
-                fixed[name] = value
+        params, fixed = _as_drawn(settings, values, classes)
         study.enqueue_trial(params, user_attrs={START: start, FIXED: fixed})
+
+
+def enqueue_drawn(study: optuna.Study, settings: SearchSettings, values: dict[str, Any], classes: int) -> None:
+    """Put values that the space can draw in a study's queue, as if they had been drawn."""
+    study.enqueue_trial(_as_drawn(settings, values, classes)[0])
+
+
+def _as_drawn(settings: SearchSettings, values: dict[str, Any], classes: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values under the names they are drawn by, and those that the space cannot draw."""
+    params: dict[str, Any] = {}
+    fixed: dict[str, Any] = {}
+    for name, value in values.items():
+        distribution = settings.search[name]
+        if name == "head_dim":
+            allowed = _allowed(settings, values, classes)
+            if value not in allowed:
+                fixed[name] = value
+            elif len(allowed) > 1:
+                params[head_dim_name(allowed)] = value
+        elif distribution.contains(value):
+            params[name] = value
+        else:
+            fixed[name] = value
+    return params, fixed

@@ -22,6 +22,7 @@ from crh_tune.data.splits import Stage
 from crh_tune.settings.search import BudgetSettings, SearchSettings, drawn
 from crh_tune.settings.trial import ScalingSettings, TrialSettings, write_trial
 from crh_tune.training.checkpoints import CENTERS_FILE, newest
+from crh_tune.training.loop import PREPARED
 from crh_tune.tuning.cluster import check_it_fits, has, needs
 from crh_tune.tuning.groups import free_groups
 from crh_tune.tuning.memory import survive_out_of_memory
@@ -78,7 +79,7 @@ class RunEvents(tune.Callback):
         self._in_groups, self._freed = in_groups, 0.0
         self._ended: list[str] = []
         self._alive: dict[str, float] = {}
-        self._reached: dict[str, int] = {}
+        self._reached: dict[str, tuple[int, int]] = {}
         self._hung: set[str] = set()
         self.outcomes = read_outcomes(place.folder)
         for outcome in self.outcomes.values():
@@ -106,12 +107,15 @@ class RunEvents(tune.Callback):
         if ERROR in result:
             outcome.status, outcome.error = FAILED, str(result[ERROR])
             return
+        reached = (int(result["epoch"]), int(result.get(PREPARED, 0)))
+        if reached > self._reached.get(outcome.name, (0, 0)):  # it makes progress: it may be started again as often
+            self._reached[outcome.name] = reached
+            trial.max_failures = trial.num_failures + RESTARTS
+        if PREPARED in result:
+            return
         outcome.metrics = plain_metrics(result)
         outcome.status = COMPLETE if result.get("final") else PRUNED
         epoch = int(outcome.metrics["epoch"])
-        if epoch > self._reached.get(outcome.name, 0):  # it makes progress, and may be started again as often as before
-            self._reached[outcome.name] = epoch
-            trial.max_failures = trial.num_failures + RESTARTS
         finite = {name: value for name, value in outcome.metrics.items() if math.isfinite(value) and name != "epoch"}
         self._place.tracker.metrics(self._place.key(outcome.name), finite, epoch)
         if self._searcher:

@@ -9,6 +9,7 @@ values, and one without a usable result has failed. The search's own events tell
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import optuna
@@ -17,13 +18,16 @@ from ray.tune.search.searcher import Searcher
 
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
-from crh_tune.tuning.proposals import START, propose
+from crh_tune.tuning.proposals import START, enqueue_drawn, every_setting, propose, same
 from crh_tune.tuning.record import COMPLETE, PRUNED, Outcome
 
 SETTINGS = "settings"
 """User attribute: the resolved settings of the trial, as plain values."""
 METRICS = "metrics"
 """User attribute: the metrics of the trial's last evaluation."""
+
+_TRIES = 20
+"""How often the sampler may propose what was tried before something new is drawn at random."""
 
 
 def trial_name(number: int) -> str:
@@ -32,7 +36,11 @@ def trial_name(number: int) -> str:
 
 
 class OptunaSearcher(Searcher):
-    """Hands out the study's trials that are still running, then asks it for new ones until the budget is spent."""
+    """Hands out the study's trials that are still running, then asks it for new ones until the budget is spent.
+
+    All trials have one seed, so a setting that was tried is not tried again: a proposal of it is told to the study as
+    failed, which its sampler does not look at. Where all settings of the space have been tried, the search is over.
+    """
 
     def __init__(
         self, study: optuna.Study, settings: SearchSettings, classes: int, multi_label: bool, budget: int
@@ -41,7 +49,13 @@ class OptunaSearcher(Searcher):
         self._study, self._settings, self._classes, self._multi_label = study, settings, classes, multi_label
         begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
         self._again = [optuna.trial.Trial(study, t._trial_id) for t in begun if t.state == TrialState.RUNNING]
-        self._left = budget - len(begun)
+        tried = [t.user_attrs[SETTINGS] for t in begun if SETTINGS in t.user_attrs]
+        self._tried = {same(content) for content in tried}
+        self._all = every_setting(settings, classes, multi_label)
+        self.total = min(budget, len(self._all)) if self._all is not None else budget
+        """How many trials the search has in all."""
+        unsettled = sum(SETTINGS not in t.user_attrs for t in begun if t.state == TrialState.RUNNING)
+        self._left = self.total - len(tried) - unsettled
         self._running = {trial_name(trial.number): trial for trial in self._again}
 
     @property
@@ -53,18 +67,55 @@ class OptunaSearcher(Searcher):
         """The next trial as ``{"run": {name, settings, stage, start}}``; "FINISHED" once the budget is spent."""
         if not self.has_work:
             return Searcher.FINISHED
+        if self._again and SETTINGS in self._again[0].user_attrs:
+            trial = self._again.pop(0)
+            content = trial.user_attrs[SETTINGS]
+        else:
+            new = self._new_setting()
+            if new is None:
+                self._left = 0
+                return Searcher.FINISHED
+            trial, content = new
+        self._running[trial_name(trial.number)] = trial
+        start = trial.user_attrs.get(START, "drawn")
+        return {"run": {"name": trial_name(trial.number), "settings": content, "stage": "search", "start": start}}
+
+    def _new_setting(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
+        """A trial with a setting that was not tried yet, as the sampler proposes it or else any; None without one."""
         if self._again:
             trial = self._again.pop(0)
         else:
             self._left -= 1
             trial = self._study.ask()
-        self._running[trial_name(trial.number)] = trial
-        content = trial.user_attrs.get(SETTINGS) or self._draw(trial)
-        start = trial.user_attrs.get(START, "drawn")
-        return {"run": {"name": trial_name(trial.number), "settings": content, "stage": "search", "start": start}}
+        for repeats in range(2 * _TRIES):
+            content = self._draw(trial)
+            if same(content) not in self._tried:
+                self._tried.add(same(content))
+                trial.set_user_attr(SETTINGS, content)
+                return trial, content
+            self._running.pop(trial_name(trial.number), None)
+            self._study.tell(trial, state=TrialState.FAIL)
+            if repeats >= _TRIES and not self._enqueue_any():
+                return None
+            trial = self._study.ask()
+        self._study.tell(trial, state=TrialState.FAIL)
+        return None
+
+    def _enqueue_any(self) -> bool:
+        """Put a setting drawn at random in the study's queue, of those not tried where all are known; False without."""
+        chance = random.Random(f"{self._settings.seed} {len(self._study.get_trials(deepcopy=False))}")
+        if self._all is not None:
+            untried = [values for key, values in self._all.items() if key not in self._tried]
+            values = chance.choice(untried) if untried else None
+        else:
+            sampler = optuna.samplers.RandomSampler(seed=chance.randrange(2**32))
+            values = propose(optuna.create_study(sampler=sampler).ask(), self._settings, self._classes)
+        if values is not None:
+            enqueue_drawn(self._study, self._settings, values, self._classes)
+        return values is not None
 
     def _draw(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Draw a trial's settings, and keep them; what it has drawn before stays as it was."""
+        """Draw a trial's settings; what it has drawn before stays as it was."""
         values = propose(trial, self._settings, self._classes)
         settings = self._settings.trial_settings(values, values.get("seed", self._settings.seed))
         try:
@@ -72,9 +123,7 @@ class OptunaSearcher(Searcher):
         except SettingsError as error:
             self._study.tell(trial, state=TrialState.FAIL)
             raise SettingsError(f"trial {trial.number} with {values}: {error}") from None
-        content = settings.model_dump(mode="json")
-        trial.set_user_attr(SETTINGS, content)
-        return content
+        return settings.model_dump(mode="json")
 
     def report(self, name: str, metrics: dict[str, float]) -> None:
         """Keep a running trial's intermediate value, under its epoch, once."""

@@ -25,7 +25,7 @@ from crh_tune.training.opening import open_data
 from crh_tune.tuning import tracking
 from crh_tune.tuning.baselines import Baseline, compare_with_baselines
 from crh_tune.tuning.progress import Progress, Say
-from crh_tune.tuning.proposals import enqueue, paper_values, start_points
+from crh_tune.tuning.proposals import enqueue, paper_values, planned, start_points
 from crh_tune.tuning.record import (
     CLOCK_FILE,
     COMPLETE,
@@ -156,7 +156,7 @@ def run_search(
             f"search {place.search_id}: {settings.method} on {settings.dataset.name} "
             f"({first.classes} classes, {len(first.train)} training samples, {len(first.queries)} validation queries), "
             f"batches of {settings.trial.batch_size} ({settings.trial.batch_size_of}), "
-            f"{settings.trials} trials, {at_once} at a time"
+            f"{planned(settings, first.classes, first.multi_label)}, {at_once} at a time"
         )
         try:
             return _run(settings, prepared, place, tracking.shown(uri), say)
@@ -204,7 +204,7 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
     clock = Clock(place.folder / CLOCK_FILE, settings.budget.hours * 3600) if settings.budget.hours else None
     before = [outcome for outcome in read_outcomes(place.folder).values() if outcome.start != "fixed"]
     progress = Progress(
-        say, settings.trials, settings.objective.metric, settings.objective.mode, before, settings.search
+        say, searcher.total, settings.objective.metric, settings.objective.mode, before, settings.search
     )
     outcomes = run_trials(
         place, settings.scaling, settings.budget, progress, searcher=searcher, scheduler=asha(settings, study),
@@ -220,7 +220,7 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
     confirmed_paper = candidates[-1]
     best_test, paper_test = _test(settings, place, best, confirmed_paper, say)
     baselines = compare_with_baselines(place, prepared.first, prepared.last, best_test, settings.seed, say)
-    ended = how_it_ended(settings, list(outcomes.values()), settings.trials)
+    ended = how_it_ended(settings, list(outcomes.values()), searcher.total)
     result = SearchResult(
         place.search_id, place.folder, uri, best, confirmed_paper, best_test, paper_test, ended, baselines
     )

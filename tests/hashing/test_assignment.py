@@ -209,12 +209,28 @@ def test_a_class_without_samples_keeps_its_words_and_nobody_else_gets_them(rule,
     assert all(len(set(row)) == 4 for row in new.tolist())
 
 
-@pytest.mark.parametrize("rule", ["greedy", "hungarian"])
-@pytest.mark.parametrize("book", [sample_codebook(8, 6, 4, 0), sample_codebook(8, 6, 8, 0), WholeSpace(8)])
+@pytest.mark.parametrize(
+    ("book", "rule"),
+    [
+        *itertools.product((sample_codebook(8, 6, 4, 0), sample_codebook(8, 6, 8, 0)), ("greedy", "hungarian")),
+        (WholeSpace(8), "greedy"),
+    ],
+)
 def test_without_any_samples_nothing_changes(rule, book):
     table = book.initial_table(5, 1)
     new = reassign(np.zeros((5, 9), dtype=np.int64), book, table, rule=rule, seed=0, round_number=1)
     assert np.array_equal(new, table)
+
+
+def test_the_whole_space_has_no_hungarian_rule():
+    """The greedy one in its place costs more than the optimum, and says nothing of it."""
+    space = WholeSpace(8)
+    with pytest.raises(ValueError, match="Hungarian rule is for listed codewords"):
+        reassign(random_sums(5), space, space.initial_table(5, 1), rule="hungarian", seed=0, round_number=1)
+
+
+def random_sums(classes: int) -> np.ndarray:
+    return np.column_stack([np.random.default_rng(0).integers(-9, 10, (classes, 8)), np.full(classes, 9)])
 
 
 def test_a_reassignment_leaves_its_arguments_alone():

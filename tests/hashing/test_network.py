@@ -93,3 +93,18 @@ def test_every_parameter_takes_part_in_the_output():
 def test_inputs_that_are_no_images_of_4_by_4_are_refused(shape):
     with pytest.raises(ValueError, match=r"small_cnn needs images of at least 4 x 4, got inputs of shape \("):
         SmallCNN(shape)
+
+
+def test_three_layers_are_those_of_csqs_release_before_its_tanh():
+    torch.manual_seed(0)
+    net = HashNetwork("small_cnn", (1, 8, 16), 16, torch.zeros(1), torch.ones(1), "three_layers").eval()
+    first, second, last = (module for module in net.hash_layer if isinstance(module, torch.nn.Linear))
+    hidden = np.random.default_rng(0).normal(size=(5, 256)).astype(np.float32)
+    expected = torch.from_numpy(hidden)
+    for layer in (first, second):
+        expected = (expected @ layer.weight.T + layer.bias).clamp(min=0)
+    expected = expected @ last.weight.T + last.bias
+    assert torch.allclose(net.hash_layer(torch.from_numpy(hidden)), expected, atol=1e-5)
+    assert (first.weight.shape, second.weight.shape, last.weight.shape) == ((256, 256), (256, 256), (16, 256))
+    training = net.hash_layer.train()
+    assert not torch.equal(training(torch.from_numpy(hidden)), training(torch.from_numpy(hidden)))  # dropout

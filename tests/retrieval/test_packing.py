@@ -44,6 +44,17 @@ def test_signs_pack_like_truth_values(dtype):
     assert np.array_equal(pack_codes(codes), pack_codes(np.where(codes, 1, -1).astype(dtype)))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.float32, np.float64])
+def test_zero_is_a_one_as_in_an_encoder(dtype):
+    outputs = np.array([[0, -1, 1, -2, 0, 3, -1, 0], [-0.0, 1, -1, 2, 0, -3, 1, 0]], dtype=dtype)
+    assert pack_codes(outputs).tolist() == [[0b10110101], [0b11011011]]
+
+
+def test_zeros_and_ones_without_a_sign_are_refused():
+    with pytest.raises(ValueError, match=r"uint8: use codes\.astype\(bool\) for 0 and 1"):
+        pack_codes(np.ones((2, 8), dtype=np.uint8))
+
+
 @pytest.mark.parametrize("bits", [13, 300])
 def test_no_queries_have_no_distances(bits):
     none, some = pack_codes(np.zeros((0, bits), dtype=bool)), pack_codes(np.ones((4, bits), dtype=bool))

@@ -100,6 +100,31 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible"
         ("search: {backbone: {choice: [vgg]}}", "search.backbone: ", ["'vgg'", "small_cnn"]),
         ("search: {margin: {grid: [0, 1]}, bits: {choice: [16]}}", "search: ", ["grid cannot be mixed"]),
         ("search: {codebook_ratio: {grid: [1, 2]}, head_dim: {feasible: true}}", "search: ", ["grid cannot be mixed"]),
+        ("method: hashnet", "search.margin: ", ["method hashnet does not use it"]),
+        ("method: csq\nsearch: {scale: {choice: [3, 4]}}", "search.scale: ", ["method csq does not use it"]),
+        ("method: csq\nsearch: {update_interval: {int: [1, 5]}}", "search.update_interval: ", ["method csq"]),
+        ("method: csq\nsearch: {codebook_ratio: {choice: [1, 2]}}", "search.codebook_ratio: ", ["method csq"]),
+        (
+            "search: {method: {choice: [csq, hashnet]}, margin: {choice: [0, 0.1]}}",
+            "search.margin: ",
+            ["method csq or hashnet does not use it"],
+        ),
+        (
+            "method: hashnet\nsearch: {learning_rate: {choice: [1, 2]}}\ntrial: {margin: 0.3}",
+            "trial.margin: ",
+            ["method hashnet"],
+        ),
+        (
+            "start_from: [{method: csq, margin: 0}]\nsearch: {method: {choice: [crh, csq]}, margin: {choice: [0, 1]}}",
+            "start_from.0.margin: ",
+            ["method csq does not use it"],
+        ),
+        (
+            "objective: {metric: centers/pcc}\nsearch: {method: {choice: [crh, dtsh]}}",
+            "objective.metric: ",
+            ["centers/pcc", "method dtsh", "val/map"],
+        ),
+        ("search: {betas: {choice: [[0.5, 0.999]]}}", "search.betas", ["a pair of numbers cannot be searched"]),
         ("start_from: [papr]", "start_from.0: ", ["'paper'", "got 'papr'"]),
         ("start_from: [paper, {scale: 3}]", "start_from.1.scale: ", ["not searched over", "margin"]),
         ("start_from: [{margin: 0.7}]", "start_from.0.margin: ", ["0.7", "[0.0, 0.5]"]),
@@ -174,6 +199,16 @@ def test_what_has_no_default_is_required(tmp_path, missing):
             {"search": {"bits": {"choice": [64, 128]}, "codebook_ratio": {"choice": [2, "full"]}}},
             "codebook_size",
             ["full", "bits <= 64", "128"],
+        ),
+        (
+            {
+                "search": {
+                    "reassignment": {"choice": ["greedy", "hungarian"]},
+                    "codebook_ratio": {"choice": [2, "full"]},
+                }
+            },
+            "reassignment",
+            ["hungarian", "codebook_size full", "greedy"],
         ),
     ],
 )
@@ -317,6 +352,26 @@ def test_a_grid_is_every_combination_the_last_name_fastest():
     ]
     assert not space().is_grid
     assert (grid.trials, space(budget={"trials": 7}).trials) == (6, 7)
+
+
+def test_a_grid_has_each_setting_once_where_a_method_does_not_use_all():
+    grid = space(search={"method": {"grid": ["crh", "hashnet"]}, "margin": {"grid": [0.1, 0.3]}})
+    assert grid.cells() == [{"method": "crh", "margin": 0.1}, {"method": "crh", "margin": 0.3}, {"method": "hashnet"}]
+    assert grid.trials == 3
+    grid.check_feasible(100)
+
+
+def test_a_fixed_setting_is_left_out_of_trials_whose_method_does_not_use_it():
+    mixed = space(trial={"bits": 16, "margin": 0.4}, search={"method": {"choice": ["crh", "hashnet"]}})
+    margins = [mixed.trial_settings({"method": method}, 0).trial.margin for method in ("crh", "hashnet")]
+    assert margins == [0.4, 0.2]
+
+
+def test_the_alignment_of_two_classes_is_no_objective():
+    made = space(objective={"metric": "centers/pcc"})
+    made.check_feasible(3)
+    with pytest.raises(SettingsError, match=r"^objective\.metric: centers/pcc .* two classes"):
+        made.check_feasible(2)
 
 
 def test_searched_values_take_the_place_of_fixed_ones():

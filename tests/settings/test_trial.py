@@ -129,10 +129,11 @@ def test_the_head_dim(values, size, single, d):
     assert head_dim(trial(**values).trial, size, single) == d
 
 
-def test_with_two_classes_the_scale_has_to_be_given():
-    with pytest.raises(SettingsError, match=r"^trial: .*scale yourself$"):
-        trial(bits=16).resolve(2, False)
-    assert trial(bits=16, scale=4).resolve(2, False).trial.scale == 4
+@pytest.mark.parametrize("method", ["crh", "crh_m", "crh_u"])
+def test_two_classes_have_the_scale_of_three_unless_it_is_given(method):
+    assert trial(method, bits=16).resolve(2, False).trial.scale == pytest.approx(0.98026, abs=1e-5)
+    assert trial(method, bits=16).resolve(3, False).trial.scale == pytest.approx(0.98026, abs=1e-5)
+    assert trial(method, bits=16, scale=4).resolve(2, False).trial.scale == 4
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,10 @@ def test_with_two_classes_the_scale_has_to_be_given():
         ({"bits": 64, "head_dim": 8}, ["head_dim d = 8", "M = 392", "2^d = 256", "[16, 32, 64]"]),
         ({"bits": 16, "head_dim": 8, "codebook_size": "full"}, ["codebook_size full", "head_dim", "16", "8"]),
         ({"bits": 128, "codebook_size": "full"}, ["codebook_size full", "bits <= 64", "128"]),
+        (
+            {"bits": 64, "codebook_size": "full", "reassignment": "hungarian"},
+            ["hungarian", "codebook_size full", "greedy"],
+        ),
     ],
 )
 def test_what_196_classes_make_impossible_is_told_in_one_line(values, parts):
@@ -322,15 +327,31 @@ def test_the_ranking_protocol_is_the_one_set():
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ("crh", ("adam", 1e-4, 1.0, 1e-5, "cosine")),
-        ("csq", ("adam", 1e-3, 0.01, 0.0, "every_10_epochs")),
-        ("orthohash", ("adam", 1e-4, 0.1, 5e-4, "at_80_percent")),
-        ("mds", ("rmsprop", 1e-5, 1.0, 0.0, "constant")),
-        ("shc", ("rmsprop", 1e-4, 1.0, 0.0, "cosine")),
+        ("crh", ("adam", 1e-4, 1.0, 1e-5, "cosine", (0.5, 0.999))),
+        ("crh_u", ("adam", 1e-4, 1.0, 1e-5, "cosine", (0.5, 0.999))),
+        ("csq", ("adam", 1e-3, 0.01, 0.0, "every_10_epochs", (0.9, 0.999))),
+        ("orthohash", ("adam", 1e-4, 0.1, 5e-4, "at_80_percent", (0.9, 0.999))),
+        ("mds", ("rmsprop", 1e-5, 1.0, 1e-5, "constant", (0.9, 0.999))),
+        ("shc", ("rmsprop", 1e-4, 1.0, 1e-5, "cosine", (0.9, 0.999))),
     ],
 )
 def test_a_pretrained_backbone_takes_the_optimizer_of_the_methods_paper(method, expected):
     defaults = optimizer_defaults(METHODS[method].optimizer, "resnet34")
-    names = ("optimizer", "learning_rate", "backbone_ratio", "weight_decay", "schedule")
+    names = ("optimizer", "learning_rate", "backbone_ratio", "weight_decay", "schedule", "betas")
     assert tuple(defaults[name] for name in names) == expected
     assert defaults["gradient_clip"] == (5.0 if method == "mds" else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "betas"), [("crh_m", (0.5, 0.999)), ("orthohash", (0.9, 0.999)), ("mds", (0.9, 0.999))]
+)
+def test_a_backbone_from_scratch_trains_with_the_methods_betas_unless_they_are_given(method, betas):
+    resolved = trial(method).resolve(*CARS).trial
+    assert (resolved.optimizer, resolved.learning_rate, resolved.betas) == ("adam", 2e-3, betas)
+    assert trial(method, betas=[0.7, 0.99]).resolve(*CARS).trial.betas == (0.7, 0.99)
+
+
+@pytest.mark.parametrize("betas", [[0.9, 1.0], [-0.1, 0.999], [0.9], 0.9])
+def test_betas_are_two_numbers_below_one(betas):
+    with pytest.raises(ValueError, match="betas"):
+        trial(betas=betas)

@@ -525,3 +525,13 @@ def test_without_options_nothing_is_augmented_accumulated_or_pretrained():
     assert (trial.weights, trial.crop, trial.padding, trial.flip) == (None, None, 0, False)
     assert (trial.batch_size_of, trial.accumulate, trial.reassignment_codes) == ("global", 1, "pass")
     assert (trial.precision, trial.channels_last, trial.compile) == ("fp32", False, False)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "betas"),
+    [("crh", {}, (0.5, 0.999)), ("csq", {}, (0.9, 0.999)), ("csq", {"betas": [0.3, 0.9]}, (0.3, 0.9))],
+)
+def test_adam_takes_the_betas_of_the_trial(method, given, betas):
+    split = features_split()
+    optimizer = TrainingRun(settings_of(split, method, **given), split, Workers(), solve_locally).optimizer
+    assert {group["betas"] for group in optimizer.param_groups} == {betas}

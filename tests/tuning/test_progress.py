@@ -36,7 +36,24 @@ def test_every_searched_setting_is_said_once():
     assert describe(resolved()) == OF_CRH
     content = resolved(method="crh", codebook_ratio=2, learning_rate=0.0012345, centers="codebook")
     assert describe(content, SEARCH) == f"{OF_CRH} method=crh learning_rate=0.00123 centers=codebook"
-    assert describe(resolved(method="mds"), {"method", "codebook_size", "bits"}).count("=") == 7
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("mds", "lambda=0.0001"),
+        ("mds_u", "lambda=0.0001 interval=5"),
+        ("orthohash", "margin=0.2"),
+        ("crh_u", "M=200 d=16 lambda=0.1 margin=0.2"),
+        ("hashnet", ""),
+    ],
+)
+def test_only_what_the_method_uses_is_said(method, said):
+    searched = ["bits", "codebook_size", "margin", "update_interval", "scale", "center_seed"]
+    line = describe(resolved(method=method), ["method", *searched])
+    others = {"scale": "margin=" in said, "center_seed": method != "hashnet"}
+    assert [name for name in others if f"{name}=" in line] == [name for name, there in others.items() if there]
+    assert line.startswith(f"{said} method={method} bits=16".strip())
 
 
 def test_a_line_of_progress_says_what_was_searched():
@@ -56,12 +73,19 @@ def test_the_last_lines_name_what_was_searched_and_what_it_was_judged_by(metric,
     assert lines[2].startswith(f"{label:<17}0.4000 ± ")
 
 
-def test_the_first_line_counts_the_cells_of_a_grid(monkeypatch, tmp_path: Path):
+def test_the_first_line_counts_trials_and_settings(monkeypatch, tmp_path: Path):
     said: list[str] = []
     monkeypatch.setattr(study, "concurrency", lambda scaling, budget: 2)
     monkeypatch.setattr(study, "_run", lambda *arguments: None)
     monkeypatch.setattr(study.tracking, "connect", lambda *arguments: None)
     monkeypatch.setattr(study.tracking, "Tracker", lambda *arguments: None)
     grid = space(search={"margin": {"grid": [0.1, 0.2]}, "update_interval": {"grid": [1, 5, 10]}})
-    study.run_search(grid, study.prepare(grid, said.append), tmp_path, said.append)
-    assert said[0].endswith(", 6 trials, 2 at a time")
+    choices = space(search={"margin": {"choice": [0.1, 0.2]}, "update_interval": {"int": [1, 10]}})
+    fewer = space(search=choices.model_dump(mode="json")["search"], budget={"trials": 7})
+    for settings in (grid, choices, fewer):
+        study.run_search(settings, study.prepare(settings, said.append), tmp_path, said.append)
+    assert [line.split("global), ")[1] for line in said] == [
+        "6 trials, 2 at a time",
+        "20 trials, one for each setting there is, 2 at a time",
+        "7 trials of 20 settings, 2 at a time",
+    ]

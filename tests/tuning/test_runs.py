@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
 import pytest
+from ray.tune.experiment import Trial
 
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import BudgetSettings
 from crh_tune.settings.trial import ScalingSettings
-from crh_tune.tuning.runs import concurrency, trial_resources
+from crh_tune.training.loop import PREPARED
+from crh_tune.tuning import runs
+from crh_tune.tuning.runs import RunEvents, concurrency, trial_resources
+from crh_tune.tuning.trial import RESTARTS
 
 
 def cluster(monkeypatch, *nodes: dict[str, float], dead: tuple[dict[str, float], ...] = ()) -> None:
@@ -85,3 +92,29 @@ def test_nodes_that_may_still_come_are_not_judged(monkeypatch):
     cluster(monkeypatch, HEAD, *[{"CPU": 4.0}] * 4, *[{"GPU": 1.0}] * 4)  # as large as it gets
     with pytest.raises(SettingsError, match="4 CPUs and 1 GPUs on one node"):
         concurrency(scaling, BudgetSettings())
+
+
+def test_a_trial_that_learns_its_first_centres_makes_progress_and_one_that_says_nothing_hangs(tmp_path, monkeypatch):
+    ended: list[object] = []
+    now = [0.0]
+    monkeypatch.setattr(runs.ray, "kill", ended.append)
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    place = SimpleNamespace(
+        folder=tmp_path, tracker=MagicMock(), key=str, search_id="s", splits={"search": "1"},
+        stop=SimpleNamespace(interrupted=False),
+    )  # fmt: skip
+    events = RunEvents(place, BudgetSettings(hang_minutes=10), MagicMock(), None, in_groups=False)
+    run = {"name": "trial-0000", "settings": {}, "start": "drawn", "stage": "search"}
+    actor = SimpleNamespace(ray_actor="its process")
+    trial = SimpleNamespace(config={"run": run}, status=Trial.RUNNING, temporary_state=actor, num_failures=2)
+    events.on_trial_start(0, [trial], trial)
+    for epoch in (1, 2):
+        now[0] += 500
+        events.on_trial_result(0, [trial], trial, {"epoch": 0.0, PREPARED: float(epoch)})
+        events.on_step_begin(0, [trial])
+    assert ended == []
+    assert trial.max_failures == 2 + RESTARTS
+    assert (events.outcomes["trial-0000"].metrics, events.outcomes["trial-0000"].status) == ({}, "")
+    now[0] += 601
+    events.on_step_begin(0, [trial])
+    assert ended == ["its process"]

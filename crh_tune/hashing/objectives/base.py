@@ -41,9 +41,11 @@ class Objective(nn.Module, ABC):
 
     ``epoch`` counts from 1 and is set before each epoch. ``gather`` is the
     identity unless several workers share a batch. ``within_batch``: a sample's loss depends on the others of its batch.
+    ``reads``: those of the options scale, margin and quantization_weight that its formula has.
     """
 
     within_batch = False
+    reads: frozenset[str] = frozenset()
 
     def __init__(self, options: ObjectiveOptions) -> None:
         super().__init__()
@@ -58,8 +60,8 @@ class Objective(nn.Module, ABC):
         return None
 
     @staticmethod
-    def default_quantization_weight(multi_label: bool) -> float:
-        """lambda where the settings give none."""
+    def default_quantization_weight(bits: int, classes: int, multi_label: bool) -> float:
+        """lambda where the settings give none, for K bits and C classes."""
         return 0.0
 
     @abstractmethod

@@ -12,11 +12,15 @@ _TIE_SEED = 0
 
 
 class CentralSimilarity(Objective):
-    """BCE((h + 1) / 2, (c + 1) / 2), mean over bits, + lambda mean((|h| - 1)^2), lambda 1e-4.
+    """BCE((h + 1) / 2, (c + 1) / 2), mean over bits, + lambda mean((|h| - 1)^2).
+
+    lambda is 1e-4, as in the released code; its README says 0.05 (``quantization_weight: 0.05``).
 
     A multi-label sample's target is the sign of the mean of its labels' centres; where that is zero, the bit of one
     fixed random vector. With h = tanh(u), (h + 1) / 2 = sigmoid(2u), which keeps the logarithms finite.
     """
+
+    reads = frozenset({"quantization_weight"})
 
     tie_breaker: Tensor
 
@@ -27,7 +31,7 @@ class CentralSimilarity(Objective):
         self.register_buffer("tie_breaker", bits)
 
     @staticmethod
-    def default_quantization_weight(multi_label: bool) -> float:
+    def default_quantization_weight(bits: int, classes: int, multi_label: bool) -> float:
         return 1e-4
 
     def sample_centers(self, targets: Tensor, centers: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from crh_tune.hashing.objectives.base import Objective, ObjectiveOptions, sign, soft_cross_entropy
 
+_MANY_CLASSES = 100
+
 
 class _StraightThroughSign(torch.autograd.Function):
     @staticmethod
@@ -23,16 +25,18 @@ class _StraightThroughSign(torch.autograd.Function):
 class GreedySign(Objective):
     """Cross entropy (targets y / ||y||_1) of a bias-free linear classifier on b = sign(u), + lambda mean ||u| - 1|^3.
 
-    lambda is the paper's alpha, 0.1.
+    lambda is the paper's alpha: 0.1 (CIFAR-10), 1 for 100 classes and more (ImageNet).
     """
+
+    reads = frozenset({"quantization_weight"})
 
     def __init__(self, options: ObjectiveOptions) -> None:
         super().__init__(options)
         self.classifier = nn.Linear(options.bits, options.classes, bias=False)
 
     @staticmethod
-    def default_quantization_weight(multi_label: bool) -> float:
-        return 0.1
+    def default_quantization_weight(bits: int, classes: int, multi_label: bool) -> float:
+        return 0.1 if classes < _MANY_CLASSES else 1.0
 
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
         codes = _StraightThroughSign.apply(outputs)

@@ -21,13 +21,15 @@ _MOMENTUM = 0.9
 
 
 class MinimalDistance(Objective):
-    """-mean_c [y ln p + (1 - y) ln(1 - p)], p = softmax(sqrt(K) cos(u, c)), + lambda quantization, lambda 1e-4.
+    """-mean_c [y ln p + (1 - y) ln(1 - p)], p = softmax(sqrt(K) cos(h, c)), + lambda quantization, lambda 1e-4.
 
-    After epoch 9, plus ln(1 + exp((1 - cos(u, bank_y)) / 2)) against a bank with momentum 0.9. The bank here has one
-    row a class, the running mean of the outputs of its samples, so that its size does not depend on the number of
+    h = tanh(u); the hash layer that belongs to it is batch-normalised, as in the authors' release.
+    After epoch 9, plus ln(1 + exp((1 - cos(h, bank_y)) / 2)) against a bank with momentum 0.9. The bank here has one
+    row a class, the running mean of its samples' h, so that its size does not depend on the number of
     samples; a multi-label sample takes the mean of the cosines to its classes' rows.
     """
 
+    reads = frozenset({"quantization_weight"})
     within_batch = True
 
     bank: Tensor
@@ -37,11 +39,12 @@ class MinimalDistance(Objective):
         self.register_buffer("bank", torch.zeros(options.classes, options.bits))
 
     @staticmethod
-    def default_quantization_weight(multi_label: bool) -> float:
+    def default_quantization_weight(bits: int, classes: int, multi_label: bool) -> float:
         return 1e-4
 
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
-        logits = math.sqrt(self.options.bits) * cosine_to_centers(outputs, centers)
+        codes = outputs.tanh()
+        logits = math.sqrt(self.options.bits) * cosine_to_centers(codes, centers)
         log_p = torch.log_softmax(logits, dim=1)
         log_rest = torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
         terms = {
@@ -49,18 +52,18 @@ class MinimalDistance(Objective):
             "quantization": self.options.quantization_weight * quantization_loss(outputs),
         }
         if self.epoch > _PAIRS_AFTER_EPOCH:
-            terms["pairs"] = self._pairs(outputs, targets)
+            terms["pairs"] = self._pairs(codes, targets)
         if self.training:
-            self._update_bank(outputs.detach(), targets)
+            self._update_bank(codes.detach(), targets)
         return terms
 
-    def _pairs(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        cosine = (soft_targets(targets) * cosine_to_centers(outputs, self.bank)).sum(dim=1)
+    def _pairs(self, codes: Tensor, targets: Tensor) -> Tensor:
+        cosine = (soft_targets(targets) * cosine_to_centers(codes, self.bank)).sum(dim=1)
         return functional.softplus((1 - cosine) / 2)
 
     @torch.no_grad()
-    def _update_bank(self, outputs: Tensor, targets: Tensor) -> None:
-        batch = self.whole_batch(outputs, targets)
+    def _update_bank(self, codes: Tensor, targets: Tensor) -> None:
+        batch = self.whole_batch(codes, targets)
         count = batch.targets.sum(dim=0)[:, None]
         means = batch.targets.T @ batch.outputs / count.clamp(min=1)
         known = self.bank.abs().sum(dim=1, keepdim=True) > 0

@@ -11,6 +11,8 @@ from crh_tune.hashing.objectives.margin_cross_entropy import margin_cross_entrop
 class OrthoCosine(Objective):
     """Soft cross entropy over s (cos(u, c) - m y), targets y / ||y||_1."""
 
+    reads = frozenset({"scale", "margin"})
+
     @staticmethod
     def default_scale(classes: int) -> float:
         return 8.0

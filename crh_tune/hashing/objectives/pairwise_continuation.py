@@ -15,8 +15,8 @@ class PairwiseContinuation(Objective):
     """sum_ij w_ij [ln(1 + e^theta_ij) - s_ij theta_ij] / sum_ij w_ij over the batch's pairs i != j.
 
     theta = (10 / K) h.h' with h = tanh(beta u); s_ij = 1 where the two share a label; similar pairs weigh |S| / |S_1|,
-    dissimilar ones |S| / |S_0|. Beyond theta = 15 the logarithm is linear. beta = sqrt(1 + 0.005 t) with the step t
-    refreshed every 200 steps.
+    dissimilar ones |S| / |S_0|. Beyond theta = 15 the logarithm is linear. beta = sqrt(1 + 0.005 t) with the step t,
+    counted from 1, refreshed every 200 steps: the 200th is the first with a larger beta.
     """
 
     within_batch = True
@@ -33,9 +33,9 @@ class PairwiseContinuation(Objective):
         return (1 + _GROWTH * (self.steps // _REFRESH * _REFRESH)).double().sqrt()
 
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
-        batch = self.whole_batch((self.beta.to(outputs.dtype) * outputs).tanh(), targets)
         if self.training:
             self.steps += 1
+        batch = self.whole_batch((self.beta.to(outputs.dtype) * outputs).tanh(), targets)
         total = len(batch.outputs)
         rows = torch.arange(batch.first, batch.first + len(outputs), device=outputs.device)
         pairs = ~torch.eye(total, dtype=torch.bool, device=outputs.device)

@@ -8,18 +8,22 @@ from torch.nn import functional
 
 from crh_tune.hashing.objectives.base import Objective, sign
 
+_BITS_OF_ONE = 225
+
 
 class TripletLikelihood(Objective):
     """-mean ln sigmoid(theta_ip - theta_in - alpha), theta = u.v / 2, alpha = K / 2, + lambda mean_k (u - sign u)^2.
 
-    The mean is over all triplets of the batch: anchor i, p != i sharing a label with it, n sharing none. lambda 1.
+    The mean is over all triplets of the batch: anchor i, p != i sharing a label with it, n sharing none. lambda is
+    K / 225, as in the authors' release.
     """
 
+    reads = frozenset({"quantization_weight"})
     within_batch = True
 
     @staticmethod
-    def default_quantization_weight(multi_label: bool) -> float:
-        return 1.0
+    def default_quantization_weight(bits: int, classes: int, multi_label: bool) -> float:
+        return bits / _BITS_OF_ONE
 
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
         batch = self.whole_batch(outputs, targets)

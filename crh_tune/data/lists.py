@@ -1,4 +1,4 @@
-"""List files: an image's path and its label, or a 0 or 1 for every class, a row."""
+"""List files: an image's path and its label, several labels, or a 0 or 1 for every class, a row."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from crh_tune.data.files import data_folder, files_in, missing_files, problem, read_text, too_few_classes
+from crh_tune.data.label_text import is_bits, is_indices, lowest_bit, names_in, numbers, reading
 from crh_tune.data.listing import IMAGE_SUFFIXES, DataError, Listing, Part, inside
 from crh_tune.data.options import ImageOptions
 from crh_tune.data.stored import Array, Rows
 
 _SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
 _ROW = re.compile(rf"(.*(?:{_SUFFIX}))[\s,]+(.+)", re.IGNORECASE)
-_BITS = re.compile(r"[01](?:[\s,]+[01])+")
-_INTEGER = re.compile(r"-?[0-9]{1,9}")
 
 
 class ListsOptions(ImageOptions):
@@ -44,8 +43,8 @@ class Row(NamedTuple):
 def list_lists(options: ListsOptions) -> Listing:
     """List the images of list files. Raises DataError where a list file is not there.
 
-    Integer labels count from 0; other labels are class names. Rows of 0 and 1 become multi-hot labels, unless each has
-    exactly one 1.
+    Integer labels count from 0; other labels are class names; a row may have several. Rows of a 0 or 1 (a -1 or 1) for
+    every class are multi-hot labels, and so are several labels; where each row has exactly one, they are class indices.
     """
     root = data_folder(options)
     database = _optional(root, options.database, "database.txt")
@@ -55,13 +54,12 @@ def list_lists(options: ListsOptions) -> Listing:
     names = _class_names(named[0], problems) if named else None
     lists = [_placed(root, read_rows(file, problems), problems) for file in files]
     problems += row_conflicts(lists)
-    kinds = Counter(_kind(row.label) for rows in lists for row in rows)
-    kind = max(kinds, key=kinds.__getitem__, default="name")
+    kind = _kind(lists, names, problems)
     if kind == "bits":
         lists, labels, names = multi_hot_labels(lists, names, problems)
         labels = single_labels(labels)
     else:
-        lists, labels, names = _single_labels(lists, names, kind == "integer", problems)
+        lists, labels, names = (_indexed if kind == "indices" else _named)(lists, names, problems)
     problems += too_few_classes(files[0], names)
     for file, each in zip(files[1:], labels[1:], strict=True):
         problems += untrained_classes(file, names, labels[0], each)
@@ -96,25 +94,27 @@ def read_rows(file: Path, problems: list[str]) -> list[Row]:
 def multi_hot_labels(
     lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problems: list[str]
 ) -> tuple[list[list[Row]], list[Array], tuple[str, ...]]:
-    """The rows that hold a 0 or 1 for every class, their labels (a list's N x C uint8), and the class names."""
-    widths = Counter(len(_bits(row.label)) for rows in lists for row in rows if _kind(row.label) == "bits")
+    """The rows that hold a 0 or 1 (a -1 or 1) for every class, their labels (a list's N x C uint8), the class names."""
+    values = [[numbers(row.label) or () for row in rows] for rows in lists]
+    low = lowest_bit(each for rows in values for each in rows)
+    widths = Counter(len(each) for rows in values for each in rows if is_bits(each, low))
     width = len(names) if names else max(widths, key=widths.__getitem__, default=0)
     kept: list[list[Row]] = [[] for _ in lists]
-    for rows, good in zip(lists, kept, strict=True):
-        for row in rows:
-            bits = _bits(row.label)
-            if _kind(row.label) != "bits":
-                problems.append(problem(row.where, f"label {row.label!r}: want {width} values, each 0 or 1"))
-            elif len(bits) != width:
-                problems.append(problem(row.where, f"has {len(bits)} values 0 or 1: want {width}, one a class"))
-            elif "1" not in bits:
+    codes = [bytearray() for _ in lists]
+    for rows, written, good, code in zip(lists, values, kept, codes, strict=True):
+        for row, each in zip(rows, written, strict=True):
+            if not is_bits(each, low):
+                problems.append(problem(row.where, f"label {row.label[:80]!r}: want {width} values, each {low} or 1"))
+            elif len(each) != width:
+                problems.append(problem(row.where, f"has {len(each)} values {low} or 1: want {width}, one a class"))
+            elif 1 not in each:
                 problems.append(
                     problem(row.where, "has no 1: an image without a label can be neither learnt nor found")
                 )
             else:
                 good.append(row)
-    text = ["".join("".join(_bits(row.label)) for row in rows) for rows in kept]
-    labels = [np.frombuffer(bits.encode(), dtype=np.uint8).reshape(-1, max(width, 1)) - ord("0") for bits in text]
+                code.extend(value == 1 for value in each)
+    labels: list[Array] = [np.frombuffer(code, dtype=np.uint8).reshape(-1, max(width, 1)) for code in codes]
     return kept, labels, names or tuple(str(c) for c in range(width))
 
 
@@ -169,51 +169,90 @@ def row_conflicts(lists: Sequence[Sequence[Row]]) -> list[str]:
         trained = dict(first) if number == 1 else {}
         for row in rows:
             known = first.setdefault(row.path, row)
-            if known.label.split() != row.label.split():
+            if known.label.replace(",", " ").split() != row.label.replace(",", " ").split():
                 found.append(problem(row.where, f"{row.path} has another label at {known.where}: want one"))
             if row.path in trained:
                 found.append(problem(row.where, f"{row.path} is a training image ({known.where}): want other queries"))
     return found
 
 
-def _single_labels(
-    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, integers: bool, problems: list[str]
+def _kind(lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problems: list[str]) -> str:
+    """How the labels are read: as ``bits``, ``indices`` or ``names``, whichever most rows are."""
+    rows = [row for each in lists for row in each]
+    values = [each for row in rows if (each := numbers(row.label)) is not None]
+    if 2 * len(values) < max(len(rows), 1):
+        return "names"
+    kind = reading(values, len(names) if names else None)
+    if kind == "bits":
+        return kind
+    if names and all(names_in({row.label for row in rows}, names)[0].values()):
+        return "names"
+    if kind == "either":
+        row = next(row for row in rows if is_bits(numbers(row.label) or (), 0))
+        both = "can be a 0 or 1 for each of two classes, or the classes 0 and 1"
+        problems.append(problem(row.where, f"label {row.label!r} {both}: write names, or a 0 or 1 for every class"))
+    return "indices"
+
+
+def _indexed(
+    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problems: list[str]
 ) -> tuple[list[list[Row]], list[Array], tuple[str, ...]]:
-    """The rows whose label is a class, their labels (a list's N int64), and the class names."""
-    written = [row for rows in lists for row in rows if _kind(row.label) != "bits"]
-    if integers and not (names and {row.label for row in written} <= set(names)):
-        parts = [
-            np.array([int(row.label) for row in rows if _kind(row.label) == "integer"], dtype=np.int64)
-            for rows in lists
-        ]
-        numbers = np.concatenate(parts)
-        # A stray label such as a date must not make millions of classes: there are no more classes than rows.
-        count = len(names) if names else max(min(int(numbers.max()) + 1, len(written)), 1)
-        index = {str(c): c for c in range(count)}
-        wanted = f"want an integer from 0 to {count - 1}"
-        if names is None:
-            if numbers.min() > 0:
-                problems.append(problem(written[0].where, "no row has the label 0: want labels that count from 0"))
-            problems += numbering_gaps(written[0].where.rpartition(":")[0], parts, "name the classes in classes.txt")
-        names = names or tuple(index)
-    else:
-        integers = False
-        names = names or tuple(sorted({row.label for row in written}))
-        index = {name: c for c, name in enumerate(names)}
-        wanted = "want the name of a class"
-    kept: list[list[Row]] = [[] for _ in lists]
-    labels: list[Rows] = []
-    for rows, good in zip(lists, kept, strict=True):
-        codes = []
-        for row in rows:
-            whole = str(int(row.label)) if integers and _kind(row.label) == "integer" else row.label
-            if whole in index:
-                good.append(row)
-                codes.append(index[whole])
-            else:
-                problems.append(problem(row.where, f"label {row.label[:80]!r}: {wanted}"))
-        labels.append(np.array(codes, dtype=np.int64))
-    return kept, labels, names
+    """The rows whose labels are class indices, these (N int64, or N x C uint8), and the class names."""
+    values = [[numbers(row.label) or () for row in rows] for rows in lists]
+    parts = [np.array([value for each in rows for value in each], dtype=np.int64) for rows in values]
+    every = np.concatenate(parts)
+    # A stray label such as a date must not make millions of classes: there are no more classes than labels.
+    written = sum(len(rows) for rows in lists)
+    count = len(names) if names else max(min(int(every.max()) + 1, max(len(every), written)), 1)
+    several = any(len(each) > 1 for rows in values for each in rows)
+    wanted = f"want {'integers' if several else 'an integer'} from 0 to {count - 1}{', each once' if several else ''}"
+    if names is None:
+        first = next(row for rows in lists for row in rows)
+        if every.min() > 0:
+            problems.append(problem(first.where, "no row has the label 0: want labels that count from 0"))
+        problems += numbering_gaps(first.where.rpartition(":")[0], parts, "name the classes in classes.txt")
+        names = tuple(str(c) for c in range(count))
+    codes = [[list(map(int, each)) if _are_below(each, count) else [] for each in rows] for rows in values]
+    return *_coded(lists, codes, count, wanted, problems), names
+
+
+def _are_below(values: tuple[float, ...], count: int) -> bool:
+    return is_indices(values) and max(values, default=count) < count
+
+
+def _named(
+    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problems: list[str]
+) -> tuple[list[list[Row]], list[Array], tuple[str, ...]]:
+    """The rows whose labels are class names, these (N int64, or N x C uint8), and the class names."""
+    split, unclear = names_in({row.label: None for rows in lists for row in rows}, names)
+    if unclear is not None:
+        where = next(row.where for rows in lists for row in rows if row.label == unclear)
+        both = f"label {unclear[:80]!r} can be one class, or several that a blank parts"
+        problems.append(problem(where, f"{both}: name the classes in classes.txt, or put commas between several"))
+    names = names or tuple(sorted({name for found in split.values() for name in found}))
+    index = {name: c for c, name in enumerate(names)}
+    codes = [[[index[name] for name in split[row.label]] for row in rows] for rows in lists]
+    return *_coded(lists, codes, len(names), "want the name of a class", problems), names
+
+
+def _coded(
+    lists: Sequence[Sequence[Row]], codes: Sequence[Sequence[list[int]]], count: int, wanted: str, problems: list[str]
+) -> tuple[list[list[Row]], list[Array]]:
+    """The rows that have codes, and these: N int64, or N x C uint8 where a row has several; one without is wrong."""
+    single = all(len(code) <= 1 for each in codes for code in each)
+    kept: list[list[Row]] = []
+    labels: list[Array] = []
+    for rows, each in zip(lists, codes, strict=True):
+        paired = list(zip(rows, each, strict=True))
+        kept.append([row for row, code in paired if code])
+        problems += [problem(row.where, f"label {row.label[:80]!r}: {wanted}") for row, code in paired if not code]
+        lengths = [len(code) for code in each if code]
+        flat = np.array([c for code in each for c in code], dtype=np.int64)
+        if not single:
+            hot = np.zeros((len(lengths), count), dtype=np.uint8)
+            hot[np.repeat(np.arange(len(lengths)), lengths), flat] = 1
+        labels.append(flat if single else hot)
+    return kept, labels
 
 
 def _optional(root: Path, name: str | None, default: str) -> list[str]:
@@ -248,16 +287,6 @@ def _class_names(file: Path, problems: list[str]) -> tuple[str, ...] | None:
         elif name:
             first[name] = number
     return tuple(first) or None
-
-
-def _kind(label: str) -> str:
-    if _BITS.fullmatch(label):
-        return "bits"
-    return "integer" if _INTEGER.fullmatch(label) else "name"
-
-
-def _bits(label: str) -> list[str]:
-    return label.replace(",", " ").split()
 
 
 def _occurring(labels: Array) -> Rows:

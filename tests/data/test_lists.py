@@ -82,6 +82,91 @@ def test_exactly_one_1_everywhere_makes_class_indices(tmp_path):
     assert found.train.labels.dtype == np.int64
 
 
+HOT = [[1, 0, 1], [0, 1, 0], [1, 1, 0]]
+WRITTEN_HOT = {
+    "savetxt": [
+        "1.000000000000000000e+00 0.000000000000000000e+00 1.000000000000000000e+00",
+        "0.0 1.0 0.0",
+        "1. 1. 0.",
+    ],
+    "signs": ["1 -1 1", "-1 1 -1", "1 1 -1"],
+    "float signs": ["1.0 -1.0 1.0", "-1.0 1.0 -1.0", "1.0 1.0 -1.0"],
+    "brackets": ["[1, 0, 1]", "[0 1 0]", '"[1, 1, 0]"'],
+    "commas": ["1,0,1", "0,1,0", "1,1,0"],
+    "bars": ["1|0|1", "0|1|0", "1|1|0"],
+}
+WRITTEN_SETS = {
+    "indices with blanks": ["0 2", "1", "0 1"],
+    "indices with commas": ["0,2", "1", "1, 0"],
+    "indices with bars": ["0|2", "1", "0|1"],
+    "indices in brackets": ["[0, 2]", "[1]", "[1, 0]"],
+    "float indices": ["0.0 2.0", "1.0", "0.0 1.0"],
+    "names with commas": ["ant,cat", "bee", "bee, ant"],
+    "names with bars": ["ant|cat", "bee", "ant | bee"],
+    "names with semicolons": ["ant;cat", "bee", "ant;bee"],
+    "names in brackets": ["['ant', 'cat']", "['bee']", "['bee', 'ant']"],
+}
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", ","])
+@pytest.mark.parametrize("written", [*WRITTEN_HOT, *WRITTEN_SETS])
+def test_every_way_to_write_several_labels_is_read_the_same(tmp_path, written, separator):
+    labels = {**WRITTEN_HOT, **WRITTEN_SETS}[written]
+    found = listed(tmp_path, rows(*labels, separator=separator), rows(*labels, separator=separator, start=3))
+    assert found.problems == ()
+    assert found.class_names == (("ant", "bee", "cat") if "names" in written else ("0", "1", "2"))
+    for part in (found.train, found.queries):
+        assert part.labels.dtype == np.uint8
+        assert part.labels.tolist() == HOT
+
+
+def test_names_between_blanks_are_several_where_each_is_a_label_too(tmp_path):
+    found = listed(tmp_path, rows("ant bee", "bee", "ant"), rows("ant", "bee", "bee ant", start=3))
+    assert (found.problems, found.class_names) == ((), ("ant", "bee"))
+    assert found.train.labels.tolist() == [[1, 1], [0, 1], [1, 0]]
+
+
+def test_a_blank_that_parts_names_or_belongs_to_one_is_a_problem_until_the_classes_are_named(tmp_path):
+    train, test = rows("red car", "red bus", "car"), rows("car", "red car", start=3)
+    both = "label 'red car' can be one class, or several that a blank parts"
+    assert listed(tmp_path, train, test).problems == (
+        f"{tmp_path}/train.txt:1: {both}: name the classes in classes.txt, or put commas between several",
+    )
+    (tmp_path / "classes.txt").write_text("red car\nred bus\ncar\n")
+    one = listed(tmp_path, train, test)
+    assert (one.problems, one.train.labels.tolist()) == ((), [0, 1, 2])
+    (tmp_path / "classes.txt").write_text("red\ncar\nbus\n")
+    several = listed(tmp_path, train, test)
+    assert (several.problems, several.train.labels.tolist()) == ((), [[1, 1, 0], [1, 0, 1], [0, 1, 0]])
+    commas = listed(tmp_path, rows("red car,red bus", "red bus", "red car"), rows("red car", start=3), classes=None)
+    assert commas.problems != ()  # classes.txt still names other classes
+    (tmp_path / "classes.txt").unlink()
+    commas = listed(tmp_path, rows("red car,red bus", "red bus", "red car"), rows("red car", start=3))
+    assert (commas.problems, commas.class_names) == ((), ("red bus", "red car"))
+
+
+def test_rows_that_can_be_bits_or_indices_are_a_problem(tmp_path):
+    found = listed(tmp_path, rows("0 1", "1", "1 0"), rows("0", start=3))
+    both = "label '0 1' can be a 0 or 1 for each of two classes, or the classes 0 and 1"
+    assert found.problems == (f"{tmp_path}/train.txt:1: {both}: write names, or a 0 or 1 for every class",)
+
+
+def test_rows_that_mix_0_and_minus_1_are_no_bits(tmp_path):
+    found = listed(tmp_path, rows("0 1 1", "1 -1 0", "1 -1 1", "1 0 0"), rows("0 1 0", start=4))
+    assert found.problems == tuple(
+        f"{tmp_path}/train.txt:{row}: label {label!r}: want 3 values, each 0 or 1"
+        for row, label in ((2, "1 -1 0"), (3, "1 -1 1"))
+    )
+
+
+def test_numbers_that_are_neither_bits_nor_indices_are_named(tmp_path):
+    found = listed(tmp_path, rows("0 2", "1", "2 2 0", "0.5 0.5"), rows("1", start=4))
+    assert found.problems == tuple(
+        f"{tmp_path}/train.txt:{row}: label {label!r}: want integers from 0 to 2, each once"
+        for row, label in ((3, "2 2 0"), (4, "0.5 0.5"))
+    )
+
+
 def test_classes_are_named_by_a_file(tmp_path):
     (tmp_path / "classes.txt").write_text("zebra\nant\n\n")
     assert listed(tmp_path, rows("0", "1"), rows("1", start=2)).class_names == ("zebra", "ant")

@@ -19,6 +19,7 @@ from crh_tune.data.decode import BadImage, open_image
 from crh_tune.data.features import FeatureListing
 from crh_tune.data.files import problem, trained_queries
 from crh_tune.data.listing import Listing
+from crh_tune.data.splits import none_answered, unanswered_queries
 from crh_tune.data.stored import Array
 
 _SIGNS = {
@@ -69,8 +70,15 @@ def check_data(path: Path, dataset: str | None = None) -> Findings:
     listing = source.find(source.options.model_validate({"path": path}))
     lines = [("dataset", f"{name}: {listing.layout}"), ("classes", _classes(listing.class_names))]
     problems = list(listing.problems)
-    for part, labels in _labels(listing).items():
+    parts = _labels(listing)
+    for part, labels in parts.items():
         lines.append((part, _label_counts(labels, len(listing.class_names))))
+    ranked = parts.get("database", parts["train"])
+    unanswered = unanswered_queries("queries", parts["queries"], ranked)
+    if unanswered is not None:
+        lines.append(("unanswered", unanswered))
+        if none_answered(parts["queries"], ranked):
+            problems.append(problem(path, f"{unanswered}: want queries of the classes that are ranked"))
     if isinstance(listing, Listing):
         _check_files(listing, lines, problems)
     elif isinstance(listing, ArrayListing):

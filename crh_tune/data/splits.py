@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
+from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
 
 from crh_tune.data.stored import Array, Inputs, Rows, digest_of, pick
 
@@ -101,46 +101,108 @@ class Split:
             parts.append(self.database.fingerprint())
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
+    @property
+    def ranked(self) -> Samples:
+        """What the queries are answered from."""
+        return self.train if self.database is None else self.database
+
+    def unanswered(self) -> str | None:
+        """A line on the queries that have nothing relevant to find; None where there are none."""
+        kind = "validation" if self.stage == "search" else "test"
+        return unanswered_queries(f"{kind} queries", self.queries.labels, self.ranked.labels)
+
+
+def unanswered_queries(name: str, queries: Array, ranked: Array) -> str | None:
+    """How many queries share a label with nothing that is ranked, as a line; None where all do.
+
+    Both are N class indices or N x C multi-hot.
+    """
+    missing = int((~_answered(queries, ranked)).sum())
+    return f"{missing} of {len(queries)} {name} have nothing relevant to find" if missing else None
+
+
+def none_answered(queries: Array, ranked: Array) -> bool:
+    """Whether there are queries, and all of them share a label with nothing that is ranked."""
+    return len(queries) > 0 and not _answered(queries, ranked).any()
+
+
+def _answered(queries: Array, ranked: Array) -> npt.NDArray[np.bool_]:
+    if queries.ndim == 2:
+        return np.asarray((queries.astype(bool) & ranked.any(axis=0)).any(axis=1))
+    return np.isin(queries, ranked)
+
 
 def search_split(dataset: Dataset, fraction: float, seed: int, queries: int | None = None) -> Split:
     """Hold ``fraction`` of the training samples out as validation queries; groups stay whole.
 
     ``queries`` is the most that are held out, as near as groups come to it. What is held out is taken out of the
-    database too. Without groups the hold-out is stratified by class where the labels are single, every class has two
-    samples and ``queries`` leave one for each class.
-    Raises ValueError for a fraction outside (0, 1), or one that leaves nothing on a side.
+    database too. Without groups, single labels are held out class by class, and the last sample of a class never is.
+    Raises ValueError for a fraction outside (0, 1), one that leaves nothing on a side, and queries of which none has
+    anything relevant to find.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"validation.fraction must lie between 0 and 1 to search, got {fraction}")
-    train, count = dataset.train, len(dataset.train)
-    size: float | int = fraction
-    if queries is not None and fraction * count > queries:
-        size = queries if dataset.groups is None else queries / count
-    splitter: GroupShuffleSplit | StratifiedShuffleSplit | ShuffleSplit
-    if dataset.groups is not None:
-        splitter = GroupShuffleSplit(1, test_size=size, random_state=seed)
-    elif _can_be_stratified(train.labels, size):
-        splitter = StratifiedShuffleSplit(1, test_size=size, random_state=seed)
-    else:
-        splitter = ShuffleSplit(1, test_size=size, random_state=seed)
+    train = dataset.train
     try:
-        kept, held = next(splitter.split(np.zeros(count), train.labels, dataset.groups))
+        kept, held = _held_out(dataset, fraction, seed, queries)
     except ValueError as error:
         raise ValueError(f"validation.fraction = {fraction} cannot be held out of {dataset.name}: {error}") from None
     database = dataset.database
     if database is not None and dataset.train_ids is not None and dataset.database_ids is not None:
         database = database[np.flatnonzero(~np.isin(dataset.database_ids, dataset.train_ids[held]))]
-    return Split("search", dataset.class_names, train[np.sort(kept)], train[np.sort(held)], database, dataset.reference)
+    names, reference = dataset.class_names, dataset.reference
+    return _answerable(Split("search", names, train[np.sort(kept)], train[np.sort(held)], database, reference))
 
 
-def _can_be_stratified(labels: Array, size: float | int) -> bool:
-    """Whether labels are single, two or more of each class, and ``size``, where it counts samples, has one of each."""
-    if labels.ndim != 1:
-        return False
-    samples = np.bincount(labels.astype(np.int64))
-    return bool(samples.min() >= 2 and (isinstance(size, float) or size >= len(samples)))
+def _held_out(dataset: Dataset, fraction: float, seed: int, queries: int | None) -> tuple[Rows, Rows]:
+    """Which training samples stay, and which are held out."""
+    labels, count = dataset.train.labels, len(dataset.train)
+    few = queries is not None and fraction * count > queries
+    if dataset.groups is None and labels.ndim == 1:
+        held = _by_class(labels, queries if few and queries is not None else round(fraction * count), seed)
+        return np.setdiff1d(np.arange(count), held), held
+    size: float | int = fraction
+    if few and queries is not None:
+        size = queries if dataset.groups is None else queries / count
+    splitter = (ShuffleSplit if dataset.groups is None else GroupShuffleSplit)(1, test_size=size, random_state=seed)
+    kept, held = next(splitter.split(np.zeros(count), labels, dataset.groups))
+    return kept, held
+
+
+def _by_class(labels: Array, wanted: int, seed: int) -> Rows:
+    """About ``wanted`` of N samples, each class its share of them, but never the last sample of a class.
+
+    What is left of whole samples goes to the classes whose shares are cut most, by chance where they are cut alike.
+    Raises ValueError where that gives none.
+    """
+    generator = np.random.default_rng(seed)
+    codes = np.unique(labels, return_inverse=True)[1]
+    sizes = np.bincount(codes)
+    if sizes.max() < 2:
+        raise ValueError("no class has two training samples: one to train on and one to ask for are needed")
+    wanted = min(wanted, int((sizes - 1).sum()))
+    shares = np.where(sizes > 1, sizes * (wanted / sizes[sizes > 1].sum()), 0)
+    taken = np.minimum(np.floor(shares), sizes - 1).astype(np.int64)
+    while wanted > taken.sum():
+        cut = np.where(taken < sizes - 1, shares - taken, -np.inf)
+        order = np.lexsort((generator.random(len(cut)), -cut))[: wanted - taken.sum()]
+        taken[order[np.isfinite(cut[order])]] += 1
+    if not taken.sum():
+        raise ValueError("it leaves no queries")
+    order = generator.permutation(len(codes))
+    order = order[np.argsort(codes[order], kind="stable")]
+    place = np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return order[place < np.repeat(taken, sizes)]
+
+
+def _answerable(split: Split) -> Split:
+    """The split itself. Raises ValueError where no query has anything relevant to find."""
+    if none_answered(split.queries.labels, split.ranked.labels):
+        raise ValueError(f"{split.unanswered()}: want queries of the classes that are ranked")
+    return split
 
 
 def final_split(dataset: Dataset) -> Split:
-    """All training samples, and the test queries."""
-    return Split("final", dataset.class_names, dataset.train, dataset.queries, dataset.database, dataset.reference)
+    """All training samples, and the test queries. Raises ValueError where none of these has anything to find."""
+    names, reference = dataset.class_names, dataset.reference
+    return _answerable(Split("final", names, dataset.train, dataset.queries, dataset.database, reference))

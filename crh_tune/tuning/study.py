@@ -110,14 +110,16 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
     if dataset.skipped:
         more = "; ..." if len(dataset.skipped) > 3 else ""
         say(f"skipped {len(dataset.skipped)} unreadable images: {'; '.join(dataset.skipped[:3])}{more}")
-    first = search_split(dataset, **settings.validation.model_dump())
+    first, last = search_split(dataset, **settings.validation.model_dump()), final_split(dataset)
+    for line in filter(None, (first.unanswered(), last.unanswered())):
+        say(line)
     settings.check_feasible(first.classes)
     for _, values in start_points(settings, first.classes, first.multi_label):
         settings.trial_settings(values, settings.seed).resolve(first.classes, first.multi_label)
     if not settings.trial.freeze:
         for backbone, weights in itertools.product(drawn(settings, "backbone"), drawn(settings, "weights")):
             build_network(settings.trial.model_copy(update={"backbone": backbone, "weights": weights}), first, 2)
-    return Prepared(first, final_split(dataset), dataset.skipped)
+    return Prepared(first, last, dataset.skipped)
 
 
 def run_search(

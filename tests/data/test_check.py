@@ -70,6 +70,19 @@ def test_more_than_five_classes_are_cut_short(tmp_path):
     assert lines["queries"] == "5 samples, 0 to 1 a class, 1 classes without a sample"
 
 
+def test_queries_with_nothing_in_the_database_are_counted_and_a_problem_where_all_are(tmp_path):
+    root = draw(tmp_path, *(f"{number}.png" for number in range(6)))
+    (root / "train.txt").write_text("0.png ant\n1.png bee\n")
+    (root / "database.txt").write_text("2.png bee\n")
+    (root / "test.txt").write_text("3.png ant\n4.png bee\n")
+    found = check_data(root)
+    assert dict(found.lines)["unanswered"] == "1 of 2 queries have nothing relevant to find"
+    assert found.problems == []
+    (root / "test.txt").write_text("3.png ant\n4.png ant\n")
+    line = "2 of 2 queries have nothing relevant to find"
+    assert check_data(root).problems == [f"{root}: {line}: want queries of the classes that are ranked"]
+
+
 def test_broken_images_are_problems_with_their_paths(tmp_path):
     root = folders(tmp_path / "d")
     (root / "train/ant/2.png").write_bytes(b"no image")

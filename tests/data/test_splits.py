@@ -65,9 +65,64 @@ def test_single_labels_are_held_out_class_by_class(seed):
     assert np.bincount(split.train.labels).tolist() == [7] * 6
 
 
-def test_a_class_of_one_sample_is_no_obstacle():
-    split = search_split(dataset(np.array([0] * 9 + [1])), 0.2, 0)
-    assert (len(split.train), len(split.queries)) == (8, 2)
+@pytest.mark.parametrize("seed", range(5))
+def test_of_rare_classes_a_training_sample_always_stays_and_the_rest_is_held_out_class_by_class(seed):
+    """A tail of 400 classes, 400 / rank samples each: a class of one sample must not change how others are drawn."""
+    sizes = np.maximum(400 // np.arange(1, 401), 1)
+    split = search_split(dataset(np.random.default_rng(seed).permutation(np.repeat(np.arange(400), sizes))), 0.2, seed)
+    held = np.bincount(split.queries.labels, minlength=400)
+    assert np.array_equal(np.bincount(split.train.labels), sizes - held)
+    assert (sizes - held >= 1).all()
+    assert held.sum() == round(0.2 * sizes.sum())
+    share = held.sum() / sizes[sizes > 1].sum()
+    assert (np.abs(held - share * sizes)[sizes > 1] < 1).all()
+    assert not held[sizes == 1].any()
+    assert split.unanswered() is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12), fraction=st.floats(0.05, 0.95))
+def test_a_hold_out_of_any_classes_gives_as_many_as_asked_for_that_all_have_something_to_find(seed, sizes, fraction):
+    wanted = min(round(fraction * sum(sizes)), sum(sizes) - len(sizes))
+    whole = dataset(np.repeat(np.arange(len(sizes)), sizes), None)
+    if wanted == 0:
+        with pytest.raises(ValueError, match="cannot be held out of traced"):
+            search_split(whole, fraction, seed)
+        return
+    split = search_split(whole, fraction, seed)
+    assert len(split.queries) == wanted
+    assert set(split.train.labels.tolist()) == set(range(len(sizes)))
+    assert sorted(traced(split.train) + traced(split.queries)) == list(range(sum(sizes)))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_few_samples_a_class_are_held_out_too(count):
+    split = search_split(dataset(np.repeat(np.arange(50), count)), 0.1, 0)
+    assert len(split.queries) == 5 * count
+    assert np.bincount(split.queries.labels).max() == 1
+    assert split.unanswered() is None
+
+
+def test_classes_of_one_sample_each_cannot_be_searched_on():
+    with pytest.raises(ValueError, match="no class has two training samples: one to train on and one to ask for"):
+        search_split(dataset(np.arange(10)), 0.2, 0)
+
+
+def test_queries_with_nothing_to_find_are_counted_and_refused_where_all_are():
+    whole = dataset(np.repeat(np.arange(4), 5), database=Samples(np.zeros((2, 1), dtype=np.float32), np.array([0, 1])))
+    queries = Samples(np.zeros((6, 1), dtype=np.float32), np.array([0, 0, 1, 2, 3, 3]))
+    line = final_split(replace(whole, queries=queries)).unanswered()
+    assert line == "3 of 6 test queries have nothing relevant to find"
+    assert final_split(replace(whole, queries=queries[np.arange(3)])).unanswered() is None
+    with pytest.raises(ValueError, match=r"^3 of 3 test queries have nothing relevant to find: want"):
+        final_split(replace(whole, queries=queries[np.arange(3, 6)]))
+
+
+def test_queries_of_several_labels_find_what_shares_one():
+    hot = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1]], dtype=np.uint8)
+    part = Samples(np.zeros((4, 1), dtype=np.float32), hot)
+    split = Split("search", ("a", "b", "c"), part[np.array([0, 0])], part, None, None)
+    assert split.unanswered() == "1 of 4 validation queries have nothing relevant to find"
 
 
 @pytest.mark.parametrize("kind", ["single", "multi", "groups"])

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused below
+DECODER = 2
+"""Part of the name of whatever is kept of decoded images: to be raised when the same file gives other pixels."""
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -26,8 +28,6 @@ _TURNS = {
 
 
 Box = tuple[float, float, float, float]
-DECODER = 1
-"""Which pixels a file's bytes give: what was kept of an older decoder is not served."""
 Interpolation = Literal["bilinear", "bicubic"]
 
 
@@ -75,6 +75,7 @@ def open_image(content: bytes, size: int | None = None, fit: Fit = STRETCHED) ->
                 raise BadImage(f"{image.width} x {image.height} pixels are too many")
             detail = 0 if size is None else round(size / (fit.crop or 1))
             drafted = image.draft("RGB", (detail, detail)) if detail else None
+            image.load()  # Pillow turns a TIFF here, and takes its orientation away
             turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
             pixels = _in_rgb(image)
             if size is not None:

@@ -172,6 +172,15 @@ def rows_of(blocks: list[int], count: int) -> list[int]:
     return [row for block in sorted(blocks) for row in range(block * BLOCK, min((block + 1) * BLOCK, count))]
 
 
+def test_what_an_older_decoder_wrote_is_decoded_again(tmp_path, monkeypatch):
+    source = written(tmp_path / "d", pixels_of(3))
+    before = opened(source)[0].folder
+    monkeypatch.setattr("crh_tune.data.cache.DECODER", "another")
+    newer = again(source)
+    assert opened(newer)[0].folder != before
+    assert sorted(newer.opened) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("size", [8, 20, 32])
 def test_small_images_are_kept_as_they_are_and_are_their_own_thumbnails(tmp_path, root, size):
     images = pixels_of(150, size)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from crh_tune.data.decode import STRETCHED, BadImage, decode, open_image
 
@@ -107,12 +107,14 @@ ORIENTED = {
 }
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", ORIENTED)
-def test_the_orientation_of_exif_is_applied(orientation):
+def test_the_orientation_of_exif_is_applied_once(orientation, kind):
     pixels, exif = noise(6, 9), Image.Exif()
     exif[0x0112] = orientation
-    content = encoded(Image.fromarray(pixels), "PNG", exif=exif)
+    content = encoded(Image.fromarray(pixels), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     expected = ORIENTED[orientation](pixels)
+    assert np.array_equal(np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content)))), expected)
     assert np.array_equal(np.asarray(open_image(content)), expected)
     upright = encoded(Image.fromarray(expected), "PNG")
     assert np.abs(decode(content, 8).astype(int) - decode(upright, 8)).max() <= 1

@@ -29,7 +29,7 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 from tqdm import tqdm
 
-from crh_tune.data.decode import DECODER, BadImage
+from crh_tune.data.decode import DECODER, BadImage, Span, joined
 from crh_tune.data.listing import DataError
 from crh_tune.data.sources import Bytes, ImageSource
 from crh_tune.data.stored import CachedImages, Rows
@@ -56,10 +56,20 @@ class ImageCache:
     moments: npt.NDArray[np.int64]
     digests: Bytes
     bad: dict[int, str]
+    span: Span | None = None
+    """What became 0 and 255 in grey images of more than 8 bits; None where there are none."""
 
     def rows(self, rows: Rows) -> CachedImages:
         """Some of the images, to train on."""
-        return CachedImages(self.images, rows, self.digests, self.moments, self.thumbnails)
+        return CachedImages(self.images, rows, self.digests, self.moments, self.thumbnails, self.span)
+
+    def plain(self) -> Rows:
+        """The images of which every pixel is the same grey: they tell nothing, and something may be wrong with them."""
+        pixels = self.images.shape[1] * self.images.shape[2]
+        sums, squares = self.moments[..., 0], self.moments[..., 1]
+        same = ((squares * pixels == sums**2) & (sums == sums[:, :1])).all(axis=1)
+        same[list(self.bad)] = False
+        return np.flatnonzero(same)
 
 
 def cache_root() -> Path:
@@ -76,7 +86,8 @@ def open_cache(source: ImageSource, size: int, say: Say) -> ImageCache:
     with disk_errors(root):
         (root / "signatures").mkdir(parents=True, exist_ok=True)
         digests = content_digests(source, root)
-        key = hashlib.sha256(f"{_FORMAT} {DECODER} {size} {THUMBNAIL}".encode() + digests.tobytes()).hexdigest()[:24]
+        kind = f"{_FORMAT} {DECODER} {size} {THUMBNAIL}{f' {source.span}' if source.span else ''}"
+        key = hashlib.sha256(kind.encode() + digests.tobytes()).hexdigest()[:24]
         folder = root / key
         found = _open_checked(folder, size, digests)
         if found is None:
@@ -164,6 +175,10 @@ def _digest_block(source: ImageSource) -> tuple[bytes, bool]:
     return b"".join(digests), whole
 
 
+def _span_block(source: ImageSource) -> Span | None:
+    return joined(source.deep_span(row) for row in range(len(source.names)))
+
+
 def usable_cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -211,14 +226,15 @@ def _check(folder: Path, size: int, digests: Bytes, say: Say) -> ImageCache | No
 
 def _open(folder: Path, size: int, digests: Bytes) -> ImageCache | None:
     try:
-        bad = _bad_rows(read_json(folder / _COMPLETE)["bad"])
+        complete = read_json(folder / _COMPLETE)
+        bad, span = _bad_rows(complete["bad"]), complete["span"] and (complete["span"][0], complete["span"][1])
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     kinds = _kinds(len(digests), size)
     arrays = [_load(folder / name, shape, dtype) for name, (shape, dtype) in zip(_ARRAYS, kinds, strict=True)]
     if any(array is None for array in arrays):
         return None
-    return ImageCache(folder, arrays[0], arrays[1], arrays[2], digests, bad)
+    return ImageCache(folder, arrays[0], arrays[1], arrays[2], digests, bad, span)
 
 
 def _bad_rows(content: dict[str, str]) -> dict[int, str]:
@@ -244,11 +260,15 @@ def _build(source: ImageSource, size: int, folder: Path, digests: Bytes, say: Sa
     if done:
         say(f"{count - _size(left, count)} of them are there already")
     (part / _PROGRESS).write_text("".join(json.dumps(entry) + "\n" for entry in done.values()), encoding="utf-8")
+    parts = [source.part(_slice(block)) for block in range(_blocks(count))]
+    span = source.span or joined(_in_processes(_span_block, [(each,) for each in parts]))
+    if span is not None:
+        parts = [each.within(span) for each in parts]
     with (
         (part / _PROGRESS).open("a", encoding="utf-8") as progress,
         tqdm(total=count, initial=count - _size(left, count), unit=" images") as bar,
     ):
-        tasks = [(source.part(_slice(block)), size, digests[_slice(block)], part, block) for block in left]
+        tasks = [(parts[block], size, digests[_slice(block)], part, block) for block in left]
         for entry in _in_processes(_decode_block, tasks):
             progress.write(json.dumps(entry) + "\n")
             progress.flush()
@@ -256,7 +276,7 @@ def _build(source: ImageSource, size: int, folder: Path, digests: Bytes, say: Sa
             bar.update(_size([entry["block"]], count))
     bad = {row: reason for entry in done.values() for row, reason in entry["bad"].items()}
     blocks = [done[block]["checksum"] for block in range(_blocks(count))]
-    write_json(part / _COMPLETE, {"format": _FORMAT, "size": size, "blocks": blocks, "bad": bad})
+    write_json(part / _COMPLETE, {"format": _FORMAT, "size": size, "blocks": blocks, "bad": bad, "span": span})
     (part / _PROGRESS).unlink()
     part.rename(folder)
 

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from crh_tune.data.cifar import ArrayListing
 from crh_tune.data.datasets import DATASETS
-from crh_tune.data.decode import BadImage, open_image
+from crh_tune.data.decode import BadImage, Span, deep_span, joined, open_image
 from crh_tune.data.features import FeatureListing
-from crh_tune.data.files import problem, trained_queries
+from crh_tune.data.files import plain_line, problem, span_line, trained_queries
 from crh_tune.data.listing import Listing
 from crh_tune.data.splits import none_answered, unanswered_queries
 from crh_tune.data.stored import Array
@@ -46,6 +46,8 @@ class _Image:
     digest: bytes
     size: tuple[int, int]
     error: str
+    plain: bool = False
+    span: Span | None = None
 
 
 def dataset_in(path: Path) -> str:
@@ -134,7 +136,9 @@ def _check_files(listing: Listing, lines: list[tuple[str, str]], problems: list[
         )
     readable = [image.size for image in found.values() if not image.error]
     lines.append(("sizes", _sizes(readable)))
-    lines += [("note", note) for note in listing.notes]
+    span = span_line(joined(image.span for image in found.values()))
+    plain = plain_line([path for path, image in found.items() if image.plain])
+    lines += [("note", note) for note in (*listing.notes, span, plain) if note is not None]
     for path, image in found.items():
         where = problem(listing.root / path, "")
         if image.error and not any(line.startswith(where) for line in problems):
@@ -149,7 +153,9 @@ def _check_files(listing: Listing, lines: list[tuple[str, str]], problems: list[
 def _look(path: Path) -> _Image:
     try:
         content = path.read_bytes()
-        return _Image(hashlib.blake2b(content, digest_size=16).digest(), open_image(content).size, "")
+        image = open_image(content)
+        plain = len(set(np.ravel(image.getextrema()))) == 1
+        return _Image(hashlib.blake2b(content, digest_size=16).digest(), image.size, "", plain, deep_span(content))
     except (BadImage, OSError) as error:
         return _Image(b"", (0, 0), error.strerror or "" if isinstance(error, OSError) else str(error))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused below
 DECODER = 2
 """Part of the name of whatever is kept of decoded images: to be raised when the same file gives other pixels."""
+_JPEG = b"\xff\xd8"
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,10 +64,15 @@ class BadImage(ValueError):
     """Bytes that are no image that can be read to its end, and why."""
 
 
-def open_image(content: bytes, size: int | None = None, fit: Fit = STRETCHED) -> Image.Image:
+Span = tuple[float, float]
+"""The lowest and the highest value of grey images of more than 8 bits, which become 0 and 255."""
+
+
+def open_image(content: bytes, size: int | None = None, fit: Fit = STRETCHED, span: Span | None = None) -> Image.Image:
     """The image in RGB, the way up that its EXIF data says; fitted to size x size where a size is given.
 
     Of a JPEG only the detail that is needed is decoded.
+    ``span`` is for grey images of more than 8 bits; without, it is the image's own.
 
     Raises BadImage.
     """
@@ -77,7 +84,7 @@ def open_image(content: bytes, size: int | None = None, fit: Fit = STRETCHED) ->
             drafted = image.draft("RGB", (detail, detail)) if detail else None
             image.load()  # Pillow turns a TIFF here, and takes its orientation away
             turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-            pixels = _in_rgb(image)
+            pixels = _in_rgb(image, span)
             if size is not None:
                 pixels = fit.apply(pixels, size, drafted[1] if drafted else None)
             return pixels.transpose(turn) if turn is not None else pixels
@@ -88,15 +95,47 @@ def open_image(content: bytes, size: int | None = None, fit: Fit = STRETCHED) ->
         raise BadImage("not an image" if isinstance(error, UnidentifiedImageError) else reason) from None
 
 
-def _in_rgb(image: Image.Image) -> Image.Image:
-    """RGB; of 16 bits the upper 8 (Pillow would cut at 255)."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+def _in_rgb(image: Image.Image, span: Span | None) -> Image.Image:
+    if _is_deep(image):
+        low, high = span or _span(image) or (0.0, 0.0)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=low, posinf=high, neginf=low)
+        scaled = (values.clip(low, high) - low) * (255 / (high - low) if high > low else 0)
+        image = Image.fromarray(np.rint(scaled).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def decode(content: bytes, size: int, fit: Fit = STRETCHED) -> npt.NDArray[np.uint8]:
-    """Pixels of an image file at size x size x 3 uint8. Raises BadImage."""
-    return np.asarray(open_image(content, size, fit))
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image is grey and of more than 8 bits; Pillow would cut it at 255."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _span(image: Image.Image) -> Span | None:
+    values = np.asarray(image, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if values.size else None
+
+
+def deep_span(content: bytes) -> Span | None:
+    """The lowest and highest finite value of a grey image of more than 8 bits; None of any other, or a broken one."""
+    if content.startswith(_JPEG):
+        return None
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if not _is_deep(image) or image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
+                return None
+            return _span(image)
+    except Exception:  # open_image says what is wrong with it
+        return None
+
+
+def joined(spans: Iterable[Span | None]) -> Span | None:
+    """The least span that holds all of them; None where there is none."""
+    found = [span for span in spans if span is not None]
+    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+
+
+def decode(content: bytes, size: int, fit: Fit = STRETCHED, span: Span | None = None) -> npt.NDArray[np.uint8]:
+    """Pixels of an image file at size x size x 3 uint8; ``span`` as for ``open_image``. Raises BadImage."""
+    return np.asarray(open_image(content, size, fit, span))

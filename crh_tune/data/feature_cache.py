@@ -119,7 +119,8 @@ def open_features(source: ImageSource, recipe: Recipe, say: Say) -> FeatureCache
     Raises DataError when a file is gone, the disk is too small, or a file changes while it is read.
     """
     root = cache_root()
-    folder = root / f"features-{hashlib.sha256(recipe.key.encode()).hexdigest()[:24]}"
+    kind = recipe.key + (f" {source.span}" if source.span else "")
+    folder = root / f"features-{hashlib.sha256(kind.encode()).hexdigest()[:24]}"
     with disk_errors(root):
         (root / "signatures").mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)

@@ -74,6 +74,24 @@ def trained_queries(train: Mapping[str, bytes], queries: Mapping[str, bytes]) ->
     return line if twins else None
 
 
+def span_line(span: tuple[float, float] | None) -> str | None:
+    """A line on how grey images of more than 8 bits are scaled; None where there are none."""
+    if span is None:
+        return None
+    return f"grey images of more than 8 bits: {span[0]:g} to {span[1]:g} become 0 to 255 (dataset.range sets others)"
+
+
+def plain_line(names: Sequence[str]) -> str | None:
+    """A line on the images of which every pixel is the same grey; None where there are none."""
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return printable(f"{counted(len(names), 'image')} of a single grey value: {shown}") if names else None
+
+
+def counted(count: int, name: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{count} {name}{'' if count == 1 else 's'}"
+
+
 def missing_files(root: Path, paths: Iterable[str]) -> set[str]:
     """Those of the POSIX paths below ``root`` at which there is no file; each folder is read once."""
     there: dict[str, set[str]] = {}

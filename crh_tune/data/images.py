@@ -14,7 +14,7 @@ import numpy.typing as npt
 from crh_tune.data.cache import ImageCache, Say, open_cache
 from crh_tune.data.cifar import ArrayListing
 from crh_tune.data.features import FeatureListing, FeaturePart
-from crh_tune.data.files import problem, trained_queries
+from crh_tune.data.files import plain_line, problem, span_line, trained_queries
 from crh_tune.data.listing import DataError, Listing
 from crh_tune.data.options import FileOptions, ImageOptions
 from crh_tune.data.reference import read_reference
@@ -62,7 +62,7 @@ def image_dataset(
         row_of = {path: row for row, path in enumerate(names)}
         rows = [np.array([row_of[path] for path in part.paths], dtype=np.int64) for part in parts]
         labels = [part.labels for part in parts]
-        cache = store(FileImages(listing.root, names), options, say)
+        cache = store(FileImages(listing.root, names, options.range), options, say)
         items = np.array(names, dtype=object)
     else:
         names = [f"image {row} of {listing.layout}" for row in range(len(listing.images))]
@@ -70,6 +70,10 @@ def image_dataset(
         labels = [listing.labels[part] for part in rows]
         cache = store(ArrayImages(names, listing.files, listing.images), options, say)
         items = np.arange(len(names))
+    if isinstance(cache, ImageCache):
+        for line in (span_line(cache.span), plain_line([names[row] for row in cache.plain()])):
+            if line is not None:
+                say(line)
     reference = own_reference(options, listing.class_names, labels[0], listing.reference)
     skipped = bad_images(listing.root, names, cache, options)
     twins = trained_queries(_digests(names, cache, rows[0]), _digests(names, cache, rows[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +23,12 @@ DataPath = Annotated[Path, AfterValidator(_absolute)]
 """A path, made absolute where it is read: trials run in other working folders."""
 
 
+def _rising(span: tuple[float, float] | None) -> tuple[float, float] | None:
+    if span is not None and not (math.isfinite(span[0]) and math.isfinite(span[1]) and span[0] < span[1]):
+        raise ValueError(f"want [low, high], two numbers of which the second is higher, got {list(span)}")
+    return span
+
+
 class FileOptions(Options):
     """``path`` is the dataset's folder or file; ``--data`` sets it.
 
@@ -34,7 +41,12 @@ class FileOptions(Options):
 
 
 class ImageOptions(FileOptions):
-    """Images are decoded once to ``size`` x ``size`` pixels; ``on_bad_image`` says what an unreadable one does."""
+    """Images are decoded once to ``size`` x ``size`` pixels; ``on_bad_image`` says what an unreadable one does.
+
+    ``range`` is what becomes 0 and 255 in grey images of more than 8 bits: [low, high]; without, the lowest and the
+    highest value in all of the dataset.
+    """
 
     size: int = Field(256, ge=4, le=2048)
     on_bad_image: Literal["stop", "skip"] = "stop"
+    range: Annotated[tuple[float, float] | None, AfterValidator(_rising)] = None

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from crh_tune.data.decode import STRETCHED, BadImage, Fit, open_image
+from crh_tune.data.decode import STRETCHED, BadImage, Fit, Span, deep_span, open_image
 from crh_tune.data.listing import DataError
 
 Bytes = npt.NDArray[np.uint8]
@@ -38,6 +38,16 @@ class ImageSource(Protocol):
     def open(self, row: int, content: bytes, size: int, fit: Fit = STRETCHED) -> Image.Image:
         """That content as an RGB image of size x size. Raises BadImage."""
 
+    @property
+    def span(self) -> Span | None:
+        """What becomes 0 and 255 in grey images of more than 8 bits, where that is given."""
+
+    def deep_span(self, row: int) -> Span | None:
+        """The lowest and highest value of a grey image of more than 8 bits; None of any other."""
+
+    def within(self, span: Span) -> ImageSource:
+        """The same images, with that span."""
+
 
 @dataclass(frozen=True)
 class FileImages:
@@ -45,6 +55,7 @@ class FileImages:
 
     root: Path
     names: Sequence[str]
+    span: Span | None = None
 
     def part(self, rows: slice) -> FileImages:
         return replace(self, names=self.names[rows])
@@ -68,7 +79,16 @@ class FileImages:
             raise BadImage(str(error.strerror)) from None
 
     def open(self, row: int, content: bytes, size: int, fit: Fit = STRETCHED) -> Image.Image:
-        return open_image(content, size, fit)
+        return open_image(content, size, fit, self.span)
+
+    def deep_span(self, row: int) -> Span | None:
+        try:
+            return deep_span(self.read(row))
+        except BadImage:
+            return None
+
+    def within(self, span: Span) -> FileImages:
+        return replace(self, span=span)
 
 
 @dataclass(frozen=True)
@@ -78,6 +98,7 @@ class ArrayImages:
     names: Sequence[str]
     files: Sequence[Path]
     images: Bytes
+    span = None
 
     def part(self, rows: slice) -> ArrayImages:
         return replace(self, names=self.names[rows], images=self.images[rows])
@@ -90,3 +111,9 @@ class ArrayImages:
 
     def open(self, row: int, content: bytes, size: int, fit: Fit = STRETCHED) -> Image.Image:
         return fit.apply(Image.fromarray(self.images[row]), size)
+
+    def deep_span(self, row: int) -> None:
+        return None
+
+    def within(self, span: Span) -> ArrayImages:
+        return self

@@ -51,6 +51,8 @@ class Encoder:
     class_names: tuple[str, ...]
     device: torch.device = CPU
     fit: Fit = STRETCHED
+    span: tuple[float, float] | None = None
+    """What became 0 and 255 in grey training images of more than 8 bits."""
 
     def encode(self, inputs: Inputs) -> Packed:
         """Packed codes (N x W machine words) of N inputs: uint8 images N x C x H x W, or features N x D.
@@ -79,7 +81,7 @@ class Encoder:
         images = []
         for path in paths:
             try:
-                images.append(decode(Path(path).read_bytes(), self.shape[1], self.fit))
+                images.append(decode(Path(path).read_bytes(), self.shape[1], self.fit, self.span))
             except (BadImage, OSError) as error:
                 raise ValueError(f"{path}: {error}") from None
         return np.stack(images).transpose(0, 3, 1, 2)
@@ -135,6 +137,7 @@ def _encoder_content(run: TrainingRun, network: HashNetwork) -> dict[str, Any]:
         "backbone": run.trial.head if run.trial.freeze else run.trial.backbone,
         "shape": list(network.shape),
         "inputs": list(run.split.train.inputs.shape[1:]),
+        "span": getattr(run.split.train.inputs, "span", None) or run.settings.dataset.options.get("range"),
         "bits": run.trial.bits,
         "hash_layer": run.trial.hash_layer,
         "class_names": list(run.split.class_names),
@@ -164,7 +167,8 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu") -> Enco
     except Exception as error:
         raise SettingsError(f"{path}: not a readable encoder: {_reason(error)}") from None
     device = torch.device(device)
-    return Encoder(network.to(device).eval(), inputs, content["bits"], tuple(content["class_names"]), device, fit)
+    names, span = tuple(content["class_names"]), content.get("span")
+    return Encoder(network.to(device).eval(), inputs, content["bits"], names, device, fit, span)
 
 
 def load_index(folder: str | Path) -> Index:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 
-from crh_tune.data.decode import STRETCHED, BadImage, decode, open_image
+from crh_tune.data.decode import STRETCHED, BadImage, decode, deep_span, open_image
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -266,3 +266,42 @@ def test_an_image_of_too_many_pixels_is_refused_in_a_process_of_its_own():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "10000 x 10000 pixels are too many\n"
     assert done.stderr == ""
+
+
+DEEP = {
+    "PNG": lambda values: Image.fromarray(values.astype(np.uint16)),
+    "TIFF": lambda values: Image.fromarray(values.astype(np.uint16)),
+    "TIFF int32": lambda values: Image.fromarray(values.astype(np.int32)),
+    "TIFF float": lambda values: Image.fromarray((values / 4095).astype(np.float32)),
+    "PPM": lambda values: Image.fromarray(values.astype(np.int32), "I"),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_grey_images_of_more_than_8_bits_are_scaled_by_a_span(kind):
+    values = np.random.default_rng(0).integers(100, 3000, (16, 16))
+    content, unit = encoded(DEEP[kind](values), kind.split()[0]), 4095 if "float" in kind else 1
+    assert deep_span(content) == pytest.approx((values.min() / unit, values.max() / unit))
+    found = decode(content, 16, span=(0, 4095 / unit))
+    assert np.abs(found - np.repeat(values[..., None] / 4095 * 255, 3, axis=2)).max() <= 0.5 + 1e-3
+    low, high = values.min(), values.max()
+    assert np.abs(decode(content, 16)[..., 0] - (values - low) / (high - low) * 255).max() <= 0.5 + 1e-3
+    cut = decode(content, 16, span=(1000 / unit, 2000 / unit))[..., 0]
+    assert (cut[values <= 1000] == 0).all()
+    assert (cut[values >= 2000] == 255).all()
+
+
+def test_values_that_are_no_numbers_do_not_count():
+    values = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    values[0, :3] = np.nan, np.inf, -np.inf
+    content = encoded(Image.fromarray(values), "TIFF")
+    assert deep_span(content) == (values[0, 3], 1)
+    assert decode(content, 16)[0, :3, 0].tolist() == [0, 255, 0]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_images_of_8_bits_have_no_span(kind):
+    for mode in ("L", "RGB"):
+        assert deep_span(encoded(photo(9, 9).convert(mode), kind)) is None
+    assert deep_span(b"no image") is None

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
+from crh_tune.data.check import check_data
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.listing import DataError
 from crh_tune.data.splits import Dataset, Samples, final_split, search_split
@@ -22,6 +24,7 @@ NAMES = ("ant", "bee", "cat")
 PRINTS = """
 import sys
 from pathlib import Path
+from crh_tune.data.check import check_data
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import final_split, search_split
 for name, path in zip(sys.argv[1::2], sys.argv[2::2]):
@@ -471,3 +474,44 @@ def test_the_fingerprints_of_features_change_with_a_value_and_a_label(tmp_path):
             np.save(file, array)
     assert len(set(seen)) == len(seen) == 7
     assert final_split(opened("features", root)).fingerprint == seen[0]
+
+
+def deep_folders(root: Path) -> Path:
+    """16-bit images of 12-bit values: image i holds values up to 400 (i + 1) of 4000."""
+    for number in range(10):
+        part = "train" if number < 6 else "test"
+        path = root / part / NAMES[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.linspace(0, 400 * (number + 1), 64).reshape(8, 8)
+        Image.fromarray(values.astype(np.uint16)).save(path)
+    return root
+
+
+def test_images_of_more_than_8_bits_are_scaled_by_one_range_for_all(tmp_path):
+    root, said = deep_folders(tmp_path / "d"), list[str]()
+    dataset = open_dataset("folder", {"path": root, "size": 8}, said.append)
+    assert "grey images of more than 8 bits: 0 to 4000 become 0 to 255 (dataset.range sets others)" in said
+    for part in (dataset.train, dataset.queries):
+        brightest = part.inputs[np.arange(len(part))].max(axis=(1, 2, 3)).tolist()
+        assert brightest == [round(400 * (int(Path(item).stem) + 1) / 4000 * 255) for item in part.items]
+    again = open_dataset("folder", {"path": root, "size": 8}, said.append)
+    assert again.train.fingerprint() == dataset.train.fingerprint()
+    assert (again.train.inputs.span, again.queries.inputs.span) == ((0, 4000), (0, 4000))
+
+
+def test_a_range_that_is_given_has_a_cache_of_its_own(tmp_path):
+    root = deep_folders(tmp_path / "d")
+    open_dataset("folder", {"path": root, "size": 8})
+    dataset = open_dataset("folder", {"path": root, "size": 8, "range": [0, 8000]})
+    assert dataset.queries.inputs[np.arange(4)].max() == round(4000 / 8000 * 255)
+    with pytest.raises(ValidationError, match="two numbers of which the second is higher"):
+        open_dataset("folder", {"path": root, "range": [5, 5]})
+
+
+def test_images_of_a_single_value_are_named(tmp_path):
+    root, said = folders(tmp_path / "d"), list[str]()
+    Image.new("L", (9, 9), 7).save(root / "train/ant/black.png")
+    open_dataset("folder", {"path": root, "size": 8}, said.append)
+    assert "1 image of a single grey value: train/ant/black.png" in said
+    notes = [text for name, text in check_data(root).lines if name == "note"]
+    assert notes == ["1 image of a single grey value: train/ant/black.png"]

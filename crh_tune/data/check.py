@@ -17,7 +17,8 @@ from crh_tune.data.cifar import ArrayListing
 from crh_tune.data.datasets import DATASETS
 from crh_tune.data.decode import BadImage, Span, deep_span, joined, open_image
 from crh_tune.data.features import FeatureListing
-from crh_tune.data.files import plain_line, problem, span_line, trained_queries
+from crh_tune.data.files import plain_line, problem, span_line, twins
+from crh_tune.data.images import QUERIES_ALSO, feature_twins
 from crh_tune.data.listing import Listing
 from crh_tune.data.splits import none_answered, unanswered_queries
 from crh_tune.data.stored import Array
@@ -87,6 +88,8 @@ def check_data(path: Path, dataset: str | None = None) -> Findings:
         lines.append(("sizes", f"{listing.images.shape[2]} x {listing.images.shape[1]}, all of them"))
     else:
         lines.append(("features", _features(listing)))
+        if not problems:
+            lines += _duplicates(feature_twins(listing), 1 if listing.database is None else 2)
     own = getattr(listing, "reference", None) is not None
     lines.append(
         ("reference", "the dataset's own" if own else "the classes' mean inputs, or what dataset.reference says")
@@ -143,11 +146,18 @@ def _check_files(listing: Listing, lines: list[tuple[str, str]], problems: list[
         where = problem(listing.root / path, "")
         if image.error and not any(line.startswith(where) for line in problems):
             problems.append(where + image.error)
-    train, queries = (
-        {path: found[path].digest for path in part.paths if not found[path].error}
-        for part in (listing.train, listing.queries)
-    )
-    lines.append(("duplicates", trained_queries(train, queries) or "no query is also among the training images"))
+    digests = {
+        name: {path: found[path].digest for path in part.paths if not found[path].error} for name, part in given.items()
+    }
+    others = [digests[name] for name in ("train", "database") if name in digests]
+    known = [twins(digests["queries"], each, where) for each, where in zip(others, QUERIES_ALSO, strict=False)]
+    lines += _duplicates([line for line in known if line is not None], len(others))
+
+
+def _duplicates(found: Sequence[str], parts: int) -> list[tuple[str, str]]:
+    """What is known of queries that are elsewhere, too, where so many parts were looked through."""
+    none = f"no query is also {' or '.join(QUERIES_ALSO[:parts])}"
+    return [("duplicates", line) for line in found or [none]]
 
 
 def _look(path: Path) -> _Image:

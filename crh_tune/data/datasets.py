@@ -46,8 +46,12 @@ def _silent(line: str) -> None:
     """Says nothing."""
 
 
-def open_dataset(name: str, options: Mapping[str, Any], say: Say = _silent, store: OpenStore | None = None) -> Dataset:
-    """Open a dataset; ``say`` hears what takes time. ``store`` keeps its images (None: their pixels, decoded once).
+def open_dataset(
+    name: str, options: Mapping[str, Any], say: Say | None = None, store: OpenStore | None = None
+) -> Dataset:
+    """Open a dataset; ``say`` hears what takes time, and what should be known of the data.
+
+    ``store`` keeps its images (None: their pixels, decoded once).
 
     Raises KeyError for an unknown name, pydantic's ValidationError for bad options, DataError for files that cannot be
     used as they are, or where a store is given and the dataset has no image files.
@@ -62,6 +66,6 @@ def open_dataset(name: str, options: Mapping[str, Any], say: Say = _silent, stor
     listing = source.find(chosen)
     if isinstance(listing, features.FeatureListing):
         assert isinstance(chosen, features.FeaturesOptions)
-        return feature_dataset(name, listing, chosen)
+        return feature_dataset(name, listing, chosen, say)
     assert isinstance(chosen, ImageOptions)
-    return image_dataset(name, listing, chosen, say, store or decoded)
+    return image_dataset(name, listing, chosen, say or _silent, store or decoded)

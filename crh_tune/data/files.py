@@ -64,14 +64,16 @@ def too_few_classes(where: str | Path, class_names: tuple[str, ...]) -> list[str
     return [problem(where, f"{len(class_names)} class{'' if len(class_names) == 1 else 'es'}: at least 2 are needed")]
 
 
-def trained_queries(train: Mapping[str, bytes], queries: Mapping[str, bytes]) -> str | None:
-    """A line on the queries whose digest is that of a training image, both by name; None where there are none."""
-    trained = {digest: name for name, digest in train.items()}
-    twins = [(name, trained[digest]) for name, digest in queries.items() if digest in trained]
-    shown = "; ".join(f"{one} = {other}" for one, other in twins[:3])
-    more = "; ..." if len(twins) > 3 else ""
-    line = printable(f"{len(twins)} queries are also among the training images: {shown}{more}")
-    return line if twins else None
+def twins(queries: Mapping[str, bytes], others: Mapping[str, bytes], where: str) -> str | None:
+    """A line on the queries whose digest is that of one of ``others``, both by name; None where there are none."""
+    names: dict[bytes, str] = {}
+    for name, digest in others.items():
+        names.setdefault(digest, name)
+    found = [(name, names[digest]) for name, digest in queries.items() if digest in names]
+    shown = "; ".join(f"{one} = {other}" for one, other in found[:3])
+    more = "; ..." if len(found) > 3 else ""
+    count = f"{len(found)} {'query is' if len(found) == 1 else 'queries are'}"
+    return printable(f"{count} also {where}: {shown}{more}") if found else None
 
 
 def span_line(span: tuple[float, float] | None) -> str | None:

@@ -14,13 +14,16 @@ import numpy.typing as npt
 from crh_tune.data.cache import ImageCache, Say, open_cache
 from crh_tune.data.cifar import ArrayListing
 from crh_tune.data.features import FeatureListing, FeaturePart
-from crh_tune.data.files import plain_line, problem, span_line, trained_queries
+from crh_tune.data.files import plain_line, problem, span_line, twins
 from crh_tune.data.listing import DataError, Listing
 from crh_tune.data.options import FileOptions, ImageOptions
 from crh_tune.data.reference import read_reference
 from crh_tune.data.sources import ArrayImages, FileImages, ImageSource
 from crh_tune.data.splits import Dataset, Samples
 from crh_tune.data.stored import Array, Inputs, Rows, StoredRows, chunks
+
+QUERIES_ALSO = ("among the training samples", "in the database")
+"""Where queries should not be."""
 
 
 class ImageStore(Protocol):
@@ -76,9 +79,11 @@ def image_dataset(
                 say(line)
     reference = own_reference(options, listing.class_names, labels[0], listing.reference)
     skipped = bad_images(listing.root, names, cache, options)
-    twins = trained_queries(_digests(names, cache, rows[0]), _digests(names, cache, rows[1]))
-    if twins is not None:
-        say(twins)
+    queries, others = _digests(names, cache, rows[1]), (rows[0], *rows[2:])
+    for where, each in zip(QUERIES_ALSO, others, strict=False):
+        line = twins(queries, _digests(names, cache, each), where)
+        if line is not None:
+            say(line)
     return cached_dataset(name, listing.class_names, cache, items, rows, labels, reference, skipped)
 
 
@@ -87,9 +92,15 @@ def _digests(names: Sequence[str], cache: ImageStore, rows: Rows) -> dict[str, b
     return {names[row]: cache.digests[row].tobytes() for row in rows.tolist() if row not in cache.bad}
 
 
-def feature_dataset(name: str, listing: FeatureListing, options: FileOptions) -> Dataset:
-    """A dataset of features, which stay in their files. Raises DataError for a listing with problems."""
+def feature_dataset(name: str, listing: FeatureListing, options: FileOptions, say: Say | None) -> Dataset:
+    """A dataset of features, which stay in their files; ``say`` hears of queries that are also elsewhere.
+
+    Raises DataError for a listing with problems.
+    """
     no_problems(listing.root, listing.problems)
+    if say is not None:
+        for line in feature_twins(listing):
+            say(line)
     reference = own_reference(options, listing.class_names, listing.train.labels, None)
     train, queries = _features(listing.train), _features(listing.queries)
     if listing.database is None:
@@ -99,6 +110,31 @@ def feature_dataset(name: str, listing: FeatureListing, options: FileOptions) ->
     train_ids, database_ids = (_row_ids(each.inputs, dtype) for each in (train, database))
     found = Dataset(name, listing.class_names, train, queries, database, reference)
     return replace(found, train_ids=train_ids, database_ids=database_ids)
+
+
+def feature_twins(listing: FeatureListing) -> list[str]:
+    """A line on the queries that are also training samples, and one on those in the database, where there are any."""
+    given = {"query": listing.queries, "training sample": listing.train, "database item": listing.database}
+    parts = {kind: part for kind, part in given.items() if part is not None}
+    dtype = np.result_type(*(part.features.dtype for part in parts.values()))
+    ids = {kind: _row_ids(_features(part).inputs, dtype) for kind, part in parts.items()}
+    asked = ids.pop("query")
+    lines = []
+    for (kind, mine), where in zip(ids.items(), QUERIES_ALSO, strict=False):
+        pairs = (("query", asked, mine), (kind, mine, asked))
+        queries, others = (
+            {
+                _row_name(which, parts[which], row): these[row].tobytes()
+                for row in np.flatnonzero(np.isin(these, those)).tolist()
+            }
+            for which, these, those in pairs
+        )
+        lines.append(twins(queries, others, where))
+    return [line for line in lines if line is not None]
+
+
+def _row_name(kind: str, part: FeaturePart, row: int) -> str:
+    return f"{kind} {row if part.rows is None else part.rows[row]}"
 
 
 def _row_ids(inputs: Inputs, dtype: np.dtype[Any]) -> Rows:

@@ -162,17 +162,26 @@ def missing_images(root: Path, lists: Iterable[Sequence[Row]]) -> list[str]:
 
 
 def row_conflicts(lists: Sequence[Sequence[Row]]) -> list[str]:
-    """A problem for every image with two labels, and every query that is trained on; the lists begin train, test."""
+    """A problem for every image with two labels, and every query that is listed elsewhere, too.
+
+    The lists are train, test and, where there is one, database.
+    """
     first: dict[str, Row] = {}
     found = []
-    for number, rows in enumerate(lists):
-        trained = dict(first) if number == 1 else {}
-        for row in rows:
-            known = first.setdefault(row.path, row)
-            if known.label.replace(",", " ").split() != row.label.replace(",", " ").split():
-                found.append(problem(row.where, f"{row.path} has another label at {known.where}: want one"))
-            if row.path in trained:
-                found.append(problem(row.where, f"{row.path} is a training image ({known.where}): want other queries"))
+    for row in (row for rows in lists for row in rows):
+        known = first.setdefault(row.path, row)
+        if known.label.replace(",", " ").split() != row.label.replace(",", " ").split():
+            found.append(problem(row.where, f"{row.path} has another label at {known.where}: want one"))
+    asked = {row.path: row.where for rows in lists[1:2] for row in rows}
+    if lists:
+        trained = {row.path: row.where for row in lists[0]}
+        found += [
+            problem(where, f"{path} is a training image ({trained[path]}): want other queries")
+            for path, where in asked.items()
+            if path in trained
+        ]
+    for row in (row for rows in lists[2:] for row in rows if row.path in asked):
+        found.append(problem(row.where, f"{row.path} is a query ({asked[row.path]}): want it in one of the two lists"))
     return found
 
 

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from crh_tune.data.check import Findings, check_data, dataset_in
+from crh_tune.data.datasets import open_dataset
 from crh_tune.data.listing import DataError
 from tests.data.test_cifar import cifar10, cifar100
 from tests.data.test_folder import SUFFIXES, touch
 
 NO_REFERENCE = ("reference", "the classes' mean inputs, or what dataset.reference says")
-NO_TWINS = ("duplicates", "no query is also among the training images")
+NO_TWINS = ("duplicates", "no query is also among the training samples")
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +84,39 @@ def test_queries_with_nothing_in_the_database_are_counted_and_a_problem_where_al
     assert check_data(root).problems == [f"{root}: {line}: want queries of the classes that are ranked"]
 
 
+def test_queries_that_are_in_the_database_are_named_by_their_content(tmp_path):
+    root = draw(tmp_path, *(f"{number}.png" for number in range(6)))
+    (root / "5.png").write_bytes((root / "3.png").read_bytes())
+    (root / "train.txt").write_text("0.png ant\n1.png bee\n")
+    (root / "database.txt").write_text("2.png bee\n5.png ant\n0.png ant\n")
+    (root / "test.txt").write_text("3.png ant\n4.png bee\n")
+    line = "1 query is also in the database: 3.png = 5.png"
+    assert dict(check_data(root).lines)["duplicates"] == line
+    said: list[str] = []
+    open_dataset("lists", {"path": root, "size": 8}, said.append)
+    assert line in said
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_features_of_queries_that_are_elsewhere_are_named(tmp_path, dtype):
+    vectors = np.random.default_rng(0).normal(size=(11, 4)).astype(np.float32)
+    vectors[[7, 10]] = vectors[[2, 6]]  # query 1 is training sample 2, and query 0 the last of the database
+    labels = np.arange(11) % 2
+    parts = {"train": slice(0, 6), "test": slice(6, 8), "database": slice(8, 11)}
+    arrays = {f"{name}_labels": labels[rows] for name, rows in parts.items()}
+    arrays |= {f"{name}_features": vectors[rows].astype(dtype) for name, rows in parts.items()}
+    arrays["train_features"] = arrays["train_features"].astype(np.float64)
+    np.savez(tmp_path / "f.npz", **arrays)
+    wanted = [
+        "1 query is also among the training samples: query 1 = training sample 2",
+        "1 query is also in the database: query 0 = database item 2",
+    ]
+    assert [text for name, text in check_data(tmp_path / "f.npz").lines if name == "duplicates"] == wanted
+    said: list[str] = []
+    open_dataset("features", {"path": tmp_path / "f.npz"}, said.append)
+    assert said == wanted
+
+
 def test_broken_images_are_problems_with_their_paths(tmp_path):
     root = folders(tmp_path / "d")
     (root / "train/ant/2.png").write_bytes(b"no image")
@@ -148,14 +182,14 @@ def test_queries_with_the_content_of_a_training_image_are_counted(tmp_path):
     root = folders(tmp_path / "d")
     (root / "test/ant/5.png").write_bytes((root / "train/bee/4.png").read_bytes())
     found = check_data(root)
-    text = "1 queries are also among the training images: test/ant/5.png = train/bee/4.png"
+    text = "1 query is also among the training samples: test/ant/5.png = train/bee/4.png"
     assert dict(found.lines)["duplicates"] == text
     assert found.problems == []
     for number in range(3):
         (root / f"test/bee/copy {number}.png").write_bytes((root / "train/ant/1.png").read_bytes())
     copies = "test/bee/6.png = train/ant/2.png; test/bee/copy 0.png = train/ant/1.png"
     (root / "test/bee/6.png").write_bytes((root / "train/ant/2.png").read_bytes())
-    text = f"5 queries are also among the training images: test/ant/5.png = train/bee/4.png; {copies}; ..."
+    text = f"5 queries are also among the training samples: test/ant/5.png = train/bee/4.png; {copies}; ..."
     assert dict(check_data(root).lines)["duplicates"] == text
 
 
@@ -179,7 +213,7 @@ def test_lists_with_a_database_are_described(tmp_path):
             ("queries", "1 samples, 0 to 1 a class, 1.0 labels a sample, 2 classes without a sample"),
             ("database", "3 samples, 2 to 3 a class, imbalance 1.5, 2.3 labels a sample"),
             ("sizes", "10 x 8, all of them"),
-            NO_TWINS,
+            ("duplicates", f"{NO_TWINS[1]} or in the database"),
             NO_REFERENCE,
         ],
         [],
@@ -201,7 +235,7 @@ def test_a_listed_image_that_is_not_there_is_told_once(tmp_path):
 
 def feature_arrays(**changes: np.ndarray) -> dict[str, np.ndarray]:
     return {
-        "train_features": np.ones((6, 4), dtype=np.float32),
+        "train_features": np.zeros((6, 4), dtype=np.float32),
         "train_labels": np.array([0, 1, 0, 1, 0, 0]),
         "test_features": np.ones((2, 4), dtype=np.float32),
         "test_labels": np.array([0, 1]),
@@ -225,6 +259,7 @@ def test_features_are_described(tmp_path, kind):
             ("train", "6 samples, 2 to 4 a class, imbalance 2.0"),
             ("queries", "2 samples, 1 a class"),
             ("features", "vectors of 4 (float32)"),
+            NO_TWINS,
             NO_REFERENCE,
         ],
         [],

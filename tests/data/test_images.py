@@ -205,7 +205,7 @@ def test_a_search_is_told_of_trained_queries_and_of_images_that_are_not_read(tmp
     open_dataset("folder", {"path": root, "size": 8, "on_bad_image": "skip"}, said.append)
     assert [line for line in said if not line.startswith("decoding ")] == [
         "1 image of kinds that are not read: .heic (train/ant/IMG_1.heic): convert them",
-        "1 queries are also among the training images: test/ant/102.png = train/ant/003.png",
+        "1 query is also among the training samples: test/ant/102.png = train/ant/003.png",
     ]
 
 

@@ -296,12 +296,13 @@ def test_images_that_are_not_there_are_named_once(tmp_path):
     assert found.problems == (f"{tmp_path}/img/gone.jpg: does not exist, but {tmp_path}/train.txt:3 lists it",)
 
 
-def test_an_image_has_one_label_and_no_query_is_trained_on(tmp_path):
-    found = listed(tmp_path, rows("0", "1") + rows("1"), rows("1", "0", start=1), rows("0", start=2))
-    train = tmp_path / "train.txt"
+def test_an_image_has_one_label_and_no_query_is_listed_elsewhere(tmp_path):
+    found = listed(tmp_path, rows("0", "1") + rows("1"), rows("1", "0", start=1), rows("0", "1", start=2))
+    train, test = tmp_path / "train.txt", tmp_path / "test.txt"
     assert found.problems == (
         f"{train}:3: img/a.jpg has another label at {train}:1: want one",
-        f"{tmp_path}/test.txt:1: img/b.jpg is a training image ({train}:2): want other queries",
+        f"{test}:1: img/b.jpg is a training image ({train}:2): want other queries",
+        f"{tmp_path}/database.txt:1: img/c.jpg is a query ({test}:2): want it in one of the two lists",
     )
 
 

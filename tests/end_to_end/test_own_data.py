@@ -84,7 +84,7 @@ def test_a_folder_of_photos_is_checked_searched_and_found_again(ray_session, pho
         "train       60 samples, 20 a class",
         "queries     15 samples, 5 a class",
         "sizes       60 x 48, all of them",
-        "duplicates  no query is also among the training images",
+        "duplicates  no query is also among the training samples",
         "problems    none",
     ):
         assert line in checked.splitlines()

@@ -22,6 +22,8 @@ from crh_tune.data.stored import Array, Rows
 _PARTS = ("train_", "test_", "database_")
 _NAMES = ("class_names", *(f"{part}{kind}" for part in ("", *_PARTS) for kind in ("features", "labels")))
 _CHUNK = 2**22
+_HIGHEST = 1e150
+"""Values whose squares can be summed in float64."""
 # What NumPy and zipfile raise on damaged archives, and on kinds of compression that zipfile cannot read.
 _UNREADABLE = (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
@@ -168,6 +170,10 @@ def _feature_problems(where: str, array: Array, labels: int, row: tuple[int, ...
             bad = ~np.isfinite(array[start : start + step]).all(axis=1)
             if bad.any():
                 yield problem(where, f"row {start + int(bad.argmax())} holds NaN or infinity: want finite values")
+                return
+            far = (np.abs(array[start : start + step]) > _HIGHEST).any(axis=1) if array.dtype.itemsize == 8 else bad
+            if far.any():
+                yield problem(where, f"row {start + int(far.argmax())} holds a value beyond {_HIGHEST:g}: scale them")
                 return
 
 

@@ -47,8 +47,8 @@ class HashNetwork(nn.Module):
         else:
             self.hash_layer = _three_layers(features, bits)
         per_channel = (1, -1) + (1,) * (len(shape) - 1)
-        self.register_buffer("mean", mean.float().reshape(per_channel).clone())
-        self.register_buffer("std", std.float().reshape(per_channel).clone())
+        self.register_buffer("mean", mean.double().reshape(per_channel).clone())
+        self.register_buffer("std", std.double().reshape(per_channel).clone())
 
     def in_channels_last(self) -> None:
         """Keep images and convolution weights in channels-last order: the same numbers, another place in memory."""
@@ -126,15 +126,21 @@ def _three_layers(features: int, bits: int) -> nn.Sequential:
     )
 
 
-def standardised(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(x - mean) / std in float32; mean and std are 1 x C x 1 x 1 for images, 1 x D for vectors.
+_WIDE = {torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64}
 
+
+def standardised(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(x - mean) / std as float32; mean and std are 1 x C x 1 x 1 for images, 1 x D for vectors.
+
+    Inputs that float32 does not hold (float64, wide integers) are taken less the mean before they are cut to it.
     They are laid out like the inputs first: on CPUs, spreading three values over images in channels-last order takes
     ten times as long as the arithmetic.
     """
     channels_last = inputs.ndim == 4 and not inputs.is_contiguous()
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    spread = [part.expand(1, *inputs.shape[1:]).contiguous(memory_format=layout) for part in (mean, std)]
+    if inputs.dtype in _WIDE:
+        return ((inputs.double() - mean) / std).float()
+    spread = [part.float().expand(1, *inputs.shape[1:]).contiguous(memory_format=layout) for part in (mean, std)]
     return (inputs.float() - spread[0]).div_(spread[1])
 
 

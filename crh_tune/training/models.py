@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor
@@ -64,8 +65,10 @@ def build_network(trial: TrainingSettings, split: Split, outputs: int, hash_laye
 
 
 def _own_moments(split: Split) -> tuple[Tensor, Tensor]:
+    """A channel whose spread is no more than rounding is constant: its deviations are left as they are."""
     mean, std = channel_moments(split.train.inputs)
-    return torch.from_numpy(mean), torch.from_numpy(std).clamp(min=1e-6)
+    std[std <= 1e-12 * np.abs(mean)] = 1
+    return torch.from_numpy(mean), torch.from_numpy(std)
 
 
 def _pretrained_moments(trial: TrainingSettings) -> tuple[Tensor, Tensor]:

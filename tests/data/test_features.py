@@ -328,3 +328,12 @@ def test_other_paths_are_refused(tmp_path):
     for options in ({"test_fraction": 0}, {"seed": -1}, {"size": 32}):
         with pytest.raises(ValidationError, match=next(iter(options))):
             FeaturesOptions(**options)
+
+
+def test_values_whose_spread_cannot_be_told_are_problems(tmp_path):
+    given = arrays()
+    wide = given["train_features"].astype(np.float64) * 1e40
+    assert problems_of(saved(tmp_path, "npz", {**given, "train_features": wide})) == ()
+    wide[3, 1] = -1e151
+    path = saved(tmp_path, "npz", {**given, "train_features": wide})
+    assert problems_of(path) == (f"{path}: train_features: row 3 holds a value beyond 1e+150: scale them",)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crh_tune.hashing.backbones import SmallCNN
-from crh_tune.hashing.network import HashNetwork
+from crh_tune.hashing.network import HashNetwork, standardised
 
 
 def network(shape=(1, 8, 16), bits=16, mean=None, std=None) -> HashNetwork:
@@ -51,6 +51,19 @@ def test_the_sign_of_zero_is_plus_one(zero):
     assert net.encode(images()).all()
     torch.nn.init.constant_(net.hash_layer.bias, -1e-30)
     assert not net.encode(images()).any()
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(1e8, 1e-2), (0.0, 1e40), (-1e12, 1.0)])
+def test_features_that_float32_does_not_hold_are_standardised_in_float64(offset, scale):
+    plain = np.random.default_rng(0).normal(size=(50, 3))
+    wide = torch.from_numpy(offset + scale * plain)
+    mean, std = (torch.tensor([value] * 3, dtype=torch.float64) for value in (offset, scale))
+    net = HashNetwork("linear", (3,), 8, mean, std)
+    found = standardised(wide, net.mean, net.std)
+    assert found.dtype == torch.float32
+    assert np.abs(found.numpy() - plain).max() < 1e-3
+    with torch.no_grad():
+        assert torch.equal(net(wide), net.hash_layer(net.backbone(found)))
 
 
 def test_inputs_are_standardised_channel_by_channel():

@@ -20,6 +20,7 @@ import torchvision
 from torch import Tensor
 
 from crh_tune.data.splits import Samples, Split
+from crh_tune.hashing.network import standardised
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrainingSettings
 from crh_tune.training.models import build_network, input_shape
@@ -215,8 +216,8 @@ def test_inputs_are_standardised_as_the_weights_were_trained(tmp_path, hub):
     mean, std = (np.array(values).reshape(3, 1, 1) for values in IMAGENET)
     for weights in ("DEFAULT", str(tmp_path / "mine.pth")):
         net = network(weights=weights).eval()
-        torch.testing.assert_close(net.mean.flatten(), torch.tensor(IMAGENET[0]) * 255)
-        torch.testing.assert_close(net.std.flatten(), torch.tensor(IMAGENET[1]) * 255)
+        torch.testing.assert_close(net.mean.flatten(), torch.tensor(IMAGENET[0], dtype=torch.float64) * 255)
+        torch.testing.assert_close(net.std.flatten(), torch.tensor(IMAGENET[1], dtype=torch.float64) * 255)
         seen: list[Tensor] = []
         net.backbone.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
         with torch.no_grad():
@@ -338,3 +339,17 @@ def test_a_compiled_backbone_trains_as_the_plain_one_does():
     assert plain["losses"][1] < plain["losses"][0]
     np.testing.assert_allclose(compiled["losses"], plain["losses"], rtol=1e-3)
     np.testing.assert_allclose(compiled["weight"], plain["weight"], atol=1e-3)
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (1e8, 1e-2), (0.0, 1e40), (3.0, 1e-9)])
+def test_features_are_standardised_whatever_their_offset_and_scale(offset, scale):
+    """The network sees the same numbers as of the features without offset and scale."""
+    plain, labels = np.random.default_rng(0).normal(size=(200, 4)), np.arange(200) % 2
+    plain[:, 3] = 0  # constant
+    given = Samples(offset + scale * plain, labels)
+    net = build_network(
+        TrainingSettings(bits=BITS, backbone="linear"), Split("search", ("a", "b"), given, given, None, None), BITS
+    )
+    seen = standardised(torch.from_numpy(given.inputs), net.mean, net.std).numpy()
+    wanted = (plain - plain.mean(axis=0)) / np.where(plain.std(axis=0) > 0, plain.std(axis=0), 1)
+    assert np.abs(seen - wanted).max() < 1e-4

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +46,9 @@ def list_train_and_test(root: Path) -> Listing | None:
     train, test = (_first_with_classes(folders) for folders in (trains, tests))
     problems: list[str] = []
     unread: list[str] = []
-    trained, asked = (_images_by_class(root, root / below, problems, unread) for below in (train, test))
+    links: list[str] = []
+    trained, asked = (_images_by_class(root, root / below, problems, unread, links) for below in (train, test))
+    problems += [line for below, found in ((train, trained), (test, asked)) for line in _nested(root, below, found)]
     problems += [
         problem(root / test / name, f"has no counterpart in {root / train}: add training images, or remove it")
         for name in asked
@@ -56,7 +59,7 @@ def list_train_and_test(root: Path) -> Listing | None:
     left = ", ".join(f"{entry.name}/" for entry in (*trains, *tests) if entry.name not in (train, test))
     layout = f"class folders under {train}/ and {test}/" + (f" ({left} left out)" if left else "")
     parts = _part(names, trained), _part(names, asked)
-    return Listing(layout, root, names, *parts, problems=tuple(problems), notes=_notes(unread))
+    return Listing(layout, root, names, *parts, problems=tuple(problems), notes=_notes(unread, links))
 
 
 def _called(root: Path, names: Sequence[str]) -> list[os.DirEntry[str]]:
@@ -78,7 +81,9 @@ def _list_and_draw(root: Path, fraction: float, seed: int) -> Listing:
     _refuse_half_a_split(root)
     problems: list[str] = []
     unread: list[str] = []
-    found = _images_by_class(root, root, problems, unread)
+    links: list[str] = []
+    found = _images_by_class(root, root, problems, unread, links)
+    problems += _nested(root, "", found)
     if not any(found.values()):
         raise DataError(problem(root, f"no images in the folders below; images end in {_suffixes()}"))
     names = tuple(sorted(found))
@@ -89,7 +94,7 @@ def _list_and_draw(root: Path, fraction: float, seed: int) -> Listing:
     if not len(parts[1]):
         problems.append(problem(root, "no class has two images: one to train on and one to ask for are needed"))
     layout = "class folders, test queries drawn"
-    return Listing(layout, root, names, *parts, problems=tuple(problems), notes=_notes(unread))
+    return Listing(layout, root, names, *parts, problems=tuple(problems), notes=_notes(unread, links))
 
 
 def _refuse_half_a_split(root: Path) -> None:
@@ -105,9 +110,16 @@ def _refuse_half_a_split(root: Path) -> None:
     raise DataError(problem(root, f"neither train/ with one of {wanted} nor one folder a class is there{found}"))
 
 
-def _images_by_class(root: Path, folder: Path, problems: list[str], unread: list[str]) -> dict[str, list[str]]:
-    """The images of every class folder in ``folder``, as sorted paths relative to ``root``."""
-    entries = _scan(folder)
+def _images_by_class(
+    root: Path, folder: Path, problems: list[str], unread: list[str], links: list[str]
+) -> dict[str, list[str]]:
+    """The images of every class folder in ``folder``, as sorted paths relative to ``root``.
+
+    Links to a folder that holds the data folder are left out: ``links`` gets them.
+    """
+    back = [entry for entry in _scan(folder) if entry.is_symlink() and _holds(entry.path, folder)]
+    links += [os.path.relpath(entry.path, root) for entry in back]
+    entries = [entry for entry in _scan(folder) if entry.name not in {link.name for link in back}]
     loose = [entry.name for entry in entries if _is_image(entry.name) and not _is_folder(entry)]
     if loose:
         count = f"{len(loose)} image{'' if len(loose) == 1 else 's'} outside of any class folder"
@@ -118,7 +130,7 @@ def _images_by_class(root: Path, folder: Path, problems: list[str], unread: list
 def _images(root: Path, folder: Path, problems: list[str], unread: list[str]) -> list[str]:
     """The images of one class folder, as sorted paths relative to ``root``; ``unread`` gets those of other kinds."""
     try:
-        files = list(_files(folder))
+        files = list(_files(folder, root))
     except DataError as error:
         problems.append(str(error))
         return []
@@ -137,8 +149,33 @@ def _images(root: Path, folder: Path, problems: list[str], unread: list[str]) ->
     return sorted(Path(entry.path).relative_to(root).as_posix() for entry in images)
 
 
-def _notes(unread: Sequence[str]) -> tuple[str, ...]:
-    """A line on the images of kinds that are not read, with an example of each, if there are any."""
+def _nested(root: Path, part: str, found: Mapping[str, list[str]]) -> list[str]:
+    """A problem where what should be class folders hold folders and no images: the classes are perhaps in these."""
+    images = [path for paths in found.values() for path in paths]
+    depth = len(PurePosixPath(part).parts) + 2
+    if not images or any(len(PurePosixPath(path).parts) == depth for path in images):
+        return []
+    above = Counter(PurePosixPath(path).parent.parent for path in images)
+    whole = {folder.parent for folder in above if folder.name.lower() in TRAIN_FOLDERS and len(folder.parts) > 1}
+    tests = {folder.parent for folder in above if folder.name.lower() in TEST_FOLDERS}
+    likely = sorted(whole & tests) or [folder for folder, _ in above.most_common(2)]
+    shown = " or ".join(str(root / folder) for folder in likely)
+    what = "the folders here hold folders and no images: if their folders are the classes"
+    return [problem(root / part, f"{what}, set path to what holds these, such as {shown}")]
+
+
+def _holds(path: str, folder: str | Path) -> bool:
+    """Whether a path, its links followed, is a folder or one above it."""
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(path))
+
+
+def _notes(unread: Sequence[str], links: Sequence[str]) -> tuple[str, ...]:
+    """A line on links left out, and one on images of kinds that are not read, with an example of each."""
+    back = f"links back to the data folder are left out: {', '.join(sorted(links)[:3])}"
+    return (*([printable(back)] if links else []), *_unread(unread))
+
+
+def _unread(unread: Sequence[str]) -> tuple[str, ...]:
     if not unread:
         return ()
     first: dict[str, str] = {}
@@ -159,14 +196,14 @@ def _rows(part: Part, chosen: npt.NDArray[np.bool_]) -> Part:
     return Part(tuple(part.paths[row] for row in np.flatnonzero(chosen)), part.labels[chosen])
 
 
-def _files(folder: str | Path, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
-    """All that is below a folder and not a folder; links are followed."""
+def _files(folder: str | Path, root: Path, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
+    """All that is below a folder and not a folder; links are followed, but none to what holds the data folder."""
     real = os.path.realpath(folder)
-    if real in above:  # a link back up: it would never end
+    if real in above or _holds(real, root):  # a link back up: it would never end, or be a class of everything
         return
     for entry in _scan(folder):
         if _is_folder(entry):
-            yield from _files(entry.path, (*above, real))
+            yield from _files(entry.path, root, (*above, real))
         else:
             yield entry
 

@@ -183,6 +183,42 @@ def test_links_are_followed_and_loops_end(tmp_path):
     assert found.problems == ()
 
 
+NESTED = "the folders here hold folders and no images: if their folders are the classes, set path to what holds these"
+
+
+@pytest.mark.parametrize(
+    ("files", "problems"),
+    [
+        (
+            ["train/train/a/1.jpg", "train/train/b/2.jpg", "test/test/a/3.jpg", "test/test/b/4.jpg"],
+            {"train": "train/train", "test": "test/test"},
+        ),
+        (["mydata/train/a/1.jpg", "mydata/train/b/2.jpg", "mydata/test/a/3.jpg"], {"": "mydata"}),
+        (["images/a/1.jpg", "images/a/2.jpg", "images/b/3.jpg", "masks/a/1.png"], {"": "images or {root}/masks"}),
+    ],
+)
+def test_class_folders_that_hold_folders_only_are_a_problem_that_says_where_the_data_seems_to_be(
+    tmp_path, files, problems
+):
+    touch(tmp_path, *files)
+    found = [line for line in listed(tmp_path).problems if "hold folders and no images" in line]
+    assert found == [
+        f"{tmp_path / part}: {NESTED}, such as {tmp_path}/{likely.format(root=tmp_path)}"
+        for part, likely in problems.items()
+    ]
+
+
+def test_links_back_to_the_data_folder_are_left_out_with_a_note(tmp_path):
+    touch(tmp_path, *(f"d/{name}/{number}.jpg" for name in "ab" for number in range(3)))
+    (tmp_path / "d/all").symlink_to(tmp_path / "d")
+    (tmp_path / "d/above").symlink_to("..")
+    (tmp_path / "d/a/back").symlink_to(tmp_path / "d")
+    found = listed(tmp_path / "d")
+    assert (found.problems, found.class_names) == ((), ("a", "b"))
+    assert len(found.train) + len(found.queries) == 6
+    assert found.notes == ("links back to the data folder are left out: above, all",)
+
+
 def test_a_class_may_be_called_train(tmp_path):
     touch(tmp_path, *(f"{name}/{i}.jpg" for name in ("bus", "train") for i in range(2)))
     assert listed(tmp_path).class_names == ("bus", "train")

@@ -10,7 +10,7 @@ from pathlib import Path
 from crh_tune import search as searching
 from crh_tune.data.check import check_data
 from crh_tune.data.datasets import DATASETS
-from crh_tune.data.files import printable
+from crh_tune.data.files import counted, printable
 from crh_tune.export.bundle import model_card, write_bundle
 from crh_tune.export.of_search import export_search
 from crh_tune.paper import report_lines
@@ -109,7 +109,8 @@ def check(arguments: argparse.Namespace) -> None:
     for problem in findings.problems:
         print(f"  {problem}")
     if findings.problems:
-        raise SettingsError(f"{arguments.path}: {len(findings.problems)} problems: mend the files that are named above")
+        found = counted(len(findings.problems), "problem")
+        raise SettingsError(f"{arguments.path}: {found}: mend the files that are named above")
 
 
 def export(arguments: argparse.Namespace) -> None:

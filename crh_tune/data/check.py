@@ -17,7 +17,7 @@ from crh_tune.data.cifar import ArrayListing
 from crh_tune.data.datasets import DATASETS
 from crh_tune.data.decode import BadImage, Span, deep_span, joined, open_image
 from crh_tune.data.features import FeatureListing
-from crh_tune.data.files import plain_line, problem, span_line, twins
+from crh_tune.data.files import counted, plain_line, problem, span_line, twins
 from crh_tune.data.images import QUERIES_ALSO, feature_twins
 from crh_tune.data.listing import Listing
 from crh_tune.data.splits import none_answered, unanswered_queries
@@ -53,7 +53,7 @@ class _Image:
 
 def dataset_in(path: Path) -> str:
     """The name of the dataset whose files lie at a path; ``folder`` where no other one's do."""
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return "features"
     for name, patterns in _SIGNS.items():
         if any(found.is_file() or pattern != "train" for pattern in patterns for found in path.glob(pattern)):
@@ -119,8 +119,8 @@ def _label_counts(labels: Array, classes: int) -> str:
     of_class = f"{low} a class" if low == high else f"{low} to {high} a class"
     uneven = f", imbalance {high / low:.1f}" if low and high > low else ""
     several = f", {labels.sum() / len(labels):.1f} labels a sample" if labels.ndim == 2 else ""
-    missing = f", {int((counts == 0).sum())} classes without a sample" if low == 0 else ""
-    return f"{len(labels)} samples, {of_class}{uneven}{several}{missing}"
+    missing = f", {counted(int((counts == 0).sum()), 'class', 'classes')} without a sample" if low == 0 else ""
+    return f"{counted(len(labels), 'sample')}, {of_class}{uneven}{several}{missing}"
 
 
 def _features(listing: FeatureListing) -> str:

@@ -18,8 +18,8 @@ from pydantic import Field
 from crh_tune.data.cache import cache_root
 from crh_tune.data.files import data_folder, files_in, missing_files, problem, too_few_classes
 from crh_tune.data.listing import DataError, Listing, Part, inside
-from crh_tune.data.lists import Row, multi_hot_labels, read_rows, row_conflicts
-from crh_tune.data.options import ImageOptions
+from crh_tune.data.lists import Row, multi_hot_labels, read_rows, row_conflicts, without_label
+from crh_tune.data.options import LabelOptions
 from crh_tune.data.sources import FileImages
 from crh_tune.data.stored import Rows
 
@@ -27,7 +27,7 @@ _FORMAT = 1
 _PARTS = ("train2014", "val2014")
 
 
-class CocoOptions(ImageOptions):
+class CocoOptions(LabelOptions):
     """``path`` holds train2014/, val2014/ and annotations/instances_train2014.json, instances_val2014.json.
 
     ``queries`` and ``train`` images are drawn with ``seed`` from those with a label; the rest is the database.
@@ -61,16 +61,18 @@ def list_coco(options: CocoOptions) -> Listing:
     problems: list[str] = []
     images = _known_images(root, files, problems)
     problems += too_few_classes(root / "annotations", images.class_names)
+    empty: list[Row] = []
     if options.lists is None:
         parts = _drawn(root, images, options, problems)
         layout = "annotations, split drawn"
     else:
-        parts = _listed(root, images, options.lists, options.database_contains_train, problems)
+        parts = _listed(root, images, options.lists, options.database_contains_train, problems, empty)
         layout = "annotations, split from list files"
+    notes = without_label(empty, options, problems)
     listed = dict.fromkeys(path for part in parts for path in part.paths)
     gone = missing_files(root, listed)
     problems += [problem(root / path, "does not exist, but is annotated") for path in listed if path in gone]
-    return Listing(layout, root, images.class_names, *parts, problems=tuple(problems))
+    return Listing(layout, root, images.class_names, *parts, problems=tuple(problems), notes=notes)
 
 
 def _drawn(root: Path, images: _Images, options: CocoOptions, problems: list[str]) -> tuple[Part, Part, Part]:
@@ -87,7 +89,9 @@ def _drawn(root: Path, images: _Images, options: CocoOptions, problems: list[str
     return images.part(np.sort(trained)), images.part(np.sort(asked)), images.part(np.sort(kept))
 
 
-def _listed(root: Path, images: _Images, lists: str, with_train: bool, problems: list[str]) -> tuple[Part, Part, Part]:
+def _listed(
+    root: Path, images: _Images, lists: str, with_train: bool, problems: list[str], empty: list[Row]
+) -> tuple[Part, Part, Part]:
     """Train, queries and database out of list files; images are told by their file names alone."""
     folder = root / Path(lists).expanduser()
     files = files_in(folder, ["train.txt", "test.txt", "database.txt"])
@@ -102,7 +106,7 @@ def _listed(root: Path, images: _Images, lists: str, with_train: bool, problems:
             else:
                 listed[-1].append(row._replace(path=images.paths[known]))
     problems += row_conflicts(listed)
-    listed, labels, _ = multi_hot_labels(listed, images.class_names, problems)
+    listed, labels, _ = multi_hot_labels(listed, images.class_names, problems, empty)
     train, queries, database = (
         Part(tuple(row.path for row in rows), each) for rows, each in zip(listed, labels, strict=True)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +77,8 @@ class _Source:
 
     path: Path
     arrays: dict[str, Array]
+    there: Sequence[str]
+    """The names of all arrays, those that are not read, too."""
 
     def where(self, name: str) -> str:
         return str(self.path / f"{name}.npy") if self.path.is_dir() else f"{self.path}: {name}"
@@ -120,20 +122,22 @@ def _read(path: Path) -> _Source:
     arrays: dict[str, Array] = {}
     try:
         if path.is_dir():
+            there = sorted(file.stem for file in path.glob("*.npy"))
             for name in _NAMES:
                 where = path / f"{name}.npy"
                 if where.is_file():
                     arrays[name] = np.load(where, mmap_mode="r", allow_pickle=False)
         else:
             with np.load(path, allow_pickle=False) as archive:
-                for name in archive.files:
+                there = archive.files
+                for name in there:
                     where = f"{path}: {name}"
                     if name in _NAMES:
                         arrays[name] = archive[name]
     except _UNREADABLE as error:
         why = str(error).split("\n")[0] or type(error).__name__
         raise DataError(problem(where, f"cannot be read as an array of numbers or strings: {why}")) from None
-    return _Source(path, arrays)
+    return _Source(path, arrays, there)
 
 
 def _parts(source: _Source) -> tuple[str, ...]:
@@ -150,7 +154,7 @@ def _parts(source: _Source) -> tuple[str, ...]:
         return ("",)
     if not {"train_", "test_"} <= set(whole):
         wanted = "train_features, train_labels, test_features and test_labels, or features and labels"
-        raise DataError(problem(source.path, f"want the arrays {wanted}; there: {', '.join(names) or 'none'}"))
+        raise DataError(problem(source.path, f"want the arrays {wanted}; there: {', '.join(source.there) or 'none'}"))
     return tuple(part for part in _PARTS if part in whole)
 
 

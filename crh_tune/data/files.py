@@ -61,7 +61,7 @@ def too_few_classes(where: str | Path, class_names: tuple[str, ...]) -> list[str
     """A problem where there are fewer than two classes."""
     if len(class_names) >= 2:
         return []
-    return [problem(where, f"{len(class_names)} class{'' if len(class_names) == 1 else 'es'}: at least 2 are needed")]
+    return [problem(where, f"{counted(len(class_names), 'class', 'classes')}: at least 2 are needed")]
 
 
 def twins(queries: Mapping[str, bytes], others: Mapping[str, bytes], where: str) -> str | None:
@@ -72,8 +72,7 @@ def twins(queries: Mapping[str, bytes], others: Mapping[str, bytes], where: str)
     found = [(name, names[digest]) for name, digest in queries.items() if digest in names]
     shown = "; ".join(f"{one} = {other}" for one, other in found[:3])
     more = "; ..." if len(found) > 3 else ""
-    count = f"{len(found)} {'query is' if len(found) == 1 else 'queries are'}"
-    return printable(f"{count} also {where}: {shown}{more}") if found else None
+    return printable(f"{counted(len(found), 'query is', 'queries are')} also {where}: {shown}{more}") if found else None
 
 
 def span_line(span: tuple[float, float] | None) -> str | None:
@@ -89,9 +88,9 @@ def plain_line(names: Sequence[str]) -> str | None:
     return printable(f"{counted(len(names), 'image')} of a single grey value: {shown}") if names else None
 
 
-def counted(count: int, name: str) -> str:
-    """``1 image``, ``2 images``."""
-    return f"{count} {name}{'' if count == 1 else 's'}"
+def counted(count: int, name: str, several: str | None = None) -> str:
+    """``1 image``, ``2 images``; ``several`` where that is not the name with an s."""
+    return f"{count} {name if count == 1 else several or name + 's'}"
 
 
 def missing_files(root: Path, paths: Iterable[str]) -> set[str]:

@@ -10,17 +10,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crh_tune.data.files import data_folder, files_in, missing_files, problem, read_text, too_few_classes
+from crh_tune.data.files import (
+    counted,
+    data_folder,
+    files_in,
+    missing_files,
+    printable,
+    problem,
+    read_text,
+    too_few_classes,
+)
 from crh_tune.data.label_text import is_bits, is_indices, lowest_bit, names_in, numbers, reading
 from crh_tune.data.listing import IMAGE_SUFFIXES, DataError, Listing, Part, inside
-from crh_tune.data.options import ImageOptions
+from crh_tune.data.options import LabelOptions
 from crh_tune.data.stored import Array, Rows
 
 _SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
 _ROW = re.compile(rf"(.*(?:{_SUFFIX}))[\s,]+(.+)", re.IGNORECASE)
 
 
-class ListsOptions(ImageOptions):
+class ListsOptions(LabelOptions):
     """List files, in the data folder or by absolute path; the paths in them lead into it, relative to it or absolute.
 
     ``database`` and ``classes`` (a class name a line) default to ``database.txt`` and ``classes.txt`` if these exist.
@@ -47,19 +56,20 @@ def list_lists(options: ListsOptions) -> Listing:
     every class are multi-hot labels, and so are several labels; where each row has exactly one, they are class indices.
     """
     root = data_folder(options)
-    database = _optional(root, options.database, "database.txt")
-    files = files_in(root, [options.train, options.test, *database])
+    files = files_in(root, [options.train, options.test, *_optional(root, options.database, "database.txt")])
     named = files_in(root, _optional(root, options.classes, "classes.txt"))
     problems: list[str] = []
     names = _class_names(named[0], problems) if named else None
     lists = [_placed(root, read_rows(file, problems), problems) for file in files]
     problems += row_conflicts(lists)
+    empty: list[Row] = []
     kind = _kind(lists, names, problems)
     if kind == "bits":
-        lists, labels, names = multi_hot_labels(lists, names, problems)
+        lists, labels, names = multi_hot_labels(lists, names, problems, empty)
         labels = single_labels(labels)
     else:
         lists, labels, names = (_indexed if kind == "indices" else _named)(lists, names, problems)
+    notes = without_label(empty, options, problems)
     problems += too_few_classes(files[0], names)
     for file, each in zip(files[1:], labels[1:], strict=True):
         problems += untrained_classes(file, names, labels[0], each)
@@ -68,7 +78,8 @@ def list_lists(options: ListsOptions) -> Listing:
         Part(tuple(row.path for row in rows), each) for rows, each in zip(lists, labels, strict=True)
     )
     layout = "list files with a database" if more else "list files"
-    return Listing(layout, root, names, train, queries, more[0] if more else None, problems=tuple(problems))
+    database = more[0] if more else None
+    return Listing(layout, root, names, train, queries, database, problems=tuple(problems), notes=notes)
 
 
 def read_rows(file: Path, problems: list[str]) -> list[Row]:
@@ -92,9 +103,12 @@ def read_rows(file: Path, problems: list[str]) -> list[Row]:
 
 
 def multi_hot_labels(
-    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problems: list[str]
+    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problems: list[str], empty: list[Row]
 ) -> tuple[list[list[Row]], list[Array], tuple[str, ...]]:
-    """The rows that hold a 0 or 1 (a -1 or 1) for every class, their labels (a list's N x C uint8), the class names."""
+    """The rows that hold a 0 or 1 (a -1 or 1) for every class, their labels (a list's N x C uint8), the class names.
+
+    ``empty`` gets the rows without a 1.
+    """
     values = [[numbers(row.label) or () for row in rows] for rows in lists]
     low = lowest_bit(each for rows in values for each in rows)
     widths = Counter(len(each) for rows in values for each in rows if is_bits(each, low))
@@ -108,14 +122,24 @@ def multi_hot_labels(
             elif len(each) != width:
                 problems.append(problem(row.where, f"has {len(each)} values {low} or 1: want {width}, one a class"))
             elif 1 not in each:
-                problems.append(
-                    problem(row.where, "has no 1: an image without a label can be neither learnt nor found")
-                )
+                empty.append(row)
             else:
                 good.append(row)
                 code.extend(value == 1 for value in each)
     labels: list[Array] = [np.frombuffer(code, dtype=np.uint8).reshape(-1, max(width, 1)) for code in codes]
     return kept, labels, names or tuple(str(c) for c in range(width))
+
+
+def without_label(empty: Sequence[Row], options: LabelOptions, problems: list[str]) -> tuple[str, ...]:
+    """A problem, or a note where they are skipped, on the rows without a label, if there are any."""
+    if not empty:
+        return ()
+    count = counted(len(empty), "row") + " without a label"
+    if options.on_no_label == "skip":
+        return (printable(f"{count} left out, the first of them {empty[0].where}"),)
+    what = f"has no 1: an image without a label can be neither learnt nor found ({count} in all)"
+    problems.append(problem(empty[0].where, f"{what}: mend the lists, or set dataset.on_no_label: skip"))
+    return ()
 
 
 def single_labels(labels: Sequence[Array]) -> list[Array]:

@@ -50,3 +50,9 @@ class ImageOptions(FileOptions):
     size: int = Field(256, ge=4, le=2048)
     on_bad_image: Literal["stop", "skip"] = "stop"
     range: Annotated[tuple[float, float] | None, AfterValidator(_rising)] = None
+
+
+class LabelOptions(ImageOptions):
+    """``on_no_label`` says what a row without a label does: published lists of several labels have some."""
+
+    on_no_label: Literal["stop", "skip"] = "stop"

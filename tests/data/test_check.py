@@ -68,7 +68,7 @@ def test_more_than_five_classes_are_cut_short(tmp_path):
     lines = dict(check_data(tmp_path).lines)
     assert lines["classes"] == "6 (a, b, c, d, e, ...)"
     assert lines["train"] == "6 samples, 1 a class"
-    assert lines["queries"] == "5 samples, 0 to 1 a class, 1 classes without a sample"
+    assert lines["queries"] == "5 samples, 0 to 1 a class, 1 class without a sample"
 
 
 def test_queries_with_nothing_in_the_database_are_counted_and_a_problem_where_all_are(tmp_path):
@@ -210,7 +210,7 @@ def test_lists_with_a_database_are_described(tmp_path):
             ("dataset", "lists: list files with a database"),
             ("classes", "3 (0, 1, 2)"),
             ("train", "3 samples, 1 to 2 a class, imbalance 2.0, 1.7 labels a sample"),
-            ("queries", "1 samples, 0 to 1 a class, 1.0 labels a sample, 2 classes without a sample"),
+            ("queries", "1 sample, 0 to 1 a class, 1.0 labels a sample, 2 classes without a sample"),
             ("database", "3 samples, 2 to 3 a class, imbalance 1.5, 2.3 labels a sample"),
             ("sizes", "10 x 8, all of them"),
             ("duplicates", f"{NO_TWINS[1]} or in the database"),
@@ -241,6 +241,12 @@ def feature_arrays(**changes: np.ndarray) -> dict[str, np.ndarray]:
         "test_labels": np.array([0, 1]),
         **changes,
     }
+
+
+def test_a_suffix_in_capitals_is_one_too(tmp_path):
+    np.savez(tmp_path / "e.npz", **feature_arrays())
+    (tmp_path / "e.npz").rename(tmp_path / "E.NPZ")
+    assert dict(check_data(tmp_path / "E.NPZ").lines)["dataset"] == "features: .npz file with train, test"
 
 
 @pytest.mark.parametrize("kind", ["npz", "npy"])
@@ -285,7 +291,7 @@ def test_batches_of_cifar_are_described(tmp_path):
             ("dataset", "cifar10: Python batches, full protocol"),
             ("classes", "3 (airplane, bird, cat)"),
             ("train", "10 samples, 3 to 4 a class, imbalance 1.3"),
-            ("queries", "2 samples, 0 to 1 a class, 1 classes without a sample"),
+            ("queries", "2 samples, 0 to 1 a class, 1 class without a sample"),
             ("sizes", "32 x 32, all of them"),
             NO_REFERENCE,
         ],

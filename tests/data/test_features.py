@@ -226,7 +226,7 @@ def test_problems_of_several_arrays_are_all_named(tmp_path):
         (
             {"x": np.ones(3)},
             "want the arrays train_features, train_labels, test_features and test_labels, or features and labels;"
-            " there: none",
+            " there: x",
         ),
         (
             arrays(test_features=None, test_labels=None),
@@ -337,3 +337,10 @@ def test_values_whose_spread_cannot_be_told_are_problems(tmp_path):
     wide[3, 1] = -1e151
     path = saved(tmp_path, "npz", {**given, "train_features": wide})
     assert problems_of(path) == (f"{path}: train_features: row 3 holds a value beyond 1e+150: scale them",)
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+def test_arrays_of_other_names_are_listed(tmp_path, kind):
+    path = saved(tmp_path, kind, {"X": np.zeros((4, 2)), "y": np.zeros(4)})
+    with pytest.raises(DataError, match=r"or features and labels; there: X, y$"):
+        list_features(FeaturesOptions(path=path))

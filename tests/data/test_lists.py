@@ -207,12 +207,25 @@ def test_wrong_rows_of_bits_are_named(tmp_path):
     found = listed(tmp_path, text, "img/x.jpg 0 1 1 0\nimg/y.jpg 1 0 0\n")
     assert found.problems == (
         f"{train}:3: has 2 values 0 or 1: want 3, one a class",
-        f"{train}:4: has no 1: an image without a label can be neither learnt nor found",
         f"{train}:5: label '2 0 1': want 3 values, each 0 or 1",
         f"{train}:6: label 'cat': want 3 values, each 0 or 1",
         f"{tmp_path}/test.txt:1: has 4 values 0 or 1: want 3, one a class",
+        f"{train}:4: has no 1: an image without a label can be neither learnt nor found "
+        "(1 row without a label in all): mend the lists, or set dataset.on_no_label: skip",
     )
     assert found.train.paths == tuple(IMAGES[:2])
+    assert found.train.labels.tolist() == [[0, 1, 1], [1, 0, 0]]
+
+
+def test_rows_without_a_label_are_counted_and_left_out_on_request(tmp_path):
+    train, test = rows("0 1 1", "0 0 0", "1 0 0"), rows("0 0 0", "0 1 1", start=3)
+    (problem,) = listed(tmp_path, train, test).problems
+    assert problem.startswith(f"{tmp_path}/train.txt:2: has no 1: ")
+    assert "(2 rows without a label in all)" in problem
+    found = listed(tmp_path, train, test, on_no_label="skip")
+    assert found.problems == ()
+    assert found.notes == (f"2 rows without a label left out, the first of them {tmp_path}/train.txt:2",)
+    assert (found.train.paths, found.queries.paths) == ((IMAGES[0], IMAGES[2]), (IMAGES[4],))
     assert found.train.labels.tolist() == [[0, 1, 1], [1, 0, 0]]
 
 

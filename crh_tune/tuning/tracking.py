@@ -369,7 +369,8 @@ def _lowest_os_error(error: BaseException) -> OSError | None:
 
 def _reason(error: Exception, uri: str) -> str:
     """Why the tracking server was not reached, in one short line without a password."""
-    unreached = None if uri.startswith("sqlite") else _lowest_os_error(error)
+    short = uri.startswith("sqlite") or isinstance(error, SettingsError)
+    unreached = None if short else _lowest_os_error(error)
     if unreached is not None:  # what MLflow, requests and urllib3 make of it are three lines of their own insides
         known = unreached.strerror if unreached.filename is None else ""  # a file that cannot be read is named
         said = known or str(unreached) or type(unreached).__name__

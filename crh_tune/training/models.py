@@ -16,6 +16,10 @@ from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import PACKAGES, TrainingSettings, weights_named
 from crh_tune.training.weights import pretrained_state
 
+_LEAST_SPREAD = 0.1
+"""Of the mean spread of a frozen backbone's features: one that hardly varies among the training images is not blown up,
+since it may in other images."""
+
 
 def input_shape(trial: TrainingSettings, split: Split) -> Shape:
     """The shape of the network's inputs: that of the split's, or of the crops taken from them.
@@ -43,6 +47,7 @@ def build_network(trial: TrainingSettings, split: Split, outputs: int, hash_laye
     if trial.freeze:
         assert trial.head is not None
         mean, std = _own_moments(split)
+        std = std.clamp(min=_LEAST_SPREAD * float(std.mean()))
         return HashNetwork(trial.head, split.train.inputs.shape[1:], outputs, mean, std, hash_layer)
     mean, std = _pretrained_moments(trial) if trial.weights else _own_moments(split)
     try:

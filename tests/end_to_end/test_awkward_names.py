@@ -100,7 +100,7 @@ def test_a_storage_folder_that_cannot_be_used_is_refused(tmp_path: Path, name: s
         ["search", "--storage=.", "--", "NAME"],
         ["search", "--storage=.", "--", "NAME.yaml"],
         ["search", "--dataset=NAME", "--storage=."],
-        ["search", "--data=NAME", "--storage=.", "folder"],
+        ["search", "--data=NAME", "--storage=.", "photos"],
         ["search", "--data=NAME", "--storage=.", "features"],
         ["sync", "--storage=.", "--", "NAME"],
         ["export", "--storage=.", "--", "NAME"],

@@ -24,7 +24,9 @@ from crh_tune.data.splits import final_split, search_split
 from crh_tune.export import load_encoder, load_index
 from crh_tune.retrieval.baselines import pca_itq
 from crh_tune.settings.search import read_search
+from crh_tune.settings.trial import DatasetSettings
 from crh_tune.spaces import shipped
+from crh_tune.training.opening import open_data
 from crh_tune.tuning.baselines import Baseline, last_lines
 from crh_tune.tuning.study import prepare
 
@@ -90,15 +92,16 @@ def test_a_folder_of_photos_is_checked_searched_and_found_again(ray_session, pho
         assert line in checked.splitlines()
     broken = photos / "train" / "sea" / "99.jpg"
     broken.write_bytes(b"no photo")
-    runs, file = tmp_path / 'my "runs" #2; 50% 🦊\'s', Path(space(tmp_path, "folder"))
+    runs, file = tmp_path / 'my "runs" #2; 50% 🦊\'s', Path(space(tmp_path, "photos"))
     file.write_text(file.read_text().replace("on_bad_image: stop", "on_bad_image: skip"))
     assert main(["search", str(file), "--data", str(photos), "--storage", str(runs)]) == 0
     said = capsys.readouterr().out
-    assert "decoding 76 images to 32 x 32 pixels, once, into" in said
+    assert "computing the features of 76 images, once, into" in said
     assert (runs / "photos-001" / "skipped_images.txt").read_text() == f"{broken}: not an image\n"
     assert "(3 classes, 48 training samples, 12 validation queries), batches of 32 (global), 2 trials" in said
     heard: list[str] = []
-    open_dataset("folder", {"path": str(photos), "size": 32, "on_bad_image": "skip"}, heard.append)
+    options = {"name": "folder", "path": str(photos), "on_bad_image": "skip"}
+    open_data(DatasetSettings(**options), read_search(Path(file)).trial, heard.append)
     assert heard == []
     export = runs / "photos-001" / "export"
     encoder, index = load_encoder(export), load_index(export)
@@ -116,7 +119,7 @@ def test_a_folder_of_photos_is_checked_searched_and_found_again(ray_session, pho
 def test_a_broken_photo_stops_the_search_before_any_trial_unless_it_is_skipped(photos, tmp_path, capsys):
     broken = photos / "train" / "sea" / "99.jpg"
     broken.write_bytes((photos / "train" / "sea" / "00.jpg").read_bytes()[:400])
-    file, runs = space(tmp_path, "folder"), tmp_path / "runs"
+    file, runs = space(tmp_path, "photos"), tmp_path / "runs"
     arguments = ["search", file, "--data", str(photos), "--storage", str(runs)]
     assert main(arguments) == 2
     complaint = capsys.readouterr().err.splitlines()[-1]
@@ -253,8 +256,8 @@ def test_baselines_are_runs_in_mlflow_once_also_of_a_search_killed_before_its_su
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["search", "folder"], "dataset.path is not given: --data DIR names the folder that holds the dataset"),
-        (["search", "folder", "--data", "/nowhere"], "/nowhere: does not exist: path must be the folder"),
+        (["search", "photos"], "dataset.path is not given: --data DIR names the folder that holds the dataset"),
+        (["search", "photos", "--data", "/nowhere"], "/nowhere: does not exist: path must be the folder"),
         (["search", "features"], "dataset.path is not given: --data names an .npz file"),
         (["search", "digit_pairs", "--data", "."], "--data: dataset digit_pairs is built in, it has no files"),
         (["search", "table2", "--data", "."], "--data: say which of the study's datasets lies there with --dataset"),

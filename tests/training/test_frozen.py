@@ -24,6 +24,7 @@ from crh_tune.settings.trial import PACKAGES, TrainingSettings, TrialSettings
 from crh_tune.training import frozen
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import TrainingRun
+from crh_tune.training.models import build_network
 from crh_tune.training.opening import _open_split, open_data, open_split
 from crh_tune.training.workers import Workers
 
@@ -36,6 +37,7 @@ from pathlib import Path
 from crh_tune.settings.trial import read_trial
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import TrainingRun
+from crh_tune.training.models import build_network
 from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
 
@@ -226,6 +228,21 @@ def test_features_are_refused_where_there_are_no_image_files():
     settings = TrialSettings.model_validate({"dataset": {"name": "digits"}, "trial": LITE0})
     with pytest.raises(ValueError, match=r"trial.freeze: dataset digits has no image files"):
         open_data(settings.dataset, settings.trial)
+
+
+def test_a_feature_that_hardly_varies_in_training_is_not_blown_up_in_other_images():
+    split = on_features(False)
+    array = split.train.inputs.array.copy()
+    array[:110, 3] = 0  # dead in every training image
+    array[:110, 4] *= 1e-6
+    train, queries = (Samples(replace(each.inputs, array=array), each.labels) for each in (split.train, split.queries))
+    settings = TrialSettings.model_validate({"dataset": {"name": "folder"}, "trial": {"bits": 16, **LITE0}})
+    network = build_network(settings.resolve(6, False).trial, replace(split, train=train), 16)
+    inputs = torch.from_numpy(queries.inputs[:])
+    shown = (inputs - network.mean) / network.std
+    assert shown[:, 3:5].abs().max() < 100
+    usual = torch.from_numpy(array[:110].std(axis=0, dtype=np.float64))
+    torch.testing.assert_close(network.std[0, 5:].double(), usual[5:], rtol=1e-5, atol=0)
 
 
 @lru_cache

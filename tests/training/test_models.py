@@ -195,7 +195,7 @@ def test_a_missing_file_and_a_folder_are_told_in_one_line(tmp_path):
     (tmp_path / "folder.pth").mkdir()
     for name in ("missing.pth", "folder.pth"):
         path = tmp_path / name
-        expected = f"trial.weights: {path}: no such file, nor weights that torchvision has under this name"
+        expected = f"trial.weights: {path}: no such file, nor weights that the library has under this name"
         assert refusal(weights=str(path)) == expected
 
 

@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from crh_tune.data.cache import cache_root
 from crh_tune.data.splits import Stage
 from crh_tune.settings.search import BudgetSettings, SearchSettings, drawn
 from crh_tune.settings.trial import ScalingSettings, TrialSettings, write_trial
@@ -239,7 +240,12 @@ def run_trials(
     if not (searcher.has_work if searcher else fixed):
         return events.outcomes
     (place.folder / RUNS_FOLDER).mkdir(exist_ok=True)
-    common = {"splits": place.splits, "aggregator": place.aggregator, "storage": str(place.folder)}
+    common = {
+        "splits": place.splits,
+        "aggregator": place.aggregator,
+        "storage": str(place.folder),
+        "cache": str(cache_root()),
+    }
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, common=common), trial_resources(scaling)),
         param_space={} if searcher else {"run": tune.grid_search(fixed)},

@@ -9,6 +9,7 @@ Tune, or by a search that is resumed, finds the newest whole one in its folder a
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import threading
 import time
@@ -25,6 +26,7 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.torch import TorchConfig, get_device
 
+from crh_tune.data.cache import cache_root
 from crh_tune.data.splits import Stage
 from crh_tune.hashing.assignment import Statistic
 from crh_tune.hashing.codebook import Table
@@ -90,8 +92,8 @@ def run_trial(config: dict[str, Any], common: dict[str, Any]) -> None:
     """Train a trial, keep its checkpoints, and report each evaluation to Tune.
 
     ``config["run"]`` holds its name, resolved settings and stage; ``common`` the fingerprint of each stage's split, the
-    aggregator's name and the storage. An error is reported as the run's last result: it would come again, so Tune is
-    not to try again. Only the death of a process ends the function without a report.
+    aggregator's name, the storage and the driver's cache folder. An error is reported as the run's last result: it would
+    come again, so Tune is not to try again. Only the death of a process ends the function without a report.
     """
     run = {**config["run"], **common, "split": common["splits"][config["run"]["stage"]]}
     settings = TrialSettings.model_validate(run["settings"])
@@ -146,7 +148,7 @@ def train_group(settings: TrialSettings, split: str, trained: TrainingRun) -> Me
     check_it_fits(settings.scaling)
     name = f"crh-aggregator-{uuid.uuid4().hex}"
     aggregator = start_aggregator(name)
-    run = {"name": "train", "settings": settings.model_dump(mode="json"), "stage": "final"}
+    run = {"name": "train", "settings": settings.model_dump(mode="json"), "stage": "final", "cache": str(cache_root())}
     with tempfile.TemporaryDirectory(prefix="crh-train-") as storage:
         run |= {"split": split, "aggregator": name, "storage": storage}
         _folder(run).mkdir(parents=True)
@@ -267,6 +269,7 @@ def _train(
     report: Callable[[dict[str, Any]], None],
     attempt: str,
 ) -> None:
+    os.environ["CRH_TUNE_CACHE"] = run["cache"]  # this process may be older than the driver, and of another node
     split = open_split(settings, run["stage"])
     if split.fingerprint != run["split"]:
         raise RuntimeError(

@@ -92,8 +92,8 @@ def run_trial(config: dict[str, Any], common: dict[str, Any]) -> None:
     """Train a trial, keep its checkpoints, and report each evaluation to Tune.
 
     ``config["run"]`` holds its name, resolved settings and stage; ``common`` the fingerprint of each stage's split, the
-    aggregator's name, the storage and the driver's cache folder. An error is reported as the run's last result: it would
-    come again, so Tune is not to try again. Only the death of a process ends the function without a report.
+    aggregator's name, the storage and the driver's cache folder. An error is reported as the run's last result: it
+    would come again, so Tune is not to try again. Only the death of a process ends the function without a report.
     """
     run = {**config["run"], **common, "split": common["splits"][config["run"]["stage"]]}
     settings = TrialSettings.model_validate(run["settings"])

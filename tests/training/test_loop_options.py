@@ -467,7 +467,7 @@ def test_two_workers_do_with_all_options_what_one_does(in_group: Callable[..., N
 # Settings
 
 
-NAMED = "one of torchvision's classifiers"
+NAMED = "one of torchvision's classifiers, or timm/NAME of timm's"
 
 
 @pytest.mark.parametrize(
@@ -480,15 +480,15 @@ NAMED = "one of torchvision's classifiers"
         ),
         (
             {"backbone": "resnet81"},
-            f"trial.backbone: unknown backbone 'resnet81': small_cnn, mlp, linear, or {NAMED}; did you mean "
+            f"trial.backbone: unknown backbone 'resnet81': small_cnn, mlp, linear, {NAMED}; did you mean "
             "resnet18 or resnet152 or resnet101?",
         ),
         (
             {"backbone": "convnext_tny", "weights": "DEFAULT"},
-            f"trial.backbone: unknown backbone 'convnext_tny': small_cnn, mlp, linear, or {NAMED}; did you mean "
+            f"trial.backbone: unknown backbone 'convnext_tny': small_cnn, mlp, linear, {NAMED}; did you mean "
             "convnext_tiny or convnext_base or convnext_small?",
         ),
-        ({"backbone": "zzz"}, f"trial.backbone: unknown backbone 'zzz': small_cnn, mlp, linear, or {NAMED}"),
+        ({"backbone": "zzz"}, f"trial.backbone: unknown backbone 'zzz': small_cnn, mlp, linear, {NAMED}"),
         ({"padding": 4}, "trial: padding 4 is for crops: give crop, the side of the network's images"),
         (
             {"padding": 4, "flip": True, "crop": None},

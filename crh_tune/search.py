@@ -37,7 +37,7 @@ from crh_tune.tuning.cluster import connect_ray, node_watched
 from crh_tune.tuning.progress import describe
 from crh_tune.tuning.record import SETTINGS_FILE, find_folder, read_settings
 from crh_tune.tuning.stopping import INTERRUPTED_CODE, Interrupted, Stop, terminable
-from crh_tune.tuning.study import Prepared, SearchFailed, SearchResult, prepare, run_search
+from crh_tune.tuning.study import Candidate, Prepared, SearchFailed, SearchResult, prepare, run_search
 
 DEFAULT_SPACE = "digit_pairs"
 DEFAULT_STORAGE = "crh_runs"
@@ -222,6 +222,7 @@ def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) ->
         f"best settings    {describe(best.settings, settings.search)}  ({best.trial})",
         f"{metric:<17}{best.mean:.4f} ± {best.std:.4f}, the paper's setting "
         f"{paper.mean:.4f} ± {paper.std:.4f} ({seeds})",
+        *_what_all_layers_changed(best, metric),
         f"test mAP         {result.best_test.metrics['test/map']:.4f}, the paper's setting "
         f"{result.paper_test.metrics['test/map']:.4f}",
         *last_lines(result.baselines),
@@ -235,6 +236,14 @@ def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) ->
             f"crh-tune sync {result.search_id}{storage_option(result.folder.parent)} sends them"
         )
     return [*lines, f"open the UI      {_ui_command(result.tracking_uri)}", result.ended]
+
+
+def _what_all_layers_changed(best: Candidate, metric: str) -> list[str]:
+    """After a search on a frozen backbone whose finalists were trained with all layers, the difference."""
+    if best.frozen is None:
+        return []
+    gain = best.mean - best.frozen
+    return [f"all layers       {gain:+.4f} {metric} over the trial on frozen features, {best.frozen:.4f}"]
 
 
 def storage_option(storage: Path) -> str:

@@ -163,8 +163,9 @@ def _places(store: _Store, keys: Sequence[bytes]) -> Rows:
 
 def _read(folder: Path, width: int) -> _Store:
     """What is there, without damaged blocks; files that have changed since they were checked are checked."""
-    (folder / _ROWS).touch()
-    (folder / _BLOCKS).touch()
+    for name in _FILES:
+        if not (folder / name).exists():
+            (folder / name).touch()
     states = file_states(folder, _FILES)
     whole = read_json(folder / _CHECKED) == states
     store = _Store(folder, width)

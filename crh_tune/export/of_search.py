@@ -54,6 +54,12 @@ def _export(
     write_bundle(target, run, model_card(run.settings, run.split, metrics, lines))
 
 
+def _what_was_frozen(best: Candidate) -> list[str]:
+    if best.frozen is None:
+        return []
+    return ["", f"All layers were trained; on frozen features its trial had {best.frozen:.4f}."]
+
+
 def _verdict(summary: dict[str, Any]) -> list[str]:
     """The winner against the paper's setting, as the search measured them."""
     best, paper = Candidate(**summary["best"]), Candidate(**summary["paper"])
@@ -68,4 +74,5 @@ def _verdict(summary: dict[str, Any]) -> list[str]:
         f"| the paper's setting | {paper.mean:.4f} ± {paper.std:.4f} ({len(paper.values)} seeds) "
         f"| {paper_tested['test/map']:.4f} |",
         *card_lines(baselines),
+        *_what_was_frozen(best),
     ]

@@ -26,6 +26,7 @@ from crh_tune.settings.trial import (
     ValidationSettings,
     codebook_size,
     head_dim,
+    optimizer_defaults,
     with_data,
 )
 from crh_tune.settings.used import PARTS, unread
@@ -117,10 +118,21 @@ class SchedulerSettings(Settings):
 
 
 class ConfirmSettings(Settings):
-    """The ``top`` finalists and the paper's setting run again with ``seeds`` fresh seeds; the best mean wins."""
+    """The ``top`` finalists and the paper's setting run again with ``seeds`` fresh seeds; the best mean wins.
+
+    After a search on a frozen backbone, ``freeze: false`` trains all layers of them, for ``epochs`` epochs.
+    """
 
     top: int = Field(3, ge=1)
     seeds: int = Field(3, ge=1)
+    freeze: Literal[False] | None = None
+    epochs: int | None = Field(None, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _epochs_are_of_the_whole_network(self) -> Self:
+        if self.epochs is not None and self.freeze is None:
+            raise ValueError(f"epochs {self.epochs} goes with freeze: false; else finalists run as they were tried")
+        return self
 
 
 class BudgetSettings(Settings):
@@ -200,6 +212,8 @@ class SearchSettings(Settings):
 
     def _check_frozen(self) -> None:
         """Raises ValueError where the trials of a search would not all see the same inputs."""
+        if self.confirm.freeze is False and not self.trial.freeze:
+            raise ValueError("confirm.freeze: false is for a search on a frozen backbone: set trial.freeze: true")
         names = ("freeze", *(("backbone", "weights", "flip") if self.trial.freeze else ()))
         fixed = next((name for name in names if name in self.search), None)
         if fixed is not None:
@@ -326,6 +340,19 @@ class SearchSettings(Settings):
             validation=self.validation,
             scaling=self.scaling,
         )
+
+    def confirmed(self, resolved: TrialSettings, classes: int, multi_label: bool) -> TrialSettings:
+        """A tried setting as it is confirmed: as it was, or with all layers of its backbone trained.
+
+        What follows from a frozen backbone, its head and how that is optimised, becomes what the method has for
+        pretrained networks. Raises SettingsError.
+        """
+        if self.confirm.freeze is None:
+            return resolved
+        frozen = self.trial.model_dump(include=set(optimizer_defaults(METHODS[resolved.method].optimizer, True)))
+        changed = {"freeze": False, "head": None, "epochs": self.confirm.epochs or resolved.trial.epochs, **frozen}
+        trial = validated(TrainingSettings, {**resolved.trial.model_dump(), **changed}, "confirm")
+        return resolved.model_copy(update={"trial": trial}).resolve(classes, multi_label)
 
     def check_feasible(self, classes: int) -> None:
         """Raises SettingsError where a codebook size or head dimension that can be drawn is impossible for C."""

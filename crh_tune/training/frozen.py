@@ -203,8 +203,12 @@ def _compute(network: FeatureNetwork, say: Say) -> Compute:
 def _by_torch(network: FeatureNetwork, device: torch.device) -> Compute:
     @torch.inference_mode()
     def compute(images: Bytes) -> Features:
+        threads = torch.get_num_threads()
         torch.set_num_threads(usable_cores())
-        return network(torch.from_numpy(images).to(device).permute(0, 3, 1, 2)).cpu().numpy()
+        try:
+            return network(torch.from_numpy(images).to(device).permute(0, 3, 1, 2)).cpu().numpy()
+        finally:
+            torch.set_num_threads(threads)  # a run that follows in this process has its own share
 
     return compute
 

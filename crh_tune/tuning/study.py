@@ -7,8 +7,9 @@ import json
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ray.tune import TuneError
 
 from crh_tune.data.splits import Split, Stage, final_split, search_split
 from crh_tune.settings.search import SearchSettings, drawn
+from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.models import build_network
 from crh_tune.training.opening import open_data
 from crh_tune.tuning import tracking
@@ -59,6 +61,8 @@ class Candidate:
     trial: str
     settings: dict[str, Any]
     values: list[float]
+    frozen: float | None = None
+    """Where all layers were trained: what its trial had on the frozen backbone's features."""
 
     @property
     def mean(self) -> float:
@@ -99,6 +103,8 @@ class Prepared:
     first: Split
     last: Split
     skipped: tuple[str, ...] = ()
+    confirming: dict[Stage, str] = field(default_factory=dict)
+    """The fingerprints of the splits that finalists are confirmed and tested on, where they see other inputs."""
 
 
 def prepare(settings: SearchSettings, say: Say) -> Prepared:
@@ -119,7 +125,18 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
     if not settings.trial.freeze:
         for backbone, weights in itertools.product(drawn(settings, "backbone"), drawn(settings, "weights")):
             build_network(settings.trial.model_copy(update={"backbone": backbone, "weights": weights}), first, 2)
-    return Prepared(first, last, dataset.skipped)
+    return Prepared(first, last, dataset.skipped, _whole_splits(settings, say))
+
+
+def _whole_splits(settings: SearchSettings, say: Say) -> dict[Stage, str]:
+    """The fingerprints of the splits of images, where all layers of the finalists are trained; else none."""
+    if settings.confirm.freeze is None:
+        return {}
+    trial = settings.trial.model_copy(update={"freeze": False, "head": None})
+    dataset = open_data(settings.dataset, trial, say)
+    first = search_split(dataset, **settings.validation.model_dump())
+    build_network(trial, first, 2)
+    return {"search": first.fingerprint, "final": final_split(dataset).fingerprint}
 
 
 def run_search(
@@ -216,7 +233,13 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
         raise SearchFailed(place.stop.hopeless)
     outcomes = {name: outcome for name, outcome in outcomes.items() if outcome.start != "fixed"}
     finalists, paper = _finalists(settings, outcomes, classes, multi_label)
-    candidates = _confirm(settings, place, finalists, paper, say)
+    place = replace(place, splits=prepared.confirming or place.splits)
+
+    def confirmed(tried: dict[str, Any]) -> dict[str, Any]:
+        resolved = settings.confirmed(TrialSettings.model_validate(tried), classes, multi_label)
+        return resolved.model_dump(mode="json")
+
+    candidates = _confirm(settings, place, finalists, paper, say, confirmed if prepared.confirming else dict)
     sign = 1 if settings.objective.mode == "max" else -1
     best = max(candidates, key=lambda candidate: sign * candidate.mean)
     confirmed_paper = candidates[-1]
@@ -278,18 +301,26 @@ def _finalists(
 
 
 def _confirm(
-    settings: SearchSettings, place: Place, finalists: list[Outcome], paper: Outcome, say: Say
+    settings: SearchSettings,
+    place: Place,
+    finalists: list[Outcome],
+    paper: Outcome,
+    say: Say,
+    confirmed: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> list[Candidate]:
     """Run the finalists, and last the paper's setting, with fresh seeds; a finalist of which all fail is left out.
+
+    ``confirmed`` makes what is run of what was tried.
 
     Raises SearchFailed where all runs of the paper's setting fail, which everything is compared with.
     """
     metric = settings.objective.metric
     chosen = [outcome for outcome in finalists if outcome.settings != paper.settings] + [paper]
     seeds = [settings.seed + 1 + n for n in range(settings.confirm.seeds)]
-    say(f"confirming {len(chosen)} settings with {len(seeds)} fresh seeds each")
+    whole = settings.confirm.freeze is False
+    say(f"confirming {len(chosen)} settings with {len(seeds)} fresh seeds each{', all layers trained' * whole}")
     runs = [
-        _fixed(f"confirm-{outcome.name}-seed{seed}", outcome.settings, seed, "search")
+        _fixed(f"confirm-{outcome.name}-seed{seed}", confirmed(outcome.settings), seed, "search")
         for outcome in chosen
         for seed in seeds
     ]
@@ -304,7 +335,8 @@ def _confirm(
         if not values:
             say(f"{outcome.name} is left out, it could not be confirmed: {mine[0].error}")
             continue
-        candidates.append(Candidate(outcome.name, outcome.settings, values))
+        frozen = outcome.metrics.get(metric) if whole else None
+        candidates.append(Candidate(outcome.name, confirmed(outcome.settings), values, frozen))
     return candidates
 
 

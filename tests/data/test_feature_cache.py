@@ -110,9 +110,12 @@ def test_features_are_computed_once_and_added_photos_cost_only_theirs(tmp_path, 
     found = again.open(tmp_path / "d", names[::-1])
     assert again.computed == 5
     np.testing.assert_array_equal(all_rows(found), colours(expected(tmp_path / "d", names[::-1])))
+    files = [next(cache.glob(f"features-*/{name}")) for name in ("features.f32", "blocks.jsonl", "checked.json")]
+    before = [file.stat().st_mtime_ns for file in files]
     last = Colours()
     last.open(tmp_path / "d", names)
     assert (last.started, last.said) == (0, [])
+    assert [file.stat().st_mtime_ns for file in files] == before  # and so they need not be checked again
 
 
 def test_another_backbone_has_features_of_its_own(tmp_path):

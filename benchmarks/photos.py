@@ -224,7 +224,7 @@ def table(results: dict[Run, Result], methods: Sequence[str], bits: Sequence[int
 def cell(results: Sequence[Result]) -> str:
     each = " ".join(f"{result.map:.3f}" for result in results)
     known = [result.pcc for result in results if result.pcc is not None]
-    pcc = f"{statistics.fmean(known):.2f}" if known else ""
+    pcc = f"{round(statistics.fmean(known), 2) + 0:.2f}" if known else ""  # + 0: no -0.00
     mean, seconds = (statistics.fmean(values) for values in zip(*((r.map, r.seconds) for r in results), strict=True))
     return f"{mean:.3f} | {each} | {pcc} | {seconds:.1f}"
 

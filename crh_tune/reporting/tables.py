@@ -6,6 +6,7 @@ import html
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +40,8 @@ def study_table(
     ``runs`` has one row a finished run: row, dataset, bits, map (0 to 1) and pcc, NaN where missing; all runs of a cell
     count as its seeds. Where it has pcc_std, a single run's PCC takes its std from there (random centres, many draws).
 
+    A code length that a dataset has no number of is left out where it has numbers of another.
+
     Columns: row, dataset, bits, value ("map" or "pcc"), mean, std, n, published_mean, published_std. mAP is in %, std
     is the sample standard deviation, n the number of runs with a value; NaN where there is no such number.
 
@@ -59,7 +62,12 @@ def study_table(
         statistics = _statistics(measured[key], value) if key in measured else (math.nan, math.nan, 0)
         cells.append((*key, value, *statistics, *beside.get(key, (math.nan, math.nan))))
     columns = ["row", "dataset", "bits", "value", "mean", "std", "n", "published_mean", "published_std"]
-    return pd.DataFrame(cells, columns=columns)
+    table = pd.DataFrame(cells, columns=columns)
+    known = (table["n"] > 0) | table["published_mean"].notna()
+    column, dataset = (
+        known.groupby([table[name] for name in names]).transform("any") for names in (["dataset", "bits"], ["dataset"])
+    )
+    return table[column | ~dataset].reset_index(drop=True)
 
 
 def _statistics(runs: pd.DataFrame, value: Value) -> tuple[float, float, int]:
@@ -89,9 +97,8 @@ def to_markdown(table: pd.DataFrame) -> str:
 def to_html(table: pd.DataFrame) -> str:
     """A study table as an HTML ``<table>``: the cells of ``to_markdown``, datasets spanning their bit lengths."""
     columns = _columns(table)
-    datasets = list(dict.fromkeys(dataset for dataset, _ in columns))
-    bits = list(dict.fromkeys(length for _, length in columns))
-    spans = "".join(f'<th colspan="{len(bits)}">{html.escape(dataset_title(name))}</th>' for name in datasets)
+    lengths_of = Counter(dataset for dataset, _ in columns)
+    spans = "".join(f'<th colspan="{n}">{html.escape(dataset_title(name))}</th>' for name, n in lengths_of.items())
     lengths = "".join(f"<th>{length} bits</th>" for _, length in columns)
     head = f'<thead><tr><th rowspan="2">Method</th>{spans}</tr>\n<tr>{lengths}</tr></thead>'
     body = []

@@ -24,6 +24,9 @@ from crh_tune.settings.trial import (
 )
 from crh_tune.settings.used import given_in_vain
 
+OWN_PHOTOS = ("folder", "lists")
+"""The datasets of a user's own photos."""
+
 
 class StudyDataset(Settings):
     """What a study sets on one dataset: options, fixed trial settings, how mAP is scored, bits, seeds, scaling."""
@@ -40,8 +43,9 @@ class StudySettings(Settings):
     """A file of search_spaces/paper/.
 
     Each entry of ``cells`` has a ``row``, the label in the paper's table, and settings of a trial (``method`` among
-    them); a list of values stands for each of them. Every cell is run for all bits and seeds. ``others`` is for any
-    dataset that the file does not name. ``random_draws`` adds the PCC of that many random centres (Table 5).
+    them); a list of values stands for each of them. Every cell is run for all bits and seeds. ``photos`` is for your
+    own photos (the datasets folder and lists), ``others`` for any other dataset that the file does not name.
+    ``random_draws`` adds the PCC of that many random centres (Table 5).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
@@ -49,6 +53,7 @@ class StudySettings(Settings):
     kind: Literal["map", "pcc", "figure2", "figure3", "figure4"]
     datasets: dict[str, StudyDataset]
     others: StudyDataset
+    photos: StudyDataset | None = None
     cells: tuple[dict[str, Any], ...] = Field(min_length=1)
     bits: tuple[int, ...] = (16, 32, 64)
     seeds: tuple[Seed, ...] = (0,)
@@ -78,7 +83,8 @@ class StudySettings(Settings):
 
     def on(self, dataset: str) -> StudyDataset:
         """What the study sets on this dataset."""
-        return self.datasets.get(dataset, self.others)
+        own = self.photos if dataset in OWN_PHOTOS and self.photos else self.others
+        return self.datasets.get(dataset, own)
 
     def scaling_on(self, dataset: str) -> ScalingSettings:
         """What a trial on this dataset runs on."""

@@ -49,6 +49,17 @@ def test_markdown_is_the_table_with_best_bold_and_missing_empty(table):
     ]
 
 
+def test_a_length_that_a_dataset_has_nothing_of_is_no_column_of_it():
+    measured = [("digit_pairs", 16, 0.5), ("digit_pairs", 32, 0.6), ("folder", 64, 0.7)]
+    runs = pd.DataFrame([a_run("CRH", value, dataset=name, bits=bits) for name, bits, value in measured])
+    table = study_table("table2", runs, ["CRH"], ["digit_pairs", "folder", "nabirds"], [16, 32, 64], "map")
+    columns = list(zip(table["dataset"], table["bits"], strict=True))
+    published = [("nabirds", 16), ("nabirds", 32), ("nabirds", 64)]
+    assert columns == [("digit_pairs", 16), ("digit_pairs", 32), ("folder", 64), *published]
+    assert re.findall(r'colspan="(\d)"', to_html(table)) == ["2", "1", "3"]
+    assert not study_table("none", runs, ["CRH"], ["digits"], [8], "map").empty  # nothing measured, said as it is
+
+
 def test_bold_is_the_largest_mean_of_each_column_and_all_that_print_the_same():
     values = {"CSQ": (0.5, 0.9), "MDS": (0.7, 0.2), "SHC": (0.70000001, 0.1)}
     runs = pd.DataFrame(

@@ -70,6 +70,14 @@ def test_every_study_of_the_paper_can_be_run_on_digit_pairs(path: Path):
         assert {settings.trial.weights for _, settings in study.trials(name)} == {"IMAGENET1K_V1"}
 
 
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_every_study_of_the_paper_can_be_run_on_photos_seen_by_a_frozen_backbone(path: Path, tmp_path: Path):
+    study = read_study(path).with_data("folder", tmp_path)
+    trials = [settings for _, settings in study.trials("folder")]
+    assert all(settings.trial.freeze and settings.dataset.options["path"] == str(tmp_path) for settings in trials)
+    assert len({settings.resolve(100, False).model_dump_json() for settings in trials}) > 1
+
+
 def test_there_is_a_study_for_every_table_and_figure():
     assert [path.stem for path in PAPER] == [
         *("figure2", "figure3", "figure4"), *("table1", "table2", "table3", "table4", "table5")

@@ -1,7 +1,4 @@
-"""Ray as a search finds or starts it: the connection, the signals it must leave alone, the life of its node process.
-
-What is used of Ray's private modules is tested with the version that pyproject.toml allows.
-"""
+"""Ray as a search finds or starts it: the connection, the signals it must leave alone, the life of its node process."""
 
 from __future__ import annotations
 
@@ -13,14 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
 
 import ray
-from ray._private import ray_constants, utils, worker
 from ray.exceptions import RayError
 
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import ScalingSettings
+from crh_tune.tuning.ray_private import node_socket, quiet_signals
 
 _ADDRESS_SECONDS = 3.0
 _LOOK_SECONDS = 0.05
@@ -41,7 +37,7 @@ def connect_ray() -> None:
     left = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
     stale = not address and left.is_file() and not _answers(left.read_text(encoding="utf-8").strip())
     try:
-        with _signals_as_they_are():
+        with quiet_signals():
             ray.init(address="local" if stale else None, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, RayError) as error:
         raise SettingsError(_refusal(error, address)) from None
@@ -56,16 +52,6 @@ def _refusal(error: Exception, address: str) -> str:
     if address:
         return f"RAY_ADDRESS: no cluster can be joined with {address!r}: start one, or unset RAY_ADDRESS ({said})"
     return f"Ray does not start on this machine: {said}"
-
-
-@contextmanager
-def _signals_as_they_are() -> Iterator[None]:
-    """Within it, Ray takes no signal for itself: neither SIGTERM nor those of crashes, which faulthandler has."""
-    with (
-        mock.patch.object(utils, "set_sigterm_handler"),
-        mock.patch.object(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", True),
-    ):
-        yield
 
 
 def _answers(address: str) -> bool:
@@ -102,11 +88,13 @@ def node_watched(died: Callable[[], None]) -> Iterator[None]:
 
 def _node_process() -> int | None:
     """The number of the raylet that this process is connected to; None where there is no /proc to find it in."""
-    node = worker._global_node
-    name = f"--raylet_socket_name={node.raylet_socket_name}" if node is not None else ""
+    socket_name = node_socket()
+    if socket_name is None:
+        return None
+    name = f"--raylet_socket_name={socket_name}"
     for entry in _PROC.glob("[0-9]*"):
         try:
-            if name and name in (entry / "cmdline").read_bytes().decode(errors="replace").split("\0"):
+            if name in (entry / "cmdline").read_bytes().decode(errors="replace").split("\0"):
                 return int(entry.name)
         except OSError:  # it has just ended
             continue

@@ -6,11 +6,9 @@ other ends Tune, and with it the whole search and the trials beside this one.
 
 from __future__ import annotations
 
-from typing import Any
+from ray.exceptions import OutOfMemoryError
 
-from ray.air.execution._internal import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.tune.execution import tune_controller
+from crh_tune.tuning.ray_private import take_for_death
 
 OUT_OF_MEMORY = "out of memory"
 
@@ -20,20 +18,6 @@ def memory_reason(error: OutOfMemoryError) -> str:
     return f"{OUT_OF_MEMORY}: {str(error).strip().splitlines()[0]}"
 
 
-class ActorManager(RayActorManager):
-    """Tune's keeper of its trials' processes, to which running out of memory is a way to die."""
-
-    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, OutOfMemoryError):
-            exception = RayActorError(error_msg=memory_reason(exception))
-        super()._actor_task_failed(tracked_actor_task, exception)
-
-    def _actor_start_failed(self, tracked_actor: Any, exception: Exception) -> None:
-        if isinstance(exception, OutOfMemoryError):
-            exception = RayActorError(error_msg=memory_reason(exception))
-        super()._actor_start_failed(tracked_actor, exception)
-
-
 def survive_out_of_memory() -> None:
-    """Have every run of Tune from now on keep its processes with the one above."""
-    tune_controller.RayActorManager = ActorManager  # type: ignore[attr-defined]
+    """Have every run of Tune from now on take it for the death of a trial's process."""
+    take_for_death(OutOfMemoryError, memory_reason)

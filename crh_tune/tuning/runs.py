@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -27,6 +26,7 @@ from crh_tune.training.loop import PREPARED
 from crh_tune.tuning.cluster import check_it_fits, has, needs
 from crh_tune.tuning.groups import free_groups
 from crh_tune.tuning.memory import survive_out_of_memory
+from crh_tune.tuning.ray_private import fill_rungs, rename_in_rungs
 from crh_tune.tuning.record import COMPLETE, FAILED, PRUNED, Outcome, read_outcomes, write_outcome
 from crh_tune.tuning.searcher import OptunaSearcher, plain_metrics, trial_name
 from crh_tune.tuning.stopping import Clock, Stop
@@ -286,16 +286,12 @@ class Asha(AsyncHyperBandScheduler):
 
     def replay(self, name: str, values: dict[int, float]) -> None:
         """Take a trial's intermediate values, by epoch, into the rungs."""
-        stand_in = SimpleNamespace(trial_id=name)
-        for epoch in sorted(values):
-            self._brackets[0].on_result(stand_in, epoch, self._metric_op * values[epoch])  # type: ignore
+        fill_rungs(self, name, values)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Give a trial that goes on the places it has in the rungs, so that it is not counted twice."""
         super().on_trial_add(tune_controller, trial)
-        for _, recorded in self._brackets[0]._rungs:
-            if _trial_name(trial) in recorded:
-                recorded[trial.trial_id] = recorded.pop(_trial_name(trial))
+        rename_in_rungs(self, _trial_name(trial), trial.trial_id)
 
 
 def asha(settings: SearchSettings, study: optuna.Study) -> Asha | None:

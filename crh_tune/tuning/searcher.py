@@ -18,6 +18,7 @@ from ray.tune.search.searcher import Searcher
 
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
+from crh_tune.tuning.optuna_private import has_reported, taken_up
 from crh_tune.tuning.proposals import START, enqueue_drawn, every_setting, propose, same
 from crh_tune.tuning.record import COMPLETE, PRUNED, Outcome
 
@@ -48,7 +49,7 @@ class OptunaSearcher(Searcher):
         super().__init__(metric=settings.objective.metric, mode=settings.objective.mode)
         self._study, self._settings, self._classes, self._multi_label = study, settings, classes, multi_label
         begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-        self._again = [optuna.trial.Trial(study, t._trial_id) for t in begun if t.state == TrialState.RUNNING]
+        self._again = [taken_up(study, t) for t in begun if t.state == TrialState.RUNNING]
         tried = [t.user_attrs[SETTINGS] for t in begun if SETTINGS in t.user_attrs]
         self._tried = {same(content) for content in tried}
         self._all = every_setting(settings, classes, multi_label)
@@ -130,7 +131,7 @@ class OptunaSearcher(Searcher):
         trial, value, epoch = self._running.get(name), metrics.get(self.metric), int(metrics["epoch"])
         if trial is None or value is None or not math.isfinite(value):
             return
-        if epoch not in self._study._storage.get_trial(trial._trial_id).intermediate_values:
+        if not has_reported(self._study, trial, epoch):
             trial.report(value, epoch)
 
     def tell(self, outcome: Outcome) -> None:

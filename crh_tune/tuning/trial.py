@@ -38,8 +38,9 @@ from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.cluster import check_it_fits, connect_ray
-from crh_tune.tuning.groups import GroupTrainer, free_groups
+from crh_tune.tuning.groups import free_groups
 from crh_tune.tuning.memory import memory_reason
+from crh_tune.tuning.ray_private import GroupTrainer
 
 RUNS_FOLDER = "runs"
 """The folder of a search in which each run has a folder with its checkpoints."""

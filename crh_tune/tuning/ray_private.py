@@ -1,0 +1,116 @@
+"""All that is used of Ray's private interfaces, and why. They may change in any release: pyproject.toml caps it.
+
+* ``quiet_signals``: ``ray.init`` takes SIGTERM and the signals of crashes for itself, and has no option for it.
+* ``node_socket``: which of the machine's raylets is this process's own.
+* ``GroupTrainer``: two helpers and a signal handler of Ray Train's that no option leaves out.
+* ``groups_of``: the public table of placement groups says neither whose they are nor whether their maker is dead.
+* ``take_for_death``: Tune takes no error but RayActorError for the death of a trial's process.
+* ``fill_rungs``, ``rename_in_rungs``: Tune's ASHA saves its rungs with everything else of a run, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, TypeVar
+from unittest import mock
+
+from ray import ActorID
+from ray._private import ray_constants, utils, worker
+from ray._private.state import state
+from ray._raylet import PlacementGroupID
+from ray.air.execution._internal import RayActorManager
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+from ray.exceptions import RayActorError
+from ray.train.torch import TorchTrainer
+from ray.tune.execution import tune_controller
+from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.util.placement_group import PlacementGroup
+
+_E = TypeVar("_E", bound=Exception)
+_NO_ACTOR = ActorID.nil().binary()
+_NOT_NEEDED = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+
+
+@contextmanager
+def quiet_signals() -> Iterator[None]:
+    """Within it, Ray takes no signal for itself: neither SIGTERM nor those of crashes, which faulthandler has."""
+    with (
+        mock.patch.object(utils, "set_sigterm_handler"),
+        mock.patch.object(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", True),
+    ):
+        yield
+
+
+def node_socket() -> str | None:
+    """The socket of the raylet that this process is connected to; None where it is connected to none."""
+    node = worker._global_node
+    return str(node.raylet_socket_name) if node is not None else None
+
+
+class GroupTrainer(TorchTrainer):
+    """Ray Train's trainer without two helpers that have a process for each group.
+
+    One serves Ray's datasets, of which there are none here. The other removes the placement group when the controller
+    dies, but gives up for good, and never ends, when the cluster once is slow to answer it: ``groups.free_groups`` is
+    instead.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        all_of_them = super()._create_default_callbacks()  # type: ignore[misc]
+        return [each for each in all_of_them if type(each).__name__ not in _NOT_NEEDED]
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Signals stay with the handlers they have, which end the command in order."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A placement group, and whether the process that made it is dead."""
+
+    group: PlacementGroup
+    maker_dead: bool
+
+
+def groups_of(job: str) -> list[Group]:
+    """The placement groups that actors of a job have made and nobody has removed."""
+    found = []
+    for content in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(content)
+        made_here = group.creator_job_id.hex() == job and group.creator_actor_id != _NO_ACTOR
+        if made_here and group.state != PlacementGroupTableData.REMOVED:
+            handle = PlacementGroup(PlacementGroupID(group.placement_group_id))
+            found.append(Group(handle, bool(group.creator_actor_dead)))
+    return found
+
+
+def take_for_death(kind: type[_E], reason: Callable[[_E], str]) -> None:
+    """Have every run of Tune from now on take errors of a kind for the death of a trial's process, with its reason."""
+
+    def death(error: Exception) -> Exception:
+        return RayActorError(error_msg=reason(error)) if isinstance(error, kind) else error
+
+    class ActorManager(RayActorManager):
+        def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
+            super()._actor_task_failed(tracked_actor_task, death(exception))
+
+        def _actor_start_failed(self, tracked_actor: Any, exception: Exception) -> None:
+            super()._actor_start_failed(tracked_actor, death(exception))
+
+    tune_controller.RayActorManager = ActorManager  # type: ignore[attr-defined]
+
+
+def fill_rungs(scheduler: AsyncHyperBandScheduler, name: str, values: dict[int, float]) -> None:
+    """Take what a trial has reported, by epoch, into an ASHA scheduler's rungs under its name."""
+    stand_in = SimpleNamespace(trial_id=name)
+    for epoch in sorted(values):
+        scheduler._brackets[0].on_result(stand_in, epoch, scheduler._metric_op * values[epoch])  # type: ignore
+
+
+def rename_in_rungs(scheduler: AsyncHyperBandScheduler, name: str, trial_id: str) -> None:
+    """Put what an ASHA scheduler's rungs have under a name under the id that Tune has given the trial."""
+    for _, recorded in scheduler._brackets[0]._rungs:
+        if name in recorded:
+            recorded[trial_id] = recorded.pop(name)

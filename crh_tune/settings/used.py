@@ -5,7 +5,8 @@ from __future__ import annotations
 from crh_tune.hashing.methods import METHODS
 from crh_tune.hashing.objectives import OBJECTIVES
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.trial import TrainingSettings, TrialSettings, optimizer_defaults
+from crh_tune.settings.training import TrainingSettings, optimizer_defaults
+from crh_tune.settings.trial import TrialSettings
 
 PARTS = ("method", "weights", "optimizer", "objective", "centers", "reassignment")
 """The settings that decide what else is read."""

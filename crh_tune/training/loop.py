@@ -26,7 +26,8 @@ from crh_tune.hashing.network import HashNetwork
 from crh_tune.hashing.objectives import OBJECTIVES, Objective, ObjectiveOptions
 from crh_tune.hashing.shc import class_similarity, shc_centers
 from crh_tune.retrieval.average_precision import LabelledCodes
-from crh_tune.settings.trial import TrainingSettings, TrialSettings
+from crh_tune.settings.training import TrainingSettings
+from crh_tune.settings.trial import TrialSettings
 from crh_tune.training import checkpoints
 from crh_tune.training.aggregator import Round, Solve
 from crh_tune.training.batches import batch_parts, epoch_batches, load_batches, mixed_seed

@@ -11,7 +11,7 @@ import optuna
 
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings, Value, allowed_head_dims, drawn
-from crh_tune.settings.trial import codebook_size
+from crh_tune.settings.training import codebook_size
 from crh_tune.settings.used import PARTS
 
 START = "start"

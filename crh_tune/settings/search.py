@@ -14,9 +14,18 @@ from crh_tune.data.datasets import DATASETS
 from crh_tune.data.options import FileOptions
 from crh_tune.hashing.codebook import feasible_head_dims
 from crh_tune.hashing.methods import METHODS
+from crh_tune.hashing.objectives import OBJECTIVES, Options
 from crh_tune.settings.base import Settings, SettingsError, known, one_line, read_yaml, validated
 from crh_tune.settings.distribution import Distribution
-from crh_tune.settings.training import Full, Seed, TrainingSettings, codebook_size, head_dim, optimizer_defaults
+from crh_tune.settings.training import (
+    Full,
+    Seed,
+    TrainingSettings,
+    codebook_size,
+    head_dim,
+    objective_options,
+    optimizer_defaults,
+)
 from crh_tune.settings.trial import (
     DatasetSettings,
     EvaluationSettings,
@@ -25,7 +34,7 @@ from crh_tune.settings.trial import (
     ValidationSettings,
     with_data,
 )
-from crh_tune.settings.used import PARTS, unread
+from crh_tune.settings.used import PARTS, is_given, unread
 
 Value = float | int | str
 
@@ -157,16 +166,29 @@ class SearchSettings(Settings):
         combinations = self._combinations()
         methods = " or ".join(dict.fromkeys(str(values.get("method", self.method)) for values in combinations))
         nobody = frozenset.intersection(*map(self.unread, combinations))
-        fields = TrainingSettings.model_fields
-        for name in (name for name in fields if name in nobody):
+        for name in (name for name in TrainingSettings.model_fields if name in nobody):
             if name in self.search:
                 raise ValueError(f"search.{name}: method {methods} does not use it: leave it out")
-            if getattr(self.trial, name) != fields[name].default:
+            if is_given(self.trial, name):
                 raise ValueError(f"trial.{name}: method {methods} does not use it: leave it out")
         for values in combinations:
+            self._check_objective(values)
             if self.objective.metric == "centers/pcc" and "center_seed" in self.unread(values):
                 method = values.get("method", self.method)
                 raise ValueError(f"objective.metric: centers/pcc is of centres, which method {method} has not: val/map")
+
+    def _check_objective(self, values: Mapping[str, Any]) -> None:
+        """Raises ValueError for a setting of an objective, fixed or searched over, that it cannot have."""
+        method = str(values.get("method", self.method))
+        objective = str(values.get("objective") or self.trial.objective or METHODS[method].objective)
+        for name in OBJECTIVES[objective].options_type.own():
+            searched = self.search[name].values if name in self.search else [getattr(self.trial, name)]
+            for value in searched:
+                try:
+                    objective_options(self.trial.model_copy(update={name: value}), objective)
+                except ValidationError as error:
+                    where = "search" if name in self.search else "trial"
+                    raise ValueError(f"{where}.{one_line(error, Options)}") from None
 
     def _combinations(self) -> list[dict[str, Any]]:
         """All that can be drawn of the parts that decide which settings are read."""

@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torchvision
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from crh_tune.data.augment import Augmentation
 from crh_tune.hashing.backbones import BACKBONES, OWN_BACKBONES, TIMM
 from crh_tune.hashing.codebook import WHOLE_SPACE_MAX_BITS, feasible_head_dims, paper_head_dim
 from crh_tune.hashing.methods import Centers, HashLayer, Method, Optimizer, OptimizerName, Reassignment, Schedule
 from crh_tune.hashing.network import Precision
-from crh_tune.hashing.objectives import OBJECTIVES
+from crh_tune.hashing.objectives import OBJECTIVES, Options, Symbol
 from crh_tune.settings.base import Settings, known
 from crh_tune.settings.weights import PACKAGES, weights_named
 
@@ -30,68 +39,131 @@ Full = Literal["full"]
 SCRATCH_LEARNING_RATE = 2e-3
 
 
-class TrainingSettings(Settings):
+def _objective_fields() -> dict[str, list[FieldInfo]]:
+    """All objectives' settings: by name, what each objective that has it declares."""
+    fields: dict[str, list[FieldInfo]] = {}
+    for kind in OBJECTIVES.values():
+        for name, field in kind.options_type.own().items():
+            fields.setdefault(name, []).append(field)
+    return fields
+
+
+def _unless_given(fields: list[FieldInfo]) -> tuple[Any, Any]:
+    """An objective's setting as one of a trial: None by default, within the range that all who have it share."""
+    kind: Any = fields[0].annotation
+    for shared in fields[0].metadata:
+        if all(shared in field.metadata for field in fields):
+            kind = Annotated[kind, shared]
+    return kind | None, Field(None, description=fields[0].description)
+
+
+OBJECTIVE_NAMES = tuple(_objective_fields())
+"""The names of all objectives' settings."""
+CODEBOOK_NAMES = ("codebook_ratio", "codebook_size", "head_dim")
+"""Settings that only centres from a codebook have."""
+ROUND_NAMES = ("update_interval", "early_epochs", "reassignment_codes")
+"""Settings that only reassigned centres have."""
+
+
+class _BeforeTheObjectives(Settings):
+    bits: Annotated[int, Symbol("K")] = Field(32, ge=2, le=4096)
+    """The length of the codes."""
+    epochs: int = Field(300, ge=1, le=1_000_000)
+    """How many passes over the training samples."""
+    batch_size: int = Field(128, ge=1)
+    """How many samples a step sees."""
+    batch_size_of: Literal["global", "worker"] = "global"
+    """Whether batch_size is the batch of a step, which the workers share, or each worker's share of it."""
+    accumulate: int = Field(1, ge=1)
+    """In how many parts a batch goes through the network; more parts need less memory."""
+    backbone: str = "small_cnn"
+    """The network before the hash layer: one of our own, of torchvision's classifiers, or timm/NAME of timm's."""
+    weights: str | None = Field(None, min_length=1)
+    """Pretrained weights: the library's name (DEFAULT), a file, or an installed package; null trains from scratch."""
+    freeze: bool = False
+    """Whether a pretrained backbone stays as it is: its features are computed once, only a head is trained on them."""
+    head: Literal["linear", "mlp"] | None = None
+    """What is trained on frozen features: the hash layer alone, or one hidden layer before it (mlp, the default)."""
+    crop: int | None = Field(None, ge=4)
+    """The side of the square that is cut from a training image at random, and from others at their centre."""
+    padding: int = Field(0, ge=0, le=1024)
+    """How many black pixels are put around a training image before it is cropped."""
+    flip: bool = False
+    """Whether training images are flipped at random, left to right."""
+    precision: Precision = "fp32"
+    """The numbers that the backbone computes with."""
+    channels_last: bool = False
+    """Whether images lie in memory with the channels last, which is faster for most convolutions."""
+    compile: bool = False
+    """Whether torch.compile is used: slow to start, faster afterwards."""
+    optimizer: OptimizerName | None = None
+    """What trains the network; from scratch, Adam under every method."""
+    learning_rate: Positive | None = None
+    """The learning rate of the hash layer; from scratch, 2e-3 under every method."""
+    backbone_ratio: Positive | None = None
+    """The backbone's learning rate, as a multiple of learning_rate; from scratch, 1 under every method."""
+    weight_decay: NonNegative | None = None
+    """The weight decay (L2)."""
+    schedule: Schedule | None = None
+    """How the learning rate falls: see crh_tune.hashing.methods.Schedule."""
+    gradient_clip: NonNegative | None = None
+    """The largest norm of a step's gradient; 0 clips nothing."""
+    betas: tuple[Beta, Beta] | None = None
+    """Adam's running means; RMSprop has none."""
+    objective: str | None = None
+    """The training objective, by the name of its file in crh_tune/hashing/objectives/."""
+    centers: Centers | None = None
+    """Where class centres come from: see crh_tune.hashing.methods.Centers."""
+    reassignment: Reassignment | None = None
+    """How centres are reassigned while the network trains."""
+    hash_layer: HashLayer | None = None
+    """The layer that gives the codes: see crh_tune.hashing.methods.HashLayer."""
+    codebook_ratio: Annotated[
+        Annotated[float, Field(ge=1, allow_inf_nan=False)] | Full | None, Symbol("M / C", "2, or as many as 2^K allow")
+    ] = None
+    """The codebook size as a multiple of the number of classes; full is all 2^K codewords."""
+    codebook_size: Annotated[Annotated[int, Field(ge=2)] | Full | None, Symbol("M", "2C", told=True)] = None
+    """How many codewords centres are chosen from; full is all 2^K."""
+    head_dim: Annotated[
+        int | None, Symbol("d", "the smallest power of two with 2^d >= M; K for one head", told=True)
+    ] = Field(None, ge=1)
+    """How many bits of a centre are chosen together; it divides K, and 2^d >= M."""
+
+
+if TYPE_CHECKING:  # the objectives' settings are read through objective_options, which knows their types
+    _WithTheObjectives = _BeforeTheObjectives
+else:
+    _WithTheObjectives = create_model(
+        "_WithTheObjectives",
+        __base__=_BeforeTheObjectives,
+        **{name: _unless_given(fields) for name, fields in _objective_fields().items()},
+    )
+
+
+class TrainingSettings(_WithTheObjectives):
     """One training run. ``None`` is filled in from the method and the dataset: see ``TrialSettings.resolve``.
 
-    K bits, M = codebook_size = codebook_ratio * C, d = head_dim, lambda = quantization_weight, s = scale.
-    ``learning_rate`` is the head's, ``backbone_ratio`` times it the backbone's; ``gradient_clip`` 0 clips nothing.
-    ``betas`` are Adam's; RMSprop has none.
-    Centres are reassigned after each of the first ``early_epochs`` epochs, then after every ``update_interval``-th.
-    ``center_seed`` draws codebook and first centres (None: ``seed`` does).
-    ``reassignment_codes`` says which codes a round stands on: those of a pass over the training samples with the
-    epoch's final network (``pass``, the paper's), or those that training itself saw during the epoch (``epoch``).
-    ``batch_size`` is the batch of a step, which the workers share (``batch_size_of: global``), or each worker's share
-    of it (``worker``); it goes through the network in ``accumulate`` parts. ``evaluate_every`` counts epochs; the last
-    is always evaluated.
-
-    ``backbone`` is one of our own, of torchvision's classifiers, or of timm's registry as ``timm/NAME``. ``weights``
-    are pretrained ones by the library's name (``DEFAULT``, ``IMAGENET1K_V1``), a file, or the name of an installed
-    package that brings them; without, the backbone is trained from scratch. With ``freeze`` a pretrained backbone is
-    not trained: its features of every image are computed once, and only the ``head`` is trained on them, the hash layer
-    alone (``linear``) or with one hidden layer before it (``mlp``, the default).
-
-    Training images are padded by ``padding`` black pixels, cropped at random to ``crop``
-    x ``crop`` (others at their centre), and flipped at random with ``flip``.
+    Between a codebook's settings and those of reassignment stand the objectives' own, each declared beside its
+    objective (``crh_tune.hashing.objectives``). Those that a trial does not set are left out when it is written.
     """
 
-    bits: int = Field(32, ge=2, le=4096)
-    epochs: int = Field(300, ge=1, le=1_000_000)
-    batch_size: int = Field(128, ge=1)
-    batch_size_of: Literal["global", "worker"] = "global"
-    accumulate: int = Field(1, ge=1)
-    backbone: str = "small_cnn"
-    weights: str | None = Field(None, min_length=1)
-    freeze: bool = False
-    head: Literal["linear", "mlp"] | None = None
-    crop: int | None = Field(None, ge=4)
-    padding: int = Field(0, ge=0, le=1024)
-    flip: bool = False
-    precision: Precision = "fp32"
-    channels_last: bool = False
-    compile: bool = False
-    optimizer: OptimizerName | None = None
-    learning_rate: Positive | None = None
-    backbone_ratio: Positive | None = None
-    weight_decay: NonNegative | None = None
-    schedule: Schedule | None = None
-    gradient_clip: NonNegative | None = None
-    betas: tuple[Beta, Beta] | None = None
-    objective: str | None = None
-    centers: Centers | None = None
-    reassignment: Reassignment | None = None
-    hash_layer: HashLayer | None = None
-    codebook_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | Full | None = None
-    codebook_size: Annotated[int, Field(ge=2)] | Full | None = None
-    head_dim: int | None = Field(None, ge=1)
-    quantization_weight: NonNegative | None = None
-    margin: float = Field(0.2, ge=0, le=2)
-    scale: Positive | None = None
-    update_interval: int = Field(5, ge=1)
+    update_interval: Annotated[int, Symbol("interval", told=True)] = Field(5, ge=1)
+    """After the early epochs, centres are reassigned after every so many epochs."""
     early_epochs: int = Field(20, ge=0)
+    """Centres are reassigned after each of the first so many epochs."""
     reassignment_codes: Literal["pass", "epoch"] = "pass"
+    """The codes that a round stands on: those of a pass with the epoch's last network, or those that training saw."""
     evaluate_every: int = Field(1, ge=1)
+    """How many epochs from one evaluation to the next; the last epoch is always evaluated."""
     seed: Seed = 0
+    """What everything random is drawn from."""
     center_seed: Seed | None = None
+    """What the codebook and the first centres are drawn from; null takes seed."""
+
+    @model_serializer(mode="wrap")
+    def _without_other_objectives(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        return {name: value for name, value in content.items() if value is not None or name not in OBJECTIVE_NAMES}
 
     @field_validator("backbone")
     @classmethod
@@ -162,6 +234,16 @@ class TrainingSettings(Settings):
     @property
     def augmentation(self) -> Augmentation:
         return Augmentation(self.crop, self.padding, self.flip)
+
+
+def objective_options(trial: TrainingSettings, objective: str, classes: int = 3, multi_label: bool = False) -> Options:
+    """What an objective gets from a trial: the settings it has, as given or by default, for K, C and the labels.
+
+    Raises ValueError, in a ValidationError for a value that this objective cannot have.
+    """
+    kind = OBJECTIVES[objective].options_type
+    given = {name: getattr(trial, name) for name in kind.own() if getattr(trial, name) is not None}
+    return kind(bits=trial.bits, classes=classes, multi_label=multi_label, **given)
 
 
 def optimizer_defaults(optimizer: Optimizer, pretrained: bool) -> dict[str, Any]:

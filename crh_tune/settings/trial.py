@@ -15,10 +15,17 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from crh_tune.data.datasets import DATASETS
 from crh_tune.hashing.methods import METHODS
-from crh_tune.hashing.objectives import OBJECTIVES
+from crh_tune.hashing.objectives import OBJECTIVES, Options
 from crh_tune.retrieval.average_precision import Denominator, NoRelevant, RankingProtocol, Ties
 from crh_tune.settings.base import Settings, SettingsError, known, one_line, read_yaml, validated
-from crh_tune.settings.training import Seed, TrainingSettings, codebook_of, optimizer_defaults
+from crh_tune.settings.training import (
+    OBJECTIVE_NAMES,
+    Seed,
+    TrainingSettings,
+    codebook_of,
+    objective_options,
+    optimizer_defaults,
+)
 
 
 class DatasetSettings(Settings):
@@ -101,17 +108,29 @@ class TrialSettings(Settings):
     def _known_method(cls, value: str) -> str:
         return known(value, METHODS, "method")
 
+    @model_validator(mode="after")
+    def _its_objective_takes_its_settings(self) -> Self:
+        try:
+            objective_options(self.trial, self.objective)
+        except ValidationError as error:
+            raise ValueError(f"trial.{one_line(error, Options)}") from None
+        return self
+
+    @property
+    def objective(self) -> str:
+        """The name of the training objective: the trial's own, or its method's."""
+        return self.trial.objective or METHODS[self.method].objective
+
     @property
     def global_batch(self) -> int:
         """How many samples one step sees, over all workers."""
         return self.trial.batch_size * (self.scaling.workers_per_trial if self.trial.batch_size_of == "worker" else 1)
 
     def resolve(self, classes: int, multi_label: bool) -> TrialSettings:
-        """Fill in what follows from the method, the backbone and C: its parts, the optimizer, M, d, lambda, s.
+        """Fill in what follows from the method, the backbone and C: its parts, optimizer, objective's settings, M, d.
 
-        For CRH, M = 2C; d = the smallest power of two >= log2 M that divides K (K itself for one head); lambda = 0.1,
-        or 0 for multi-label data; s = sqrt(2) ln(C - 1), for two classes that of three. Centres of their own are C
-        words with one head.
+        For CRH, M = 2C; d = the smallest power of two >= log2 M that divides K (K itself for one head). Centres of
+        their own are C words with one head. What other objectives have is taken out.
 
         Raises SettingsError where no such trial exists (M < C, M > 2^K, H > K / log2 M, C < 2).
         """
@@ -129,11 +148,11 @@ class TrialSettings(Settings):
                 )
             defaults = {
                 **optimizer_defaults(method.optimizer, given.weights is not None and not given.freeze),
-                "scale": objective.default_scale(classes) if given.scale is None else given.scale,
-                "quantization_weight": objective.default_quantization_weight(given.bits, classes, multi_label),
             }
             defaults |= {"head": "mlp"} if given.freeze else {}
             filled |= {name: value for name, value in defaults.items() if getattr(given, name) is None}
+            options = objective_options(given, filled["objective"], classes, multi_label)
+            filled |= {name: getattr(options, name, None) for name in OBJECTIVE_NAMES}
             filled |= codebook_of(given, filled["centers"], filled["reassignment"], method, classes)
             trial = TrainingSettings(**{**given.model_dump(), **filled})
         except ValidationError as error:

@@ -45,7 +45,8 @@ from crh_tune.retrieval.average_precision import (
 from crh_tune.retrieval.baselines import LinearCodes, cosine_average_precisions, pca_itq, pca_rotation
 from crh_tune.retrieval.packing import pack_codes
 from crh_tune.settings.base import SettingsError, validated
-from crh_tune.settings.trial import EvaluationSettings, TrainingSettings, TrialSettings
+from crh_tune.settings.training import TrainingSettings
+from crh_tune.settings.trial import EvaluationSettings, TrialSettings
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.frozen import frozen_store
 from crh_tune.training.loop import TrainingRun

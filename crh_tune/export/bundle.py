@@ -25,6 +25,7 @@ from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetw
 from crh_tune.retrieval.packing import Packed, hamming_distances, pack_codes
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings, write_trial
+from crh_tune.settings.used import symbols
 from crh_tune.training.checkpoints import check_archive, read_tensors
 from crh_tune.training.evaluation import encode_share
 from crh_tune.training.frozen import feature_network, pretrained
@@ -218,6 +219,15 @@ def _backbone(settings: TrialSettings) -> str:
     return f"{found.description}; head {settings.trial.head}"
 
 
+def _in_symbols(settings: TrialSettings) -> str:
+    """What the method reads of the settings that the papers have a symbol for."""
+    trial = settings.trial
+    values = ((symbol.name, getattr(trial, name)) for name, symbol in symbols(settings.method, trial).items())
+    told = ", ".join(f"{name} = {value}" for name, value in values if value is not None)
+    rounds = "" if trial.reassignment == "none" else f" after {trial.early_epochs} epochs"
+    return f"{told}{rounds}"
+
+
 def model_card(settings: TrialSettings, split: Split, metrics: dict[str, float], lines: list[str]) -> str:
     """The model card: what it is, what it was trained on, what was measured, how to use it."""
     trial, evaluation = settings.trial, settings.evaluation
@@ -228,9 +238,7 @@ def model_card(settings: TrialSettings, split: Split, metrics: dict[str, float],
         [
             f"# {trial.bits}-bit codes for {settings.dataset.name}",
             "",
-            f"Method {settings.method}, backbone {_backbone(settings)}: K = {trial.bits}, M = {trial.codebook_size}, "
-            f"d = {trial.head_dim}, lambda = {trial.quantization_weight}, margin = {trial.margin}, s = {trial.scale}, "
-            f"update interval {trial.update_interval} after {trial.early_epochs} epochs.",
+            f"Method {settings.method}, backbone {_backbone(settings)}: {_in_symbols(settings)}.",
             "",
             f"Trained {trial.epochs} epochs on {len(split.train)} samples of {split.classes} classes (seed "
             f"{trial.seed}); "

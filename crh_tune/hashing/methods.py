@@ -80,6 +80,7 @@ METHODS: dict[str, Method] = {
         hash_layer="linear_batch_norm", optimizer=_MDS,
     ),
     "shc": Method("SHC", "Chen et al., TOIS 2025", "central_similarity", "shc", optimizer=_SHC),
+    "dpn": Method("DPN", "Fan et al., IJCAI 2020", "polarization", "bernoulli"),
     "hashnet": Method("HashNet", "Cao et al., ICCV 2017", "pairwise_continuation"),
     "dtsh": Method("DTSH", "Wang, Shi and Kitani, ACCV 2016", "triplet_likelihood"),
     "greedyhash": Method("GreedyHash", "Su et al., NeurIPS 2018", "greedy_sign"),

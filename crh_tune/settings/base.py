@@ -17,9 +17,12 @@ class SettingsError(ValueError):
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, nothing changes after construction."""
+    """Base of all settings: unknown keys are refused, nothing changes after construction.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    The sentence below a field is its description, in ``docs/settings.md`` too.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def known(value: str, table: Mapping[str, Any], what: str) -> str:

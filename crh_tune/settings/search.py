@@ -8,93 +8,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_serializer, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from crh_tune.data.datasets import DATASETS
 from crh_tune.data.options import FileOptions
 from crh_tune.hashing.codebook import feasible_head_dims
 from crh_tune.hashing.methods import METHODS
+from crh_tune.hashing.objectives import OBJECTIVES, Options
 from crh_tune.settings.base import Settings, SettingsError, known, one_line, read_yaml, validated
+from crh_tune.settings.distribution import Distribution
+from crh_tune.settings.training import (
+    Full,
+    Seed,
+    TrainingSettings,
+    codebook_size,
+    head_dim,
+    objective_options,
+    optimizer_defaults,
+)
 from crh_tune.settings.trial import (
     DatasetSettings,
     EvaluationSettings,
-    Full,
     ScalingSettings,
-    Seed,
-    TrainingSettings,
     TrialSettings,
     ValidationSettings,
-    codebook_size,
-    head_dim,
-    optimizer_defaults,
     with_data,
 )
-from crh_tune.settings.used import PARTS, unread
+from crh_tune.settings.used import PARTS, is_given, unread
 
-Kind = Literal["choice", "grid", "uniform", "log_uniform", "int", "feasible"]
-KINDS: dict[str, str] = {
-    "choice": "a list of values",
-    "grid": "a list of values, all of them tried",
-    "uniform": "[low, high]",
-    "log_uniform": "[low, high], both positive",
-    "int": "[low, high], whole numbers",
-    "feasible": "true (head_dim only)",
-}
 Value = float | int | str
-
-
-class Distribution(Settings):
-    """What one setting is drawn from, written as one key: ``{uniform: [0, 0.5]}``."""
-
-    kind: Kind
-    values: tuple[Any, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_one_key(cls, content: Any) -> Any:
-        if not isinstance(content, Mapping) or len(content) != 1:
-            raise ValueError(f"expected one of {_kinds()}, got {content!r}")
-        kind, values = next(iter(content.items()))
-        if kind not in KINDS:
-            raise ValueError(f"unknown distribution {kind!r}: one of {_kinds()}")
-        if kind == "feasible":
-            if values is not True:
-                raise ValueError(f"feasible takes {KINDS[kind]}, got {values!r}")
-            return {"kind": kind}
-        if not isinstance(values, list | tuple) or not values:
-            raise ValueError(f"{kind} takes {KINDS[kind]}, got {values!r}")
-        return {"kind": kind, "values": tuple(values)}
-
-    @model_validator(mode="after")
-    def _sound(self) -> Self:
-        if self.kind in ("choice", "grid"):
-            if any(self.values.index(value) < place for place, value in enumerate(self.values)):
-                raise ValueError(f"{self.kind} names a value twice: {list(self.values)}")
-        elif self.kind != "feasible":
-            self._check_range()
-        return self
-
-    def _check_range(self) -> None:
-        kind = int if self.kind == "int" else (int, float)
-        fits = len(self.values) == 2 and all(isinstance(v, kind) and not isinstance(v, bool) for v in self.values)
-        if not fits or not self.values[0] < self.values[1] or (self.kind == "log_uniform" and self.values[0] <= 0):
-            raise ValueError(f"{self.kind} takes {KINDS[self.kind]}, low < high, got {list(self.values)}")
-
-    @model_serializer
-    def _as_one_key(self) -> dict[str, Any]:
-        return {self.kind: True if self.kind == "feasible" else list(self.values)}
-
-    def contains(self, value: Any) -> bool:
-        """Whether the distribution can draw this value."""
-        if self.kind in ("choice", "grid"):
-            return value in self.values
-        if self.kind == "int" and not isinstance(value, int):
-            return False
-        return isinstance(value, int | float) and bool(self.values[0] <= value <= self.values[1])
-
-
-def _kinds() -> str:
-    return ", ".join(KINDS)
 
 
 class ObjectiveSettings(Settings):
@@ -224,16 +166,29 @@ class SearchSettings(Settings):
         combinations = self._combinations()
         methods = " or ".join(dict.fromkeys(str(values.get("method", self.method)) for values in combinations))
         nobody = frozenset.intersection(*map(self.unread, combinations))
-        fields = TrainingSettings.model_fields
-        for name in (name for name in fields if name in nobody):
+        for name in (name for name in TrainingSettings.model_fields if name in nobody):
             if name in self.search:
                 raise ValueError(f"search.{name}: method {methods} does not use it: leave it out")
-            if getattr(self.trial, name) != fields[name].default:
+            if is_given(self.trial, name):
                 raise ValueError(f"trial.{name}: method {methods} does not use it: leave it out")
         for values in combinations:
+            self._check_objective(values)
             if self.objective.metric == "centers/pcc" and "center_seed" in self.unread(values):
                 method = values.get("method", self.method)
                 raise ValueError(f"objective.metric: centers/pcc is of centres, which method {method} has not: val/map")
+
+    def _check_objective(self, values: Mapping[str, Any]) -> None:
+        """Raises ValueError for a setting of an objective, fixed or searched over, that it cannot have."""
+        method = str(values.get("method", self.method))
+        objective = str(values.get("objective") or self.trial.objective or METHODS[method].objective)
+        for name in OBJECTIVES[objective].options_type.own():
+            searched = self.search[name].values if name in self.search else [getattr(self.trial, name)]
+            for value in searched:
+                try:
+                    objective_options(self.trial.model_copy(update={name: value}), objective)
+                except ValidationError as error:
+                    where = "search" if name in self.search else "trial"
+                    raise ValueError(f"{where}.{one_line(error, Options)}") from None
 
     def _combinations(self) -> list[dict[str, Any]]:
         """All that can be drawn of the parts that decide which settings are read."""

@@ -31,7 +31,8 @@ from crh_tune.data.sources import Bytes, ImageSource
 from crh_tune.hashing.backbones import TIMM, Timm, Torchvision, timm_config
 from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetwork
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.trial import PACKAGES, TrainingSettings, weights_named
+from crh_tune.settings.training import TrainingSettings
+from crh_tune.settings.weights import PACKAGES, weights_named
 from crh_tune.training.weights import pretrained_state, weights_file
 
 _NOTE_FORMAT = 1

@@ -23,10 +23,11 @@ from crh_tune.hashing.assignment import Rule, class_statistic, reassigned_share
 from crh_tune.hashing.centers import CodebookSpec, build_codebook, first_table
 from crh_tune.hashing.codebook import Codes, Table
 from crh_tune.hashing.network import HashNetwork
-from crh_tune.hashing.objectives import OBJECTIVES, Objective, ObjectiveOptions
+from crh_tune.hashing.objectives import OBJECTIVES, Objective
 from crh_tune.hashing.shc import class_similarity, shc_centers
 from crh_tune.retrieval.average_precision import LabelledCodes
-from crh_tune.settings.trial import TrainingSettings, TrialSettings
+from crh_tune.settings.training import TrainingSettings, objective_options
+from crh_tune.settings.trial import TrialSettings
 from crh_tune.training import checkpoints
 from crh_tune.training.aggregator import Round, Solve
 from crh_tune.training.batches import batch_parts, epoch_batches, load_batches, mixed_seed
@@ -170,7 +171,7 @@ class TrainingRun:
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint. Raises checkpoints.CheckpointError when it is broken or of other settings."""
         state = checkpoints.load(folder)
-        if state.get("settings") != self.settings.model_dump(mode="json"):
+        if not self._is_of_these_settings(state.get("settings")):
             raise checkpoints.CheckpointError(f"{folder}: the checkpoint is of a trial with other settings")
         if state["epoch"] == 0:
             self._prepared = state["prepared"]
@@ -185,6 +186,14 @@ class TrainingRun:
         self.epoch = state["epoch"]
         self.metrics = state["metrics"]
         self.seconds = state["seconds"]
+
+    def _is_of_these_settings(self, content: object) -> bool:
+        """Whether a checkpoint's settings are this run's; an older version wrote what its objective does not have."""
+        known = self.split.classes, self.split.multi_label
+        try:
+            return TrialSettings.model_validate(content).resolve(*known) == self.settings.resolve(*known)
+        except ValueError:
+            return False
 
     def _save_preparation(self, folder: Path, state: State) -> None:
         settings = self.settings.model_dump(mode="json")
@@ -358,9 +367,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, trial: TrainingSettings) ->
 def _build_model(trial: TrainingSettings, split: Split, workers: Workers) -> Model:
     assert trial.objective is not None
     assert trial.hash_layer is not None
-    assert trial.quantization_weight is not None
     network = build_network(trial, split, trial.bits, trial.hash_layer)
-    options = ObjectiveOptions(trial.bits, split.classes, trial.scale or 0.0, trial.margin, trial.quantization_weight)
+    options = objective_options(trial, trial.objective, split.classes, split.multi_label)
     objective = OBJECTIVES[trial.objective](options)
     if workers.size > 1:
         objective.rank, objective.gather = workers.rank, workers.gather_batch

@@ -13,7 +13,8 @@ from crh_tune.hashing.backbones import TIMM, Shape, Timm, Torchvision, timm_conf
 from crh_tune.hashing.methods import HashLayer
 from crh_tune.hashing.network import HashNetwork
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.trial import PACKAGES, TrainingSettings, weights_named
+from crh_tune.settings.training import TrainingSettings
+from crh_tune.settings.weights import PACKAGES, weights_named
 from crh_tune.training.weights import pretrained_state
 
 _LEAST_SPREAD = 0.1

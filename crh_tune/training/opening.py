@@ -9,7 +9,8 @@ from functools import lru_cache
 
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import Dataset, Split, Stage, final_split, search_split
-from crh_tune.settings.trial import DatasetSettings, TrainingSettings, TrialSettings, ValidationSettings
+from crh_tune.settings.training import TrainingSettings
+from crh_tune.settings.trial import DatasetSettings, TrialSettings, ValidationSettings
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.frozen import frozen_store
 

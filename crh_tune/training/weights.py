@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crh_tune.hashing.backbones import TIMM
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.trial import PACKAGES, weights_named
+from crh_tune.settings.weights import PACKAGES, weights_named
 
 
 def weights_file(backbone: str, weights: str) -> Path | None:

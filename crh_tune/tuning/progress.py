@@ -62,7 +62,9 @@ def describe(settings: dict[str, Any], searched: Collection[str] = ()) -> str:
     """The settings of a trial in the paper's symbols, and by name what else is searched; only what its method uses."""
     whole = TrialSettings.model_validate(settings)
     trial = whole.trial
-    told, hidden = symbols(whole.method, trial), unread(whole.method, trial)
+    told = {name: symbol.name for name, symbol in symbols(whole.method, trial).items() if symbol.told}
+    hidden = unread(whole.method, trial)
     others = [name for name in searched if name not in (*told, *hidden, "codebook_ratio")]
     values = {name: whole.method if name == "method" else getattr(trial, name) for name in others}
-    return " ".join([*told.values(), *(f"{name}={short(value)}" for name, value in values.items())])
+    values = {**{symbol: getattr(trial, name) for name, symbol in told.items()}, **values}
+    return " ".join(f"{name}={short(value)}" for name, value in values.items())

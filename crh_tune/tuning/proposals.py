@@ -11,7 +11,7 @@ import optuna
 
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings, Value, allowed_head_dims, drawn
-from crh_tune.settings.trial import codebook_size
+from crh_tune.settings.training import CODEBOOK_NAMES, OBJECTIVE_NAMES, ROUND_NAMES, codebook_size
 from crh_tune.settings.used import PARTS
 
 START = "start"
@@ -134,10 +134,9 @@ def paper_values(
     settings: SearchSettings, classes: int, multi_label: bool, given: Mapping[str, Value] | None = None
 ) -> dict[str, Value]:
     """The paper's value of every searched setting: its default, resolved for this dataset and what is given."""
-    defaults = dict.fromkeys(("codebook_ratio", "codebook_size", "head_dim", "quantization_weight"))
-    for name in ("margin", "update_interval", "early_epochs"):
-        defaults[name] = type(settings.trial).model_fields[name].default
-    kept = {**{name: value for name, value in defaults.items() if name in settings.search}, **(given or {})}
+    fields = type(settings.trial).model_fields
+    names = [name for name in (*CODEBOOK_NAMES, *OBJECTIVE_NAMES, *ROUND_NAMES) if name in settings.search]
+    kept = {**{name: fields[name].default for name in names}, **(given or {})}
     resolved = settings.trial_settings(kept, settings.seed).resolve(classes, multi_label)
     values = {name: getattr(resolved.trial, name, None) for name in settings.search}
     if "method" in values:

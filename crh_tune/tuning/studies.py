@@ -18,7 +18,8 @@ from crh_tune.hashing.codebook import sample_codebook
 from crh_tune.retrieval.alignment import semantic_alignment
 from crh_tune.settings.base import SettingsError, validated
 from crh_tune.settings.study import StudySettings, known_dataset
-from crh_tune.settings.trial import DatasetSettings, TrainingSettings
+from crh_tune.settings.training import TrainingSettings
+from crh_tune.settings.trial import DatasetSettings
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.opening import open_data
 from crh_tune.tuning import tracking

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from crh_tune.hashing.objectives import OBJECTIVES, ObjectiveOptions
-from crh_tune.hashing.objectives.margin_cross_entropy import paper_scale
+from crh_tune.hashing.objectives.margin_cross_entropy import (
+    MarginCrossEntropy,
+    MarginCrossEntropyOptions,
+    paper_scale,
+)
 
 CASES = [
     (multi, scale, margin, weight)
@@ -45,7 +48,10 @@ def by_hand(outputs, targets, centers, scale, margin, weight) -> tuple[float, fl
 
 
 def objective(bits: int, classes: int, scale: float, margin: float, weight: float):
-    return OBJECTIVES["margin_cross_entropy"](ObjectiveOptions(bits, classes, scale, margin, weight))
+    options = MarginCrossEntropyOptions(
+        bits=bits, classes=classes, scale=scale, margin=margin, quantization_weight=weight
+    )
+    return MarginCrossEntropy(options)
 
 
 @pytest.mark.parametrize(("multi", "scale", "margin", "weight"), CASES)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from crh_tune.hashing.objectives import OBJECTIVES, ObjectiveOptions
+from crh_tune.hashing.objectives import OBJECTIVES, Symbol
+from crh_tune.hashing.objectives.base import Options, sample_centers
 
 NAMES = [name for name in OBJECTIVES if name != "margin_cross_entropy"]
 """margin_cross_entropy has its own file."""
@@ -23,13 +25,32 @@ ROUNDED = {"rel": 2e-7, "abs": 1e-11}
 
 
 @dataclass(frozen=True)
+class Values:
+    """Values of the settings; an objective takes those that it has, and its defaults of others."""
+
+    bits: int
+    classes: int
+    scale: float = 8.0
+    margin: float = 0.2
+    quantization_weight: float = 0.3
+    bank_momentum: float = 0.9
+    beta_growth: float = 0.005
+
+
+def made(name: str, values: Values):
+    kind = OBJECTIVES[name].options_type
+    own = {field: getattr(values, field) for field in kind.own() if hasattr(values, field)}
+    return OBJECTIVES[name](kind(bits=values.bits, classes=values.classes, **own))
+
+
+@dataclass(frozen=True)
 class Case:
     """A batch, the settings, and the state that an objective may have."""
 
     outputs: np.ndarray
     targets: np.ndarray
     centers: np.ndarray
-    options: ObjectiveOptions
+    options: Values
     bank: np.ndarray
     classifier: np.ndarray
     epoch: int = 1
@@ -47,15 +68,15 @@ def make_case(multi: bool, seed: int = 0, count: int = 6, classes: int = 3, bits
         generator.normal(size=(count, bits)),
         targets,
         np.where(generator.random((classes, bits)) < 0.5, -1.0, 1.0),
-        ObjectiveOptions(bits, classes, scale=8.0, margin=0.2, quantization_weight=0.3),
+        Values(bits, classes),
         generator.normal(size=(classes, bits)),
         generator.normal(size=(classes, bits)),
         **state,
     )
 
 
-def build(name: str, case: Case, options: ObjectiveOptions | None = None):
-    objective = OBJECTIVES[name](options or case.options).double()
+def build(name: str, case: Case):
+    objective = made(name, case.options).double()
     objective.epoch = case.epoch
     with torch.no_grad():
         if name == "minimal_distance":
@@ -107,7 +128,7 @@ def target_bits(case: Case, tie_breaker) -> list[list[float]]:
 
 
 def central_similarity(case: Case) -> dict[str, list[float]]:
-    tie_breaker = OBJECTIVES["central_similarity"](case.options).tie_breaker
+    tie_breaker = made("central_similarity", case.options).tie_breaker
     losses = []
     for u, goal in zip(case.outputs, target_bits(case, tie_breaker), strict=True):
         total = 0.0
@@ -132,6 +153,16 @@ def minimal_distance(case: Case) -> dict[str, list[float]]:
         pairs.append(math.log(1 + math.exp((1 - mean) / 2)))
     terms = {"cross_entropy": losses, "quantization": tanh_quantization(case)}
     return {**terms, "pairs": pairs} if case.epoch > 9 else terms
+
+
+def polarization(case: Case) -> dict[str, list[float]]:
+    goals = target_bits(case, made("polarization", case.options).tie_breaker)
+    m = case.options.margin
+    losses = [
+        sum(max(0.0, m - value * bit) for value, bit in zip(u, goal, strict=True))
+        for u, goal in zip(case.outputs, goals, strict=True)
+    ]
+    return {"polarization": losses}
 
 
 def share_a_label(case: Case, i: int, j: int) -> bool:
@@ -187,6 +218,7 @@ FORMULAS = {
         ortho_cosine,
         central_similarity,
         minimal_distance,
+        polarization,
         pairwise_continuation,
         triplet_likelihood,
         greedy_sign,
@@ -292,23 +324,75 @@ def test_greedyhash_takes_zero_as_plus_one_and_has_no_bias():
     assert [name for name, _ in build("greedy_sign", case).named_parameters()] == ["classifier.weight"]
 
 
+@pytest.mark.parametrize("multi", [False, True])
 @pytest.mark.parametrize(
-    ("name", "scale", "weights"),
+    ("name", "expected"),
     [
-        ("ortho_cosine", 8.0, [0.0] * 4),
-        ("central_similarity", None, [1e-4] * 4),
-        ("minimal_distance", None, [1e-4] * 4),
-        ("pairwise_continuation", None, [0.0] * 4),
-        ("triplet_likelihood", None, [16 / 225, 16 / 225, 16 / 225, 64 / 225]),
-        ("greedy_sign", None, [0.1, 0.1, 1.0, 1.0]),
+        ("ortho_cosine", [{"scale": 8.0, "margin": 0.2}] * 4),
+        ("central_similarity", [{"quantization_weight": 1e-4}] * 4),
+        ("minimal_distance", [{"quantization_weight": 1e-4, "bank_momentum": 0.9}] * 4),
+        ("pairwise_continuation", [{"beta_growth": 0.005}] * 4),
+        ("polarization", [{"margin": 1.0}] * 4),
+        ("triplet_likelihood", [{"quantization_weight": bits / 225} for bits in (16, 16, 16, 64)]),
+        ("greedy_sign", [{"quantization_weight": weight} for weight in (0.1, 0.1, 1.0, 1.0)]),
     ],
 )
-@pytest.mark.parametrize("multi", [False, True])
-def test_the_defaults_are_the_papers(name, scale, weights, multi):
-    objective = OBJECTIVES[name]
-    assert objective.default_scale(2) == scale
+def test_the_defaults_are_the_papers(name, expected, multi):
+    kind = OBJECTIVES[name].options_type
     sizes = [(16, 10), (16, 99), (16, 100), (64, 555)]
-    assert [objective.default_quantization_weight(bits, classes, multi) for bits, classes in sizes] == weights
+    made_ = [kind(bits=bits, classes=classes, multi_label=multi) for bits, classes in sizes]
+    assert [each.model_dump(include=set(kind.own())) for each in made_] == expected
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_each_setting_has_a_symbol_a_sentence_and_a_range_that_its_default_lies_in(name):
+    kind = OBJECTIVES[name].options_type
+    task = {"bits": 32, "classes": 10}
+    for field, info in kind.own().items():
+        (symbol,) = [each for each in info.metadata if isinstance(each, Symbol)]
+        assert symbol.name
+        assert info.is_required() is False
+        assert (info.default_factory is None) == (not symbol.default), "a default that is computed is told in words"
+        assert info.description.endswith(".")
+        assert kind(**task, **{field: getattr(kind(**task), field)}) == kind(**task)
+        for value in (-1, math.inf, math.nan):
+            with pytest.raises(ValidationError):
+                kind(**task, **{field: value})
+
+
+def test_objectives_that_share_a_setting_share_its_type():
+    types: dict[str, set[object]] = {}
+    for kind in OBJECTIVES.values():
+        for name, field in kind.options_type.own().items():
+            types.setdefault(name, set()).add(field.annotation)
+    assert types
+    assert all(len(found) == 1 for found in types.values())
+    assert not {"bits", "classes", "multi_label"} & set(types)
+
+
+def test_what_an_objective_does_not_have_is_refused():
+    with pytest.raises(ValidationError, match="scale"):
+        OBJECTIVES["polarization"].options_type(bits=8, classes=3, scale=2.0)
+    assert OBJECTIVES["polarization"].options_type is not Options
+
+
+class TestDPN:
+    @pytest.mark.parametrize("margin", [0.0, 0.5, 1.0, 3.0])
+    @pytest.mark.parametrize("multi", [False, True])
+    def test_the_loss_is_the_formula_at_every_margin(self, margin, multi):
+        case = make_case(multi, seed=5, count=8)
+        check_value("polarization", replace(case, options=replace(case.options, margin=margin)))
+
+    def test_an_output_past_the_margin_costs_nothing_and_has_no_gradient(self):
+        """Four bits of target +1: past m = 1, at half of it, at zero, and on the wrong side."""
+        case = make_case(False, count=1, classes=1, bits=4)
+        case.outputs[:], case.centers[:] = [[1.5, 0.5, 0.0, -2.0]], 1.0
+        case = replace(case, options=replace(case.options, margin=1.0))
+        leaf = torch.from_numpy(case.outputs).requires_grad_()
+        loss = evaluate(build("polarization", case), case, leaf)["polarization"]
+        assert loss.tolist() == [0 + 0.5 + 1 + 3]
+        loss.sum().backward()
+        assert leaf.grad.tolist() == [[0, -1, -1, -1]]
 
 
 class TestHashNet:
@@ -322,6 +406,13 @@ class TestHashNet:
         for _ in range(200):
             evaluate(objective, case)
         assert objective.beta.item() == pytest.approx(2, rel=1e-6)  # sqrt(1 + 0.005 * 600)
+
+    def test_the_growth_is_a_setting(self):
+        case = make_case(False, seed=4, beta=math.sqrt(1 + 0.02 * 400))
+        case = replace(case, options=replace(case.options, beta_growth=0.02))
+        objective = build("pairwise_continuation", case)
+        objective.steps.fill_(400)
+        check_value("pairwise_continuation", case, objective)
 
     @pytest.mark.parametrize(("steps", "beta"), [(198, 1.0), (599, 2.0), (798, 2.0), (2999, 4.0)])
     @pytest.mark.parametrize("multi", [False, True])
@@ -434,11 +525,13 @@ class TestMDS:
         case = make_case(False, epoch=epoch)
         assert ("pairs" in evaluate(build("minimal_distance", case), case)) == present
 
+    @pytest.mark.parametrize("momentum", [0.9, 0.5])
     @pytest.mark.parametrize("multi", [False, True])
-    def test_the_bank_has_momentum(self, multi):
-        """The first mean of a class as it is; then 0.9 old + 0.1 new; an absent class keeps its row."""
+    def test_the_bank_has_momentum(self, multi, momentum):
+        """The first mean of a class as it is; then momentum old + (1 - momentum) new; an absent class keeps its row."""
         case = make_case(multi, classes=4)
-        objective = OBJECTIVES["minimal_distance"](case.options).double()
+        case = replace(case, options=replace(case.options, bank_momentum=momentum))
+        objective = made("minimal_distance", case.options).double()
         expected: list[np.ndarray | None] = [None] * 4
         present = []
         for seed in range(6):
@@ -450,7 +543,7 @@ class TestMDS:
                 if rows:
                     mean = sum(rows) / len(rows)
                     old = expected[c]
-                    expected[c] = mean if old is None else 0.9 * old + 0.1 * mean
+                    expected[c] = mean if old is None else momentum * old + (1 - momentum) * mean
                 row = np.zeros(8) if expected[c] is None else expected[c]
                 np.testing.assert_allclose(objective.bank[c], row, rtol=1e-12, atol=1e-14)
         assert any(not there for seed, _, there in present if seed > 0)
@@ -464,7 +557,7 @@ class TestMDS:
 
     def test_a_class_never_seen_is_at_right_angles(self):
         case = make_case(False, epoch=10)
-        objective = OBJECTIVES["minimal_distance"](case.options).double()
+        objective = made("minimal_distance", case.options).double()
         objective.epoch = 10
         assert evaluate(objective, case)["pairs"].tolist() == pytest.approx([math.log1p(math.exp(0.5))] * 6)
 
@@ -481,7 +574,7 @@ class TestMDS:
         """Two opposite centres of 4,096 bits: 1 - p = e^-128, on the right and on the wrong side."""
         center = torch.where(torch.rand(4096, generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
         leaf = torch.stack([center, -center]).requires_grad_()
-        objective = OBJECTIVES["minimal_distance"](ObjectiveOptions(4096, 2, 0.0, 0.0, 0.0))
+        objective = made("minimal_distance", Values(4096, 2, quantization_weight=0.0))
         terms = objective(leaf, torch.tensor([[1.0, 0.0]] * 2), torch.stack([center, -center]))
         assert terms["cross_entropy"][0].item() == pytest.approx(0, abs=1e-6)
         assert 64 <= terms["cross_entropy"][1].item() <= 128
@@ -495,20 +588,20 @@ class TestCSQ:
             case = make_case(True, seed, count=8, classes=6, bits=16)
             objective = build("central_similarity", case)
             targets, centers = torch.from_numpy(case.targets), torch.from_numpy(case.centers)
-            assert objective.sample_centers(targets, centers).tolist() == target_bits(case, objective.tie_breaker)
+            goals = sample_centers(targets, centers, objective.tie_breaker)
+            assert goals.tolist() == target_bits(case, objective.tie_breaker)
 
     def test_a_single_label_target_is_its_centre(self):
         case = make_case(False)
         targets, centers = torch.from_numpy(case.targets), torch.from_numpy(case.centers)
-        result = build("central_similarity", case).sample_centers(targets, centers)
+        result = sample_centers(targets, centers, build("central_similarity", case).tie_breaker)
         np.testing.assert_array_equal(result, case.centers[case.targets.argmax(axis=1)])
 
     def test_ties_take_the_bits_of_one_fixed_vector(self):
-        options = ObjectiveOptions(64, 4, 0.0, 0.0, 1e-4)
         vectors = []
         for seed in (0, 1):
             torch.manual_seed(seed)
-            vectors.append(OBJECTIVES["central_similarity"](options).tie_breaker.tolist())
+            vectors.append(made("central_similarity", Values(64, 4)).tie_breaker.tolist())
         assert vectors[0] == vectors[1]
         assert set(vectors[0]) == {-1.0, 1.0}
 
@@ -516,14 +609,14 @@ class TestCSQ:
         half = np.concatenate([row[:32], -row[32:]])
         centers = torch.from_numpy(np.stack([row, -row, half, row])).float()
         targets = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 1, 0]]).float()
-        result = OBJECTIVES["central_similarity"](options).sample_centers(targets, centers)
+        result = sample_centers(targets, centers, torch.tensor(vectors[0]))
         assert result[:3].tolist() == [vectors[0]] * 3
         assert result[3].tolist() == row[:32].tolist() + vectors[0][32:]
 
     def test_the_random_stream_of_the_network_is_left_alone(self):
         torch.manual_seed(5)
         before = torch.get_rng_state()
-        OBJECTIVES["central_similarity"](ObjectiveOptions(16, 2, 0.0, 0.0, 0.0))
+        made("central_similarity", Values(16, 2))
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_huge_outputs_do_not_overflow(self):
@@ -557,7 +650,7 @@ def test_small_and_one_sided_batches_give_finite_results(name, epoch, count, cla
     case = make_case(multi, 7, count, classes, epoch=epoch)
     if labels != "any":
         case.targets[:] = np.eye(classes)[0] if labels == "same" else 0
-    for objective in (OBJECTIVES[name](case.options), build(name, case)):
+    for objective in (made(name, case.options), build(name, case)):
         objective.to(dtype).epoch = epoch
         leaf, targets, centers = (
             torch.from_numpy(array).to(dtype) for array in (case.outputs, case.targets, case.centers)
@@ -574,7 +667,7 @@ def test_small_and_one_sided_batches_give_finite_results(name, epoch, count, cla
 @pytest.mark.parametrize("name", sorted(OVER_SEVERAL_SAMPLES))
 def test_a_batch_of_128_takes_no_loop_over_pairs_or_triplets(name, multi):
     case = make_case(multi, count=128, classes=10, bits=32)
-    objective = OBJECTIVES[name](case.options)
+    objective = made(name, case.options)
     leaf, targets, centers = (torch.from_numpy(array).float() for array in (case.outputs, case.targets, case.centers))
     leaf.requires_grad_()
     seconds = []

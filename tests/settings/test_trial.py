@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from crh_tune.hashing.methods import METHODS
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.trial import TrialSettings, codebook_size, head_dim, optimizer_defaults, read_trial, write_trial
+from crh_tune.settings.training import codebook_size, head_dim, optimizer_defaults
+from crh_tune.settings.trial import TrialSettings, read_trial, write_trial
 
 
 def trial(method: str = "crh", dataset: str = "digits", **values: Any) -> TrialSettings:

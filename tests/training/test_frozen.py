@@ -20,7 +20,9 @@ from crh_tune.data.stored import CachedFeatures
 from crh_tune.export.bundle import load_encoder, load_index, model_card, write_bundle
 from crh_tune.hashing.methods import METHODS
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.trial import PACKAGES, TrainingSettings, TrialSettings
+from crh_tune.settings.training import TrainingSettings
+from crh_tune.settings.trial import TrialSettings
+from crh_tune.settings.weights import PACKAGES
 from crh_tune.training import frozen
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import TrainingRun

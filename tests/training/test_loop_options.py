@@ -17,7 +17,7 @@ from crh_tune.data.splits import Samples, Split
 from crh_tune.hashing.assignment import WEIGHT_UNIT
 from crh_tune.hashing.centers import build_codebook
 from crh_tune.hashing.methods import METHODS
-from crh_tune.hashing.objectives import OBJECTIVES, ObjectiveOptions
+from crh_tune.hashing.objectives import OBJECTIVES
 from crh_tune.settings.base import SettingsError, validated
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training import loop
@@ -141,7 +141,7 @@ def gradients(run: TrainingRun, batch: np.ndarray) -> dict[str, Tensor]:
 def in_parts(name: str, halves: list[slice]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """An objective's losses, one a sample, and its state after a batch that came in these parts."""
     torch.manual_seed(0)
-    objective = OBJECTIVES[name](ObjectiveOptions(8, 3, scale=8.0, margin=0.2, quantization_weight=0.3)).double()
+    objective = OBJECTIVES[name](OBJECTIVES[name].options_type(bits=8, classes=3)).double()
     objective.epoch = 10  # from here on MDS looks at its bank
     generator = np.random.default_rng(0)
     outputs, targets = torch.from_numpy(generator.normal(size=(8, 8))), torch.eye(3).double()[[0, 1, 2, 0, 1, 2, 0, 0]]

@@ -22,7 +22,7 @@ from torch import Tensor
 from crh_tune.data.splits import Samples, Split
 from crh_tune.hashing.network import standardised
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.trial import TrainingSettings
+from crh_tune.settings.training import TrainingSettings
 from crh_tune.training.models import build_network, input_shape
 
 SIDE, BITS = 32, 8

@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crh_tune.hashing.objectives import OBJECTIVES, Objective, ObjectiveOptions
+from crh_tune.hashing.objectives import OBJECTIVES, Objective
 from crh_tune.training.workers import Workers
 
 BITS, CLASSES, COUNT = 8, 3, 5
-OPTIONS = ObjectiveOptions(BITS, CLASSES, scale=8.0, margin=0.2, quantization_weight=0.3)
 SPLITS = {2: [(3, 2), (1, 4), (0, 5), (5, 0)], 3: [(2, 2, 1), (1, 1, 3), (2, 0, 3), (0, 0, 5)]}
 """Sizes of the shares by the number of workers; the first of each is how ``Workers.share`` deals 5 samples."""
 
@@ -49,7 +48,7 @@ def check_gathering(rank: int, size: int) -> None:
 
 
 def make_objective(name: str, state: dict[str, Tensor], epoch: int) -> Objective:
-    objective = OBJECTIVES[name](OPTIONS).double()
+    objective = OBJECTIVES[name](OBJECTIVES[name].options_type(bits=BITS, classes=CLASSES)).double()
     objective.load_state_dict(state)
     objective.epoch = epoch
     return objective
@@ -58,7 +57,7 @@ def make_objective(name: str, state: dict[str, Tensor], epoch: int) -> Objective
 def some_state(name: str, seed: int) -> dict[str, Tensor]:
     """Like after some training: a full bank, a classifier, and 2 steps before and after HashNet's beta changes."""
     generator = torch.Generator().manual_seed(seed)
-    state = OBJECTIVES[name](OPTIONS).double().state_dict()
+    state = OBJECTIVES[name](OBJECTIVES[name].options_type(bits=BITS, classes=CLASSES)).double().state_dict()
     for key, value in state.items():
         if key in ("bank", "classifier.weight"):
             state[key] = torch.randn(value.shape, generator=generator, dtype=torch.double)

@@ -1,24 +1,26 @@
-"""Training objectives, one file each. An objective maps outputs, targets and centres to named per-sample losses."""
+"""Training objectives, one file each. An objective maps outputs, targets and centres to named per-sample losses.
+
+A file of this folder is found by itself: it holds one class made from :class:`Objective`, whose name in the settings
+is the file's.
+"""
 
 from __future__ import annotations
 
-from crh_tune.hashing.objectives.base import Objective, ObjectiveOptions
-from crh_tune.hashing.objectives.central_similarity import CentralSimilarity
-from crh_tune.hashing.objectives.greedy_sign import GreedySign
-from crh_tune.hashing.objectives.margin_cross_entropy import MarginCrossEntropy
-from crh_tune.hashing.objectives.minimal_distance import MinimalDistance
-from crh_tune.hashing.objectives.ortho_cosine import OrthoCosine
-from crh_tune.hashing.objectives.pairwise_continuation import PairwiseContinuation
-from crh_tune.hashing.objectives.triplet_likelihood import TripletLikelihood
+import importlib
+import inspect
+import pkgutil
+
+from crh_tune.hashing.objectives.base import Objective, Options, Symbol
+
+
+def _in_file(name: str) -> list[type[Objective]]:
+    module = importlib.import_module(f"{__name__}.{name}")
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Objective)]
+    return [kind for kind in kinds if kind.__module__ == module.__name__ and not inspect.isabstract(kind)]
+
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    "margin_cross_entropy": MarginCrossEntropy,
-    "ortho_cosine": OrthoCosine,
-    "central_similarity": CentralSimilarity,
-    "minimal_distance": MinimalDistance,
-    "pairwise_continuation": PairwiseContinuation,
-    "triplet_likelihood": TripletLikelihood,
-    "greedy_sign": GreedySign,
+    file.name: kind for file in pkgutil.iter_modules(__path__) for kind in _in_file(file.name)
 }
 
-__all__ = ["OBJECTIVES", "Objective", "ObjectiveOptions"]
+__all__ = ["OBJECTIVES", "Objective", "Options", "Symbol"]

@@ -5,26 +5,54 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 
+_TIE_SEED = 0
 Gather = Callable[[Tensor], Tensor]
 """From a worker's share of a batch (B x ...) to the whole batch, all workers' shares in rank order; differentiable."""
 
 
 @dataclass(frozen=True)
-class ObjectiveOptions:
-    """The settings an objective may use; each takes what its formula has.
+class Symbol:
+    """How the paper writes a setting.
 
-    bits K, classes C, scale s, margin, quantization_weight lambda.
+    ``default`` says what the value follows from where no number is the default, ``where`` is the equation that it
+    stands in. One that is ``told`` is named wherever a trial is told in a line, searched over or not.
     """
+
+    name: str
+    default: str = ""
+    where: str = ""
+    told: bool = False
+
+
+class Options(BaseModel):
+    """What an objective knows: K bits, C classes, whether samples have several labels, and its own settings.
+
+    An objective with settings makes a class of its own from this one. Each is a field with its range, its default
+    (from bits, classes and multi_label, perhaps), its :class:`Symbol`, and a sentence below it. They stand under
+    ``trial`` in a settings file, so objectives that share a name share its type and mean the same by it; defaults and
+    ranges are each objective's own. Raises ValueError for a value out of range, or without a default.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     bits: int
     classes: int
-    scale: float
-    margin: float
-    quantization_weight: float
+    multi_label: bool = False
+
+    @classmethod
+    def own(cls) -> dict[str, FieldInfo]:
+        """The objective's own settings by name."""
+        return {name: field for name, field in cls.model_fields.items() if name not in Options.model_fields}
+
+
+QuantizationWeight = Annotated[float, Field(ge=0), Symbol("lambda", told=True)]
 
 
 @dataclass(frozen=True)
@@ -39,30 +67,20 @@ class Batch:
 class Objective(nn.Module, ABC):
     """Base of the objectives; one may hold trainable parameters and buffers of its own.
 
-    ``epoch`` counts from 1 and is set before each epoch. ``gather`` is the
+    ``options_type`` declares its settings. ``epoch`` counts from 1 and is set before each epoch. ``gather`` is the
     identity unless several workers share a batch. ``within_batch``: a sample's loss depends on the others of its batch.
-    ``reads``: those of the options scale, margin and quantization_weight that its formula has.
     """
 
     within_batch = False
-    reads: frozenset[str] = frozenset()
+    options_type: ClassVar[type[Options]] = Options
+    options: Options
 
-    def __init__(self, options: ObjectiveOptions) -> None:
+    def __init__(self, options: Options) -> None:
         super().__init__()
         self.options = options
         self.epoch = 1
         self.rank = 0
         self.gather: Gather = _alone
-
-    @staticmethod
-    def default_scale(classes: int) -> float | None:
-        """s where the settings give none; None where the formula has no s. Raises ValueError where it is undefined."""
-        return None
-
-    @staticmethod
-    def default_quantization_weight(bits: int, classes: int, multi_label: bool) -> float:
-        """lambda where the settings give none, for K bits and C classes."""
-        return 0.0
 
     @abstractmethod
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
@@ -102,6 +120,21 @@ def soft_targets(targets: Tensor) -> Tensor:
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """-sum_c y_c / ||y||_1 log softmax(logits)_c per sample: B x C -> B."""
     return -(soft_targets(targets) * torch.log_softmax(logits, dim=1)).sum(dim=1)
+
+
+def tie_breaker(bits: int) -> Tensor:
+    """The K bits, -1 and +1, that :func:`sample_centers` has where the sum of a sample's centres is zero: always these.
+
+    The generator of the network's weights is left alone.
+    """
+    generator = torch.Generator().manual_seed(_TIE_SEED)
+    return torch.randint(0, 2, (bits,), generator=generator).float() * 2 - 1
+
+
+def sample_centers(targets: Tensor, centers: Tensor, ties: Tensor) -> Tensor:
+    """The +-1 target of each sample, the sign of the mean of its labels' centres: B x C and C x K -> B x K."""
+    total = targets @ centers
+    return torch.where(total == 0, ties.to(total), sign(total))
 
 
 def cosine_to_centers(outputs: Tensor, centers: Tensor) -> Tensor:

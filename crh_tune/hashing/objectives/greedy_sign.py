@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from crh_tune.hashing.objectives.base import Objective, ObjectiveOptions, sign, soft_cross_entropy
+from crh_tune.hashing.objectives.base import Objective, Options, Symbol, sign, soft_cross_entropy
 
 _MANY_CLASSES = 100
+
+
+class GreedySignOptions(Options):
+    quantization_weight: Annotated[
+        float, Field(ge=0), Symbol("lambda", f"0.1, 1 for {_MANY_CLASSES} classes and more", "the paper's alpha", True)
+    ] = Field(default_factory=lambda known: 0.1 if known["classes"] < _MANY_CLASSES else 1.0)
+    """Weight of the penalty that draws outputs to -1 and +1; the paper has 0.1 on CIFAR-10 and 1 on ImageNet."""
 
 
 class _StraightThroughSign(torch.autograd.Function):
@@ -23,20 +31,14 @@ class _StraightThroughSign(torch.autograd.Function):
 
 
 class GreedySign(Objective):
-    """Cross entropy (targets y / ||y||_1) of a bias-free linear classifier on b = sign(u), + lambda mean ||u| - 1|^3.
+    """Cross entropy of a bias-free linear classifier on b = sign(u), targets y / ||y||_1, + lambda mean ||u| - 1|^3."""
 
-    lambda is the paper's alpha: 0.1 (CIFAR-10), 1 for 100 classes and more (ImageNet).
-    """
+    options_type = GreedySignOptions
+    options: GreedySignOptions
 
-    reads = frozenset({"quantization_weight"})
-
-    def __init__(self, options: ObjectiveOptions) -> None:
+    def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.classifier = nn.Linear(options.bits, options.classes, bias=False)
-
-    @staticmethod
-    def default_quantization_weight(bits: int, classes: int, multi_label: bool) -> float:
-        return 0.1 if classes < _MANY_CLASSES else 1.0
 
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
         codes = _StraightThroughSign.apply(outputs)

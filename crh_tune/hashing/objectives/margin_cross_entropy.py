@@ -6,10 +6,19 @@ The cross entropy is OrthoHash's (Hoe et al., NeurIPS 2021), with s = sqrt(2) ln
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
-from crh_tune.hashing.objectives.base import Objective, cosine_to_centers, quantization_loss, soft_cross_entropy
+from crh_tune.hashing.objectives.base import (
+    Objective,
+    Options,
+    Symbol,
+    cosine_to_centers,
+    quantization_loss,
+    soft_cross_entropy,
+)
 
 
 def paper_scale(classes: int) -> float:
@@ -42,18 +51,24 @@ def margin_cross_entropy(outputs: Tensor, targets: Tensor, centers: Tensor, *, s
     return soft_cross_entropy(scale * (cosine_to_centers(outputs, centers) - margin * targets), targets)
 
 
+class MarginCrossEntropyOptions(Options):
+    quantization_weight: Annotated[
+        float, Field(ge=0), Symbol("lambda", "0.1, 0 for several labels a sample", "Eq. 4", told=True)
+    ] = Field(default_factory=lambda known: 0.0 if known["multi_label"] else 0.1)
+    """Weight of the quantization term."""
+    margin: Annotated[float, Field(ge=0, le=2), Symbol("margin", where="Eq. 2", told=True)] = 0.2
+    """How much nearer than the others its own centre has to be, in the cosine."""
+    scale: Annotated[float, Field(gt=0), Symbol("s", "sqrt(2) ln(C - 1), for two classes that of three", "Eq. 2")] = (
+        Field(default_factory=lambda known: paper_scale(known["classes"]))
+    )
+    """How sharp the softmax over the cosines is."""
+
+
 class MarginCrossEntropy(Objective):
-    """Eq. 4: L = L_CE + lambda L_q, lambda 0.1 (0 for multi-label data)."""
+    """Eq. 4: L = L_CE + lambda L_q."""
 
-    reads = frozenset({"scale", "margin", "quantization_weight"})
-
-    @staticmethod
-    def default_scale(classes: int) -> float:
-        return paper_scale(classes)
-
-    @staticmethod
-    def default_quantization_weight(bits: int, classes: int, multi_label: bool) -> float:
-        return 0.0 if multi_label else 0.1
+    options_type = MarginCrossEntropyOptions
+    options: MarginCrossEntropyOptions
 
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
         options = self.options

@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from crh_tune.hashing.objectives.base import (
     Objective,
-    ObjectiveOptions,
+    Options,
+    QuantizationWeight,
+    Symbol,
     cosine_to_centers,
     quantization_loss,
     soft_targets,
 )
 
 _PAIRS_AFTER_EPOCH = 9
-_MOMENTUM = 0.9
+
+
+class MinimalDistanceOptions(Options):
+    quantization_weight: QuantizationWeight = 1e-4
+    """Weight of the quantization term."""
+    bank_momentum: Annotated[float, Field(ge=0, lt=1), Symbol("momentum")] = 0.9
+    """How much of a class's mean output, which its samples are drawn to, stays at each step."""
 
 
 class MinimalDistance(Objective):
-    """-mean_c [y ln p + (1 - y) ln(1 - p)], p = softmax(sqrt(K) cos(h, c)), + lambda quantization, lambda 1e-4.
+    """-mean_c [y ln p + (1 - y) ln(1 - p)], p = softmax(sqrt(K) cos(h, c)), + lambda quantization.
 
     h = tanh(u); the hash layer that belongs to it is batch-normalised, as in the authors' release.
-    After epoch 9, plus ln(1 + exp((1 - cos(h, bank_y)) / 2)) against a bank with momentum 0.9. The bank here has one
+    After epoch 9, plus ln(1 + exp((1 - cos(h, bank_y)) / 2)) against a bank with momentum. The bank here has one
     row a class, the running mean of its samples' h, so that its size does not depend on the number of
     samples; a multi-label sample takes the mean of the cosines to its classes' rows.
     """
 
-    reads = frozenset({"quantization_weight"})
     within_batch = True
+    options_type = MinimalDistanceOptions
+    options: MinimalDistanceOptions
 
     bank: Tensor
 
-    def __init__(self, options: ObjectiveOptions) -> None:
+    def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.register_buffer("bank", torch.zeros(options.classes, options.bits))
-
-    @staticmethod
-    def default_quantization_weight(bits: int, classes: int, multi_label: bool) -> float:
-        return 1e-4
 
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
         codes = outputs.tanh()
@@ -67,5 +74,6 @@ class MinimalDistance(Objective):
         count = batch.targets.sum(dim=0)[:, None]
         means = batch.targets.T @ batch.outputs / count.clamp(min=1)
         known = self.bank.abs().sum(dim=1, keepdim=True) > 0
-        moved = torch.where(known, _MOMENTUM * self.bank + (1 - _MOMENTUM) * means, means)
+        momentum = self.options.bank_momentum
+        moved = torch.where(known, momentum * self.bank + (1 - momentum) * means, means)
         self.bank.copy_(torch.where(count > 0, moved, self.bank))

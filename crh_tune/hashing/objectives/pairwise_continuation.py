@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from crh_tune.hashing.objectives.base import Objective, ObjectiveOptions
+from crh_tune.hashing.objectives.base import Objective, Options, Symbol
 
-_GROWTH, _REFRESH, _LINEAR_BEYOND = 0.005, 200, 15.0
+_REFRESH, _LINEAR_BEYOND = 200, 15.0
+
+
+class PairwiseContinuationOptions(Options):
+    beta_growth: Annotated[float, Field(ge=0), Symbol("gamma")] = 0.005
+    """How fast tanh(beta u) gets sharper: beta = sqrt(1 + gamma t) after t steps; 0 leaves beta at 1."""
 
 
 class PairwiseContinuation(Objective):
     """sum_ij w_ij [ln(1 + e^theta_ij) - s_ij theta_ij] / sum_ij w_ij over the batch's pairs i != j.
 
     theta = (10 / K) h.h' with h = tanh(beta u); s_ij = 1 where the two share a label; similar pairs weigh |S| / |S_1|,
-    dissimilar ones |S| / |S_0|. Beyond theta = 15 the logarithm is linear. beta = sqrt(1 + 0.005 t) with the step t,
+    dissimilar ones |S| / |S_0|. Beyond theta = 15 the logarithm is linear. beta = sqrt(1 + gamma t) with the step t,
     counted from 1, refreshed every 200 steps: the 200th is the first with a larger beta.
     """
 
     within_batch = True
+    options_type = PairwiseContinuationOptions
+    options: PairwiseContinuationOptions
 
     steps: Tensor
 
-    def __init__(self, options: ObjectiveOptions) -> None:
+    def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @property
     def beta(self) -> Tensor:
         """The present sharpness of tanh(beta u)."""
-        return (1 + _GROWTH * (self.steps // _REFRESH * _REFRESH)).double().sqrt()
+        return (1 + self.options.beta_growth * (self.steps // _REFRESH * _REFRESH)).double().sqrt()
 
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
         if self.training:

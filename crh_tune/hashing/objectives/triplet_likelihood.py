@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from crh_tune.hashing.objectives.base import Objective, sign
+from crh_tune.hashing.objectives.base import Objective, Options, Symbol, sign
 
 _BITS_OF_ONE = 225
+
+
+class TripletLikelihoodOptions(Options):
+    quantization_weight: Annotated[float, Field(ge=0), Symbol("lambda", f"K / {_BITS_OF_ONE}", told=True)] = Field(
+        default_factory=lambda known: known["bits"] / _BITS_OF_ONE
+    )
+    """Weight of the quantization term; the default is the authors' release's."""
 
 
 class TripletLikelihood(Objective):
     """-mean ln sigmoid(theta_ip - theta_in - alpha), theta = u.v / 2, alpha = K / 2, + lambda mean_k (u - sign u)^2.
 
-    The mean is over all triplets of the batch: anchor i, p != i sharing a label with it, n sharing none. lambda is
-    K / 225, as in the authors' release.
+    The mean is over all triplets of the batch: anchor i, p != i sharing a label with it, n sharing none.
     """
 
-    reads = frozenset({"quantization_weight"})
     within_batch = True
-
-    @staticmethod
-    def default_quantization_weight(bits: int, classes: int, multi_label: bool) -> float:
-        return bits / _BITS_OF_ONE
+    options_type = TripletLikelihoodOptions
+    options: TripletLikelihoodOptions
 
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
         batch = self.whole_batch(outputs, targets)

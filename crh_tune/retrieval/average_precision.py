@@ -17,21 +17,24 @@ A query without any relevant item in the database scores 0 (``zero``) or is left
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.stats
 
-from crh_tune.retrieval.packing import Packed, hamming_distances
+from crh_tune.compiled import in_parts
+from crh_tune.retrieval.packing import Packed, wide_words
 
 Ties = Literal["expected", "stable", "shuffle"]
 Denominator = Literal["retrieved", "achievable", "relevant"]
 NoRelevant = Literal["zero", "skip"]
 Floats = npt.NDArray[np.float64]
+Array = npt.NDArray[Any]
 
-_PAIRS_PER_BLOCK = 2**22
+DIVISORS: tuple[Denominator, ...] = ("retrieved", "achievable", "relevant")
+"""By their numbers in ``crh_tune.retrieval.kernels``."""
 
 
 @dataclass(frozen=True)
@@ -67,27 +70,81 @@ def relevance(queries: npt.NDArray[Any], database: npt.NDArray[Any]) -> npt.NDAr
     return (queries.astype(np.float32) @ database.T.astype(np.float32)) > 0
 
 
-def average_precisions(queries: LabelledCodes, database: LabelledCodes, protocol: RankingProtocol) -> Floats:
+def average_precisions(
+    queries: LabelledCodes, database: LabelledCodes, protocol: RankingProtocol, threads: int | None = None
+) -> Floats:
     """Average precision of each query: Q values, NaN where the database holds nothing relevant.
 
+    ``threads`` is how many cores it takes; None is all of them, at most OMP_NUM_THREADS.
     Raises ValueError for an empty database or a cutoff below 1.
     """
     cutoff = check_ranking(len(database), protocol)
+    ranked = rank(queries, database, protocol, [cutoff], threads)
+    return ranked.precisions[:, 0]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What one pass over Q queries and the database gives; the columns of the first two are the cutoffs, ascending.
+
+    ``precisions`` is AP (NaN without a relevant item), ``found`` the (expected) relevant items above the cutoff;
+    ``items`` and ``hits``, Q x (K + 1), count all items and the relevant ones at each Hamming distance.
+    """
+
+    precisions: Floats
+    found: Floats
+    items: npt.NDArray[np.int32]
+    hits: npt.NDArray[np.int32]
+
+
+def rank(
+    queries: LabelledCodes, database: LabelledCodes, protocol: RankingProtocol, cutoffs: Sequence[int],
+    threads: int | None = None,
+) -> Ranked:  # fmt: skip
+    """One pass for all ascending cutoffs, each from 1 to the size of the database; the protocol's own is not used."""
+    from crh_tune.retrieval import kernels  # noqa: PLC0415  # numba takes a third of a second to load
+
     if protocol.ties == "shuffle":
         database = database[np.random.default_rng(protocol.shuffle_seed).permutation(len(database))]
-    block = max(1, _PAIRS_PER_BLOCK // len(database))
-    values = [np.empty(0)]
-    for start in range(0, len(queries), block):
-        part = queries[start : start + block]
-        relevant = relevance(part.labels, database.labels)
-        distances = hamming_distances(part.words, database.words)
-        found = relevant.sum(axis=1)
+    count, bins, size = len(queries), queries.bits + 1, len(database)
+    asked, labels = label_words(queries.labels, database.labels)
+    words, labels = np.ascontiguousarray(wide_words(database.words).T), np.ascontiguousarray(labels.T)
+    own, exclusive = wide_words(queries.words), queries.labels.ndim == 1
+    at, divisor = np.array(cutoffs, dtype=np.int64), DIVISORS.index(protocol.denominator)
+    result = Ranked(
+        np.empty((count, len(at))), np.empty((count, len(at))),
+        np.empty((count, bins), dtype=np.int32), np.empty((count, bins), dtype=np.int32),
+    )  # fmt: skip
+    value = np.uint8 if 2 * bins <= 256 else np.uint16
+    harmonic = kernels.harmonic_numbers(int(at[-1]))
+
+    def part(start: int, stop: int) -> None:
+        mine = slice(start, stop)
+        values, found, items, hits = (
+            result.precisions[mine], result.found[mine], result.items[mine], result.hits[mine]
+        )  # fmt: skip
+        ranked = own[mine], words, asked[mine], labels, exclusive
         if protocol.ties == "expected":
-            value = _expected(distances, relevant, cutoff, queries.bits, protocol.denominator)
+            kernels.count_by_distance(*ranked, np.empty(kernels.BLOCK, dtype=value), items, hits)
+            kernels.expected_rankings(items, hits, at, divisor, harmonic, values, found)
         else:
-            value = ordered_average_precisions(distances, relevant, cutoff, protocol.denominator)
-        values.append(np.where(found > 0, value, np.nan))
-    return np.concatenate(values)
+            row = np.empty(size, dtype=value)
+            kernels.ordered_rankings(*ranked, row, at, divisor, values, found, items, hits)
+
+    if count:
+        in_parts(part, count, threads)
+    result.precisions[result.hits.sum(axis=1) == 0] = np.nan
+    return result
+
+
+def label_words(queries: Array, database: Array) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Labels as 64-bit words, Q x L and N x L: one number for a class, or the bits of multi-hot rows."""
+    if queries.ndim > 1:
+        return wide_words(np.packbits(queries > 0, axis=1)), wide_words(np.packbits(database > 0, axis=1))
+    if queries.dtype.kind not in "iu" or database.dtype.kind not in "iu":
+        numbers = np.unique(np.concatenate([queries, database]), return_inverse=True)[1]
+        queries, database = numbers[: len(queries)], numbers[len(queries) :]
+    return queries.astype(np.int64)[:, None].view(np.uint64), database.astype(np.int64)[:, None].view(np.uint64)
 
 
 def check_ranking(size: int, protocol: RankingProtocol) -> int:
@@ -125,72 +182,3 @@ def ap_divisor(
     choices = {"retrieved": retrieved, "achievable": np.minimum(relevant, cutoff), "relevant": relevant}
     divisor: npt.NDArray[np.integer] = np.maximum(choices[denominator], 1)
     return divisor
-
-
-def _expected(
-    distances: npt.NDArray[np.integer],
-    relevant: npt.NDArray[np.bool_],
-    cutoff: int,
-    bits: int,
-    denominator: Denominator,
-) -> Floats:
-    """Expected AP over all orders inside ties, from (K + 1)-bin histograms: no sort.
-
-    A group of n items, p of them relevant, after N items with P relevant contributes over its first m ranks
-    (p / n) sum_t [P + 1 + (t - N - 1) r] / t with r = (p - 1) / (n - 1), which is
-    (p / n) [r m + (P + 1 - r (N + 1)) (H(N + m) - H(N))] with harmonic numbers H.
-    """
-    queries, bins = len(distances), bits + 1
-    slot = distances + (np.arange(queries) * bins)[:, None]
-    items = np.bincount(slot.ravel(), minlength=queries * bins).reshape(queries, bins)
-    hits = np.bincount(slot[relevant], minlength=queries * bins).reshape(queries, bins)
-    before = np.cumsum(items, axis=1) - items
-    hits_before = np.cumsum(hits, axis=1) - hits
-    ranks = np.clip(cutoff - before, 0, items)
-    cut = (ranks > 0) & (ranks < items)
-    values: Floats
-    if denominator != "retrieved":
-        total = _group_sums(items, hits, before, hits_before, ranks).sum(axis=1)
-        values = total / ap_divisor(hits.sum(axis=1), hits.sum(axis=1), cutoff, denominator)
-        return values
-    whole = np.where(ranks == items, ranks, 0)
-    total = _group_sums(items, hits, before, hits_before, whole).sum(axis=1)
-    retrieved = (hits * (whole > 0)).sum(axis=1)
-    values = total / np.maximum(retrieved, 1)
-    for query, group in zip(*np.nonzero(cut), strict=True):
-        values[query] = _cut_by_retrieved(
-            int(items[query, group]), int(hits[query, group]), int(before[query, group]),
-            int(hits_before[query, group]), int(ranks[query, group]), float(total[query]),
-        )  # fmt: skip
-    return values
-
-
-def _group_sums(
-    items: npt.NDArray[np.integer],
-    hits: npt.NDArray[np.integer],
-    before: npt.NDArray[np.integer],
-    hits_before: npt.NDArray[np.integer],
-    ranks: npt.NDArray[np.integer],
-) -> Floats:
-    """Expected sum of precisions at relevant ranks over the first ``ranks`` ranks of each group; all of one shape."""
-    share = hits / np.maximum(items, 1)
-    slope = np.where(items > 1, (hits - 1) / np.maximum(items - 1, 1), 0.0)
-    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, int((before + ranks).max(initial=0)) + 1))])
-    harmonic_sum = harmonic[before + ranks] - harmonic[np.minimum(before, len(harmonic) - 1)]
-    inside = slope * ranks + (hits_before + 1 - slope * (before + 1)) * harmonic_sum
-    return np.where(ranks > 0, share * inside, 0.0)
-
-
-def _cut_by_retrieved(items: int, hits: int, before: int, hits_before: int, ranks: int, total: float) -> float:
-    """Expected AP where the cutoff falls inside a group and the divisor is the number of relevant items above it.
-
-    The number x of relevant items among the group's first ``ranks`` places is hypergeometric; given x they lie anywhere
-    among those places with equal probability.
-    """
-    low, high = max(0, ranks - (items - hits)), min(hits, ranks)
-    drawn = np.arange(low, high + 1)
-    chance = scipy.stats.hypergeom.pmf(drawn, items, hits, ranks)
-    full = np.full_like(drawn, ranks)
-    sums = _group_sums(full, drawn, np.full_like(drawn, before), np.full_like(drawn, hits_before), full)
-    found = hits_before + drawn
-    return float((chance * (total + sums) / np.maximum(found, 1)).sum())

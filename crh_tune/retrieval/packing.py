@@ -29,6 +29,16 @@ def pack_codes(codes: npt.NDArray[Any]) -> Packed:
     return padded.view(f"<u{size}")
 
 
+def wide_words(packed: Packed) -> npt.NDArray[np.uint64]:
+    """N x W words of any size as 64-bit words, zeros in what they have more: what the compiled kernels take."""
+    if packed.dtype == np.uint64 and packed.shape[1]:
+        return packed
+    size = packed.shape[1] * packed.dtype.itemsize
+    padded = np.zeros((len(packed), max(8, -(-size // 8) * 8)), dtype=np.uint8)
+    padded[:, :size] = np.ascontiguousarray(packed).view(np.uint8)
+    return padded.view("<u8")
+
+
 def hamming_distances(queries: Packed, database: Packed) -> npt.NDArray[np.integer]:
     """Hamming distances of Q x W queries to N x W database words: Q x N (uint8, or uint16 above 255 bits)."""
     words = queries.shape[1]

@@ -43,7 +43,7 @@ def gather_codes(share: torch.Tensor, samples: Samples, workers: Workers) -> Lab
 def ranking_map(queries: LabelledCodes, database: LabelledCodes, protocol: RankingProtocol, workers: Workers) -> float:
     """mAP with each worker ranking its share of the queries; the mean is taken in query order."""
     mine = queries[workers.share(np.arange(len(queries)))]
-    values = workers.gather(average_precisions(mine, database, protocol))
+    values = workers.gather(average_precisions(mine, database, protocol, torch.get_num_threads()))
     return mean_average_precision(values.astype(np.float64), protocol.no_relevant)
 
 

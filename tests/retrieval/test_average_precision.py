@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -13,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from crh_tune.retrieval import average_precision
 from crh_tune.retrieval.average_precision import (
     LabelledCodes,
     RankingProtocol,
@@ -22,6 +22,7 @@ from crh_tune.retrieval.average_precision import (
     relevance,
 )
 from crh_tune.retrieval.packing import pack_codes
+from tests.retrieval import reference
 
 DENOMINATORS = ("retrieved", "achievable", "relevant")
 CUTOFFS = (None, 1, 2, 3, 5, 6, 9)
@@ -239,13 +240,62 @@ def test_denominators_by_hand(ties, denominator, cutoff, expected):
 
 
 @pytest.mark.parametrize("ties", ["expected", "stable", "shuffle"])
-def test_queries_are_scored_alike_in_blocks_of_any_size(monkeypatch, ties):
+def test_queries_are_scored_alike_alone_and_by_any_number_of_threads(ties):
     queries, database = make(2, "multi", 11, 20, 6)
     arguments = labelled(*queries), labelled(*database), RankingProtocol(7, ties)
     alone = [average_precisions(arguments[0][np.array([i])], *arguments[1:])[0] for i in range(11)]
-    for pairs in (1, 45, 10**6):
-        monkeypatch.setattr(average_precision, "_PAIRS_PER_BLOCK", pairs)
-        assert average_precisions(*arguments).tolist() == pytest.approx(alone, abs=0, nan_ok=True)
+    for threads in (None, 1, 2, 3, 40):
+        assert average_precisions(*arguments, threads=threads).tolist() == pytest.approx(alone, abs=0, nan_ok=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    classes=st.sampled_from([1, 2, 40, 70, 150, None]),
+    bits=st.sampled_from([1, 8, 16, 64, 65, 127, 128, 200]),
+    cutoff=st.none() | st.integers(1, 9000),
+    ties=st.sampled_from(["expected", "stable", "shuffle"]),
+    denominator=st.sampled_from(DENOMINATORS),
+)
+def test_the_kernels_give_what_numpy_and_scipy_give(seed, classes, bits, cutoff, ties, denominator):
+    """Databases of several blocks, codes around a few centres, labels of one to three words or class numbers."""
+    generator = np.random.default_rng(seed)
+    count = int(generator.integers(1, 9000))
+    codes = (generator.random((5, bits)) < 0.5)[generator.integers(0, 5, count + 4)]
+    codes ^= generator.random(codes.shape) < generator.choice([0, 0.1, 0.4])
+    if classes is None:
+        labels = generator.integers(-3, 3, count + 4)
+    else:
+        labels = (generator.random((count + 4, classes)) < generator.choice([0.01, 0.3])).astype(np.uint8)
+    queries, database = labelled(codes[:4], labels[:4]), labelled(codes[4:], labels[4:])
+    values = average_precisions(queries, database, RankingProtocol(cutoff, ties, denominator))
+    expected = reference.average_precisions(queries, database, RankingProtocol(cutoff, ties, denominator))
+    assert values.tolist() == pytest.approx(expected.tolist(), abs=1e-12, nan_ok=True)
+
+
+def test_class_labels_may_be_names():
+    queries, database = make(5, "single", 4, 30, 6)
+    named = [labelled(codes, np.array(list("abcd"))[labels]) for codes, labels in (queries, database)]
+    values = average_precisions(*named, RankingProtocol())
+    numbered = average_precisions(labelled(*queries), labelled(*database), RankingProtocol())
+    assert values.tolist() == pytest.approx(numbered.tolist(), abs=0, nan_ok=True)
+
+
+def test_a_pass_takes_memory_for_packed_inputs_and_some_rows():
+    """2,000 queries and 50,000 items: the distances alone would be 100 MB."""
+    generator = np.random.default_rng(0)
+    sides = [
+        LabelledCodes(generator.integers(0, 2**63, (n, 1), dtype=np.uint64), generator.integers(0, 9, n), 64)
+        for n in (2000, 50_000)
+    ]
+    average_precisions(sides[0][:2], sides[1], RankingProtocol(100))
+    tracemalloc.start()
+    try:
+        average_precisions(*sides, RankingProtocol(100))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6_000_000
 
 
 @pytest.mark.parametrize("kind", ["single", "multi"])

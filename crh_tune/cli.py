@@ -10,6 +10,7 @@ from pathlib import Path
 from crh_tune import search as searching
 from crh_tune.data.check import check_data
 from crh_tune.data.datasets import DATASETS
+from crh_tune.data.decode import MEGAPIXELS
 from crh_tune.data.files import counted, printable
 from crh_tune.export.bundle import model_card, write_bundle
 from crh_tune.export.of_search import export_search
@@ -66,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_check = data_commands.add_parser("check", help="say what is there, and everything that is wrong with it")
     of_check.add_argument("path", type=Path, help="the dataset's folder, or an .npz file of features")
     of_check.add_argument("--dataset", help="read it as this dataset (default: the one its files look like)")
+    of_check.add_argument(
+        "--max-megapixels", type=float, default=MEGAPIXELS, help="larger images are a problem (default %(default)g)"
+    )
     of_check.set_defaults(run=check)
     arguments = parser.parse_args(argv)
     return searching.run_command(lambda: arguments.run(arguments), f"crh-tune {arguments.command}")
@@ -102,7 +106,7 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.dataset is not None and getattr(DATASETS.get(arguments.dataset), "find", None) is None:
         names = ", ".join(name for name, source in DATASETS.items() if source.find)
         raise SettingsError(f"--dataset: unknown dataset of files {arguments.dataset!r}: one of {names}")
-    findings = check_data(arguments.path.expanduser().absolute(), arguments.dataset)
+    findings = check_data(arguments.path.expanduser().absolute(), arguments.dataset, arguments.max_megapixels)
     for name, text in findings.lines:
         print(f"{name:<12}{printable(text)}")
     print(f"{'problems':<12}{len(findings.problems) or 'none'}")

@@ -86,7 +86,7 @@ def open_cache(source: ImageSource, size: int, say: Say) -> ImageCache:
     with disk_errors(root):
         (root / "signatures").mkdir(parents=True, exist_ok=True)
         digests = content_digests(source, root)
-        kind = f"{_FORMAT} {DECODER} {size} {THUMBNAIL}{f' {source.span}' if source.span else ''}"
+        kind = f"{_FORMAT} {DECODER} {size} {THUMBNAIL}{source.options}"
         key = hashlib.sha256(kind.encode() + digests.tobytes()).hexdigest()[:24]
         folder = root / key
         found = _open_checked(folder, size, digests)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from crh_tune.data.cifar import ArrayListing
 from crh_tune.data.datasets import DATASETS
-from crh_tune.data.decode import BadImage, Span, deep_span, joined, open_image
+from crh_tune.data.decode import MEGAPIXELS, BadImage, Span, deep_span, joined, open_image
 from crh_tune.data.features import FeatureListing
 from crh_tune.data.files import counted, plain_line, problem, span_line, twins
 from crh_tune.data.images import QUERIES_ALSO, feature_twins
@@ -61,8 +61,10 @@ def dataset_in(path: Path) -> str:
     return "folder"
 
 
-def check_data(path: Path, dataset: str | None = None) -> Findings:
+def check_data(path: Path, dataset: str | None = None, megapixels: float = MEGAPIXELS) -> Findings:
     """Read everything at a path as a dataset (None: the one its files look like).
+
+    Images of more than ``megapixels`` million pixels are a problem.
 
     Raises KeyError for an unknown dataset, DataError where its files are not there.
     """
@@ -83,7 +85,7 @@ def check_data(path: Path, dataset: str | None = None) -> Findings:
         if none_answered(parts["queries"], ranked):
             problems.append(problem(path, f"{unanswered}: want queries of the classes that are ranked"))
     if isinstance(listing, Listing):
-        _check_files(listing, lines, problems)
+        _check_files(listing, megapixels, lines, problems)
     elif isinstance(listing, ArrayListing):
         lines.append(("sizes", f"{listing.images.shape[2]} x {listing.images.shape[1]}, all of them"))
     else:
@@ -128,15 +130,14 @@ def _features(listing: FeatureListing) -> str:
     return f"vectors of {array.shape[-1]} ({array.dtype})"
 
 
-def _check_files(listing: Listing, lines: list[tuple[str, str]], problems: list[str]) -> None:
+def _check_files(listing: Listing, megapixels: float, lines: list[tuple[str, str]], problems: list[str]) -> None:
     """Decode every image: sizes, unreadable ones, and the same image in more than one part."""
     parts = {"train": listing.train, "queries": listing.queries, "database": listing.database}
     given = {name: part for name, part in parts.items() if part is not None}
     paths = sorted({path for part in given.values() for path in part.paths})
     with ThreadPoolExecutor() as pool:
-        found = dict(
-            zip(paths, tqdm(pool.map(lambda path: _look(listing.root / path), paths), total=len(paths)), strict=True)
-        )
+        looks = pool.map(lambda path: _look(listing.root / path, megapixels), paths)
+        found = dict(zip(paths, tqdm(looks, total=len(paths)), strict=True))
     readable = [image.size for image in found.values() if not image.error]
     lines.append(("sizes", _sizes(readable)))
     span = span_line(joined(image.span for image in found.values()))
@@ -160,12 +161,13 @@ def _duplicates(found: Sequence[str], parts: int) -> list[tuple[str, str]]:
     return [("duplicates", line) for line in found or [none]]
 
 
-def _look(path: Path) -> _Image:
+def _look(path: Path, megapixels: float) -> _Image:
     try:
         content = path.read_bytes()
-        image = open_image(content)
+        image = open_image(content, megapixels=megapixels)
         plain = len(set(np.ravel(image.getextrema()))) == 1
-        return _Image(hashlib.blake2b(content, digest_size=16).digest(), image.size, "", plain, deep_span(content))
+        span = deep_span(content, megapixels)
+        return _Image(hashlib.blake2b(content, digest_size=16).digest(), image.size, "", plain, span)
     except (BadImage, OSError) as error:
         return _Image(b"", (0, 0), error.strerror or "" if isinstance(error, OSError) else str(error))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import warnings
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused below
 DECODER = 2
 """Part of the name of whatever is kept of decoded images: to be raised when the same file gives other pixels."""
+MEGAPIXELS = 89.478485
+"""Pillow's own limit: larger images may be made to fill the memory of whoever opens them."""
+_PILLOWS_LIMIT = threading.Lock()
 _JPEG = b"\xff\xd8"
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -68,18 +70,25 @@ Span = tuple[float, float]
 """The lowest and the highest value of grey images of more than 8 bits, which become 0 and 255."""
 
 
-def open_image(content: bytes, size: int | None = None, fit: Fit = STRETCHED, span: Span | None = None) -> Image.Image:
+def open_image(
+    content: bytes,
+    size: int | None = None,
+    fit: Fit = STRETCHED,
+    span: Span | None = None,
+    megapixels: float = MEGAPIXELS,
+) -> Image.Image:
     """The image in RGB, the way up that its EXIF data says; fitted to size x size where a size is given.
 
     Of a JPEG only the detail that is needed is decoded.
     ``span`` is for grey images of more than 8 bits; without, it is the image's own.
 
-    Raises BadImage.
+    Raises BadImage, also for more than ``megapixels`` million pixels.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
-                raise BadImage(f"{image.width} x {image.height} pixels are too many")
+        with _opened(content) as image:
+            if _too_large(image, megapixels):
+                found = f"{image.width} x {image.height} pixels are {image.width * image.height / 1e6:g} million"
+                raise BadImage(f"{found}, dataset.max_megapixels allows {megapixels:g}")
             detail = 0 if size is None else round(size / (fit.crop or 1))
             drafted = image.draft("RGB", (detail, detail)) if detail else None
             image.load()  # Pillow turns a TIFF here, and takes its orientation away
@@ -93,6 +102,23 @@ def open_image(content: bytes, size: int | None = None, fit: Fit = STRETCHED, sp
     except Exception as error:  # whatever a decoder raises on broken bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadImage("not an image" if isinstance(error, UnidentifiedImageError) else reason) from None
+
+
+def _opened(content: bytes) -> Image.Image:
+    """The image, of which nothing but the header is read, of any size: what is too large is refused by the caller.
+
+    Pillow's limit is one for all of the process, so it is lifted for no longer than that.
+    """
+    with _PILLOWS_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(content))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _too_large(image: Image.Image, megapixels: float) -> bool:
+    return image.width * image.height > megapixels * 1e6
 
 
 def _in_rgb(image: Image.Image, span: Span | None) -> Image.Image:
@@ -117,13 +143,13 @@ def _span(image: Image.Image) -> Span | None:
     return (float(values.min()), float(values.max())) if values.size else None
 
 
-def deep_span(content: bytes) -> Span | None:
-    """The lowest and highest finite value of a grey image of more than 8 bits; None of any other, or a broken one."""
+def deep_span(content: bytes, megapixels: float = MEGAPIXELS) -> Span | None:
+    """The lowest and highest finite value of a grey image of more than 8 bits; None of any other, or a bad one."""
     if content.startswith(_JPEG):
         return None
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            if not _is_deep(image) or image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
+        with _opened(content) as image:
+            if not _is_deep(image) or _too_large(image, megapixels):
                 return None
             return _span(image)
     except Exception:  # open_image says what is wrong with it
@@ -136,6 +162,8 @@ def joined(spans: Iterable[Span | None]) -> Span | None:
     return (min(low for low, _ in found), max(high for _, high in found)) if found else None
 
 
-def decode(content: bytes, size: int, fit: Fit = STRETCHED, span: Span | None = None) -> npt.NDArray[np.uint8]:
-    """Pixels of an image file at size x size x 3 uint8; ``span`` as for ``open_image``. Raises BadImage."""
-    return np.asarray(open_image(content, size, fit, span))
+def decode(
+    content: bytes, size: int, fit: Fit = STRETCHED, span: Span | None = None, megapixels: float = MEGAPIXELS
+) -> npt.NDArray[np.uint8]:
+    """Pixels of an image file at size x size x 3 uint8; the rest as for ``open_image``. Raises BadImage."""
+    return np.asarray(open_image(content, size, fit, span, megapixels))

@@ -119,7 +119,7 @@ def open_features(source: ImageSource, recipe: Recipe, say: Say) -> FeatureCache
     Raises DataError when a file is gone, the disk is too small, or a file changes while it is read.
     """
     root = cache_root()
-    kind = recipe.key + (f" {source.span}" if source.span else "")
+    kind = recipe.key + source.options
     folder = root / f"features-{hashlib.sha256(kind.encode()).hexdigest()[:24]}"
     with disk_errors(root):
         (root / "signatures").mkdir(parents=True, exist_ok=True)

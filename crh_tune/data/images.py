@@ -65,7 +65,7 @@ def image_dataset(
         row_of = {path: row for row, path in enumerate(names)}
         rows = [np.array([row_of[path] for path in part.paths], dtype=np.int64) for part in parts]
         labels = [part.labels for part in parts]
-        cache = store(FileImages(listing.root, names, options.range), options, say)
+        cache = store(FileImages(listing.root, names, options.range, options.max_megapixels), options, say)
         items = np.array(names, dtype=object)
     else:
         names = [f"image {row} of {listing.layout}" for row in range(len(listing.images))]

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from crh_tune.data.decode import MEGAPIXELS
+
 
 class Options(BaseModel):
     """Base of the datasets' options: unknown keys are refused."""
@@ -44,12 +46,14 @@ class ImageOptions(FileOptions):
     """Images are decoded once to ``size`` x ``size`` pixels; ``on_bad_image`` says what an unreadable one does.
 
     ``range`` is what becomes 0 and 255 in grey images of more than 8 bits: [low, high]; without, the lowest and the
-    highest value in all of the dataset.
+    highest value in all of the dataset. Images of more than ``max_megapixels`` million pixels count as unreadable:
+    a small file can hold so many that they fill the memory.
     """
 
     size: int = Field(256, ge=4, le=2048)
     on_bad_image: Literal["stop", "skip"] = "stop"
     range: Annotated[tuple[float, float] | None, AfterValidator(_rising)] = None
+    max_megapixels: float = Field(MEGAPIXELS, gt=0)
 
 
 class LabelOptions(ImageOptions):

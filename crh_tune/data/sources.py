@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from crh_tune.data.decode import STRETCHED, BadImage, Fit, Span, deep_span, open_image
+from crh_tune.data.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, Span, deep_span, open_image
 from crh_tune.data.listing import DataError
 
 Bytes = npt.NDArray[np.uint8]
@@ -42,6 +42,10 @@ class ImageSource(Protocol):
     def span(self) -> Span | None:
         """What becomes 0 and 255 in grey images of more than 8 bits, where that is given."""
 
+    @property
+    def options(self) -> str:
+        """What else than usual may come of the same content: part of the name of whatever is kept of it."""
+
     def deep_span(self, row: int) -> Span | None:
         """The lowest and highest value of a grey image of more than 8 bits; None of any other."""
 
@@ -56,6 +60,12 @@ class FileImages:
     root: Path
     names: Sequence[str]
     span: Span | None = None
+    megapixels: float = MEGAPIXELS
+
+    @property
+    def options(self) -> str:
+        limit = f" {self.megapixels:g} megapixels" if self.megapixels != MEGAPIXELS else ""
+        return (f" {self.span}" if self.span else "") + limit
 
     def part(self, rows: slice) -> FileImages:
         return replace(self, names=self.names[rows])
@@ -79,11 +89,11 @@ class FileImages:
             raise BadImage(str(error.strerror)) from None
 
     def open(self, row: int, content: bytes, size: int, fit: Fit = STRETCHED) -> Image.Image:
-        return open_image(content, size, fit, self.span)
+        return open_image(content, size, fit, self.span, self.megapixels)
 
     def deep_span(self, row: int) -> Span | None:
         try:
-            return deep_span(self.read(row))
+            return deep_span(self.read(row), self.megapixels)
         except BadImage:
             return None
 
@@ -99,6 +109,7 @@ class ArrayImages:
     files: Sequence[Path]
     images: Bytes
     span = None
+    options = ""
 
     def part(self, rows: slice) -> ArrayImages:
         return replace(self, names=self.names[rows], images=self.images[rows])

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from crh_tune.data.decode import STRETCHED, BadImage, Fit, decode
+from crh_tune.data.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, decode
 from crh_tune.data.splits import Samples, Split
 from crh_tune.data.stored import CachedImages, Inputs
 from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetwork
@@ -54,6 +54,8 @@ class Encoder:
     fit: Fit = STRETCHED
     span: tuple[float, float] | None = None
     """What became 0 and 255 in grey training images of more than 8 bits."""
+    megapixels: float = MEGAPIXELS
+    """How many million pixels an image file may have: ``dataset.max_megapixels``."""
 
     def encode(self, inputs: Inputs) -> Packed:
         """Packed codes (N x W machine words) of N inputs: uint8 images N x C x H x W, or features N x D.
@@ -82,7 +84,7 @@ class Encoder:
         images = []
         for path in paths:
             try:
-                images.append(decode(Path(path).read_bytes(), self.shape[1], self.fit, self.span))
+                images.append(decode(Path(path).read_bytes(), self.shape[1], self.fit, self.span, self.megapixels))
             except (BadImage, OSError) as error:
                 raise ValueError(f"{path}: {error}") from None
         return np.stack(images).transpose(0, 3, 1, 2)
@@ -139,6 +141,7 @@ def _encoder_content(run: TrainingRun, network: HashNetwork) -> dict[str, Any]:
         "shape": list(network.shape),
         "inputs": list(run.split.train.inputs.shape[1:]),
         "span": getattr(run.split.train.inputs, "span", None) or run.settings.dataset.options.get("range"),
+        "megapixels": run.settings.dataset.options.get("max_megapixels", MEGAPIXELS),
         "bits": run.trial.bits,
         "hash_layer": run.trial.hash_layer,
         "class_names": list(run.split.class_names),
@@ -169,7 +172,8 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu") -> Enco
         raise SettingsError(f"{path}: not a readable encoder: {_reason(error)}") from None
     device = torch.device(device)
     names, span = tuple(content["class_names"]), content.get("span")
-    return Encoder(network.to(device).eval(), inputs, content["bits"], names, device, fit, span)
+    megapixels = content.get("megapixels", MEGAPIXELS)
+    return Encoder(network.to(device).eval(), inputs, content["bits"], names, device, fit, span, megapixels)
 
 
 def load_index(folder: str | Path) -> Index:

@@ -258,14 +258,34 @@ def test_a_damaged_image_is_decoded_or_refused_and_nothing_else(kind, changes, h
 
 def test_an_image_of_too_many_pixels_is_refused_in_a_process_of_its_own():
     code = (
-        "import io; from PIL import Image; from crh_tune.data.decode import BadImage, decode\n"
-        "file = io.BytesIO(); Image.new('1', (10000, 10000)).save(file, 'PNG')\n"
+        "import io, warnings; from PIL import Image; before = Image.MAX_IMAGE_PIXELS\n"
+        "from crh_tune.data.decode import BadImage, decode\n"
+        "file = io.BytesIO(); Image.new('1', (20000, 10000)).save(file, 'PNG')\n"
         "try: decode(file.getvalue(), 8)\n"
-        "except BadImage as error: print(error)"
+        "except BadImage as error: print(error)\n"
+        "filtered = any(Image.DecompressionBombWarning in each for each in warnings.filters)\n"
+        "print(before == Image.MAX_IMAGE_PIXELS, filtered)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == "10000 x 10000 pixels are too many\n"
+    said = "20000 x 10000 pixels are 200 million, dataset.max_megapixels allows 89.4785"
+    assert done.stdout.splitlines() == [said, "True False"]  # and what is Pillow's own is as it was
     assert done.stderr == ""
+
+
+def test_an_image_beyond_pillows_limit_is_read_where_the_option_allows_it():
+    content = encoded(Image.new("L", (10000, 9000), 128), "JPEG")
+    assert (decode(content, 8, megapixels=90) == 128).all()
+    with pytest.raises(BadImage, match=r"^10000 x 9000 pixels are 90 million, dataset.max_megapixels allows 89.9$"):
+        decode(content, 8, megapixels=89.9)
+
+
+def test_as_many_pixels_as_the_option_says_are_taken_and_none_more():
+    deep = encoded(Image.fromarray(noise(8, 10, 1).astype(np.uint16) * 16), "PNG")
+    assert deep_span(deep, 80e-6) is not None
+    assert decode(deep, 8, megapixels=80e-6).shape == (8, 8, 3)
+    assert deep_span(deep, 79e-6) is None
+    with pytest.raises(BadImage, match=r"dataset.max_megapixels allows 7.9e-05$"):
+        decode(deep, 8, megapixels=79e-6)
 
 
 DEEP = {

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crh_tune.data.decode import STRETCHED, BadImage, Fit, decode
+from crh_tune.data.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, decode
 from crh_tune.data.feature_cache import BLOCK, FeatureCache, Recipe, open_features
 from crh_tune.data.listing import DataError
 from crh_tune.data.sources import FileImages
@@ -116,6 +116,14 @@ def test_features_are_computed_once_and_added_photos_cost_only_theirs(tmp_path, 
     last.open(tmp_path / "d", names)
     assert (last.started, last.said) == (0, [])
     assert [file.stat().st_mtime_ns for file in files] == before  # and so they need not be checked again
+
+
+def test_another_limit_of_pixels_has_features_of_its_own(tmp_path):
+    names = photos(tmp_path / "d", 4)
+    recipe = Recipe("key", 3, 8, STRETCHED, Colours().start, False)
+    for megapixels, bad in ((1e-6, 4), (MEGAPIXELS, 0)):
+        found = open_features(FileImages(tmp_path / "d", names, None, megapixels), recipe, print)
+        assert len(found.bad) == bad
 
 
 def test_another_backbone_has_features_of_its_own(tmp_path):

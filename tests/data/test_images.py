@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,21 @@ def folders(root: Path, train: int = 12, test: int = 6) -> Path:
     for number in range(100, 100 + test):
         draw(root / "test" / NAMES[number % 3] / f"{number:03}.png", number, number % 3)
     return root
+
+
+def test_images_of_more_pixels_than_the_option_allows_are_problems_and_a_cache_knows_its_limit(tmp_path):
+    root = folders(tmp_path / "data")
+    large = root / "train" / "ant" / "large.png"
+    Image.new("RGB", (20, 10)).save(large)
+    said = f"{large}: 20 x 10 pixels are 0.0002 million, dataset.max_megapixels allows 0.0001"
+    assert check_data(root, megapixels=1e-4).problems == [said]
+    assert check_data(root).problems == []
+    small = {"path": root, "size": 8, "max_megapixels": 1e-4}
+    with pytest.raises(DataError, match=f"^{re.escape(said)}: unreadable image"):
+        open_dataset("folder", small)
+    assert len(open_dataset("folder", {"path": root, "size": 8}).train) == 13
+    skipping = open_dataset("folder", {**small, "on_bad_image": "skip"})
+    assert (len(skipping.train), skipping.skipped) == (12, (said,))
 
 
 def lists(root: Path, train: list[int], test: list[int], database: list[int] | None = None) -> Path:

@@ -166,6 +166,22 @@ def test_files_have_exactly_the_codes_of_the_cached_pixels(tmp_path):
         assert np.array_equal(encoder.encode_files([str(path) for path in files[2:4]]), words[2:4])
 
 
+def test_an_encoder_takes_files_of_as_many_pixels_as_its_dataset_did(tmp_path):
+    run, root = image_run(tmp_path)
+    file = files_of(root, "test")[0]
+    with Image.open(file) as image:
+        pixels = image.width * image.height
+    for allowed in (pixels, pixels - 1):
+        dataset = run.settings.dataset.model_copy(update={"max_megapixels": allowed / 1e6})
+        run.settings = run.settings.model_copy(update={"dataset": dataset})
+        encoder = load_encoder(exported(run, tmp_path / "export"))
+        if allowed == pixels:
+            assert len(encoder.encode_files([file])) == 1
+        else:
+            with pytest.raises(ValueError, match=rf"^{file}: .* million, dataset.max_megapixels allows "):
+                encoder.encode_files([file])
+
+
 def test_more_files_than_are_decoded_at_once_stay_in_order(tmp_path, monkeypatch):
     run, root = image_run(tmp_path)
     encoder = load_encoder(exported(run, tmp_path / "export"))

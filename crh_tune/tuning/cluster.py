@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -16,9 +17,12 @@ from ray.exceptions import RayError
 
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import ScalingSettings
-from crh_tune.tuning.ray_private import node_socket, quiet_signals
+from crh_tune.tuning.ray_private import end_at_once, node_socket, quiet_signals
 
-_ADDRESS_SECONDS = 3.0
+_ADDRESS_SECONDS = 5.0
+_HTTP2_SETTINGS = 4
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _HTTP2_SETTINGS, 0, 0, 0, 0, 0))
+"""What a client says first, and the kind of the frame that a server answers with at once (RFC 9113, 3.4)."""
 _LOOK_SECONDS = 0.05
 _PROC = Path("/proc")
 
@@ -32,13 +36,14 @@ def connect_ray() -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS", "")
-    if ":" in address and not _answers(address.rpartition("://")[2]):
-        raise SettingsError(f"RAY_ADDRESS: nothing answers at {address}: start that cluster, or unset RAY_ADDRESS")
+    if ":" in address and not _is_cluster(address.rpartition("://")[2]):
+        raise SettingsError(f"RAY_ADDRESS: no cluster answers at {address}: start one there, or unset RAY_ADDRESS")
     left = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
-    stale = not address and left.is_file() and not _answers(left.read_text(encoding="utf-8").strip())
+    stale = not address and left.is_file() and not _is_cluster(left.read_text(encoding="utf-8").strip())
     try:
-        with quiet_signals():
+        with quiet_signals(), _children_deaf_to_sigterm():
             ray.init(address="local" if stale else None, log_to_driver=False, logging_level=logging.ERROR)
+        end_at_once()
     except (OSError, ValueError, RuntimeError, RayError) as error:
         raise SettingsError(_refusal(error, address)) from None
 
@@ -54,11 +59,33 @@ def _refusal(error: Exception, address: str) -> str:
     return f"Ray does not start on this machine: {said}"
 
 
-def _answers(address: str) -> bool:
+@contextmanager
+def _children_deaf_to_sigterm() -> Iterator[None]:
+    """Within it, what this thread starts, and what that starts, never receives SIGTERM.
+
+    systemd and ``kill -- -PGID`` send it to Ray's processes too. Once they are gone, Ray ends this process without a
+    word; if they stay, it ends in order, and ends them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _is_cluster(address: str) -> bool:
+    """Whether what listens there speaks HTTP/2, as Ray does and nearly nothing else; with TLS, whether anything does.
+
+    Ray itself would try for minutes with a port that is silent, or that another service listens on.
+    """
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=_ADDRESS_SECONDS):
-            return True
+        with socket.create_connection((host, int(port)), timeout=_ADDRESS_SECONDS) as there:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return True
+            there.sendall(_HTTP2_GREETING)
+            answer = there.recv(4, socket.MSG_WAITALL)
+            return len(answer) == 4 and answer[3] == _HTTP2_SETTINGS
     except (OSError, ValueError, OverflowError):
         return False
 

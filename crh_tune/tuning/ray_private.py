@@ -2,6 +2,7 @@
 
 * ``quiet_signals``: ``ray.init`` takes SIGTERM and the signals of crashes for itself, and has no option for it.
 * ``node_socket``: which of the machine's raylets is this process's own.
+* ``end_at_once``: how Ray ends its processes.
 * ``GroupTrainer``: two helpers and a signal handler of Ray Train's that no option leaves out.
 * ``groups_of``: the public table of placement groups says neither whose they are nor whether their maker is dead.
 * ``take_for_death``: Tune takes no error but RayActorError for the death of a trial's process.
@@ -48,6 +49,17 @@ def node_socket() -> str | None:
     """The socket of the raylet that this process is connected to; None where it is connected to none."""
     node = worker._global_node
     return str(node.raylet_socket_name) if node is not None else None
+
+
+def end_at_once() -> None:
+    """Have ``ray.shutdown`` kill what this process has started of Ray without a SIGTERM first, to which it is deaf.
+
+    Ray would wait a second for each of its processes.
+    """
+    node = worker._global_node
+    if node is not None:
+        kill = node.kill_all_processes
+        node.kill_all_processes = lambda check_alive, allow_graceful, wait: kill(check_alive=check_alive, wait=wait)
 
 
 class GroupTrainer(TorchTrainer):

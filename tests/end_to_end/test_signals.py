@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,23 @@ def test_a_signal_to_a_command_with_ray_ends_it_with_one_line(tmp_path: Path, st
     assert stage == "raylet" or lines[-2] == said[0]
 
 
+def test_sigterm_to_all_processes_of_a_command_with_ray_ends_it_with_one_line(tmp_path: Path):
+    """As systemd does, and ``kill -- -PGID``: Ray's processes have it first here, and would take the driver with them."""
+    output = tmp_path / "output.txt"
+    with output.open("w") as out:
+        process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=out, stderr=subprocess.STDOUT, text=True)
+    until(lambda: "up" in output.read_text(), process)
+    below = processes_below(process.pid)
+    for each in below:
+        os.kill(each, signal.SIGTERM)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert output.read_text().splitlines() == ["up", ORDERLY, "interrupted: go on so"]
+    time.sleep(5)
+    assert not [title for pid, title in below.items() if Path(f"/proc/{pid}").exists()]
+
+
 def test_a_setting_that_is_trained_ends_with_one_line(tmp_path: Path):
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(TRIAL))
     driver = Driver(["train", str(tmp_path / "trial.yaml"), "--to", str(tmp_path / "to")], tmp_path / "output.txt")
@@ -95,7 +113,10 @@ def test_a_setting_that_a_worker_group_trains_ends_with_one_line(tmp_path: Path)
 
 @pytest.mark.long
 def test_sigterm_in_each_stage_of_a_search_ends_it_in_order_and_it_goes_on(tmp_path: Path):
-    """Each process of the search is terminated one stage further than the one before; the last one finishes."""
+    """Each process of the search is terminated one stage further than the one before; the last one finishes.
+
+    Every second time, all its processes are terminated, in any order.
+    """
     space = {**SPACE, "trial": {**SPACE["trial"], "epochs": 20}, "budget": {"trials": 2, "concurrent": 1}}
     (tmp_path / "space.yaml").write_text(yaml.safe_dump({**space, "scheduler": {}}))
     arguments = ["search", str(tmp_path / "space.yaml"), "--storage", str(tmp_path)]
@@ -103,7 +124,9 @@ def test_sigterm_in_each_stage_of_a_search_ends_it_in_order_and_it_goes_on(tmp_p
     for number, stage in enumerate(["search soak-001", "trial-0000", "confirming", "retraining", "encoding"]):
         driver = Driver(arguments, tmp_path / f"output-{number}.txt")
         until(lambda stage=stage, driver=driver: any(stage in line for line in driver.lines), driver.process)
-        driver.process.send_signal(signal.SIGTERM)
+        for each in {driver.process.pid, *(processes_below(driver.process.pid) if number % 2 else ())}:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGTERM)
         code = driver.process.wait(60)
         if stage != "encoding" or code:  # it may have ended by then
             assert (code, driver.lines[-2:]) == (130, [ORDERLY, go_on]), driver.lines

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings
+from crh_tune.tuning.cluster import _is_cluster
 from crh_tune.tuning.trial import device_of, train_group
 
 CODE = """
@@ -31,6 +38,23 @@ for name, value in {cases!r}:
 """
 
 
+@contextmanager
+def foreign_services() -> Iterator[tuple[int, int]]:
+    """The ports of an HTTP server, and of one that takes connections and stays silent."""
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        yield server.server_port, silent.getsockname()[1]
+    server.shutdown()
+    server.server_close()
+
+
+def what_connect_ray_says(cases: list[tuple[str, str]], folder: Path) -> list[str]:
+    code = CODE.format(cases=cases, folder=str(folder))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    return done.stdout.splitlines()
+
+
 def test_what_ray_refuses_at_its_start_is_one_line_that_names_the_variable(tmp_path: Path):
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
@@ -40,16 +64,22 @@ def test_what_ray_refuses_at_its_start_is_one_line_that_names_the_variable(tmp_p
         ("RAY_ADDRESS", "127.0.0.1:1"),
         ("RAY_ADDRESS", "nonsense"),
     ]
-    code = CODE.format(cases=cases, folder=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    said = done.stdout.splitlines()
-    assert len(said) == 4, done
+    with foreign_services() as ports:
+        cases += [("RAY_ADDRESS", f"127.0.0.1:{port}") for port in ports]
+        said = what_connect_ray_says(cases, tmp_path)
+    assert len(said) == 6, said
     assert said[0] == f"True TMPDIR: {deep} is too long a path for Ray's sockets: set RAY_TMPDIR=/tmp"
     assert said[1].startswith(
         "True RAY_ADDRESS: no cluster can be joined with 'auto': start one, or unset RAY_ADDRESS ("
     )
-    assert said[2] == ("True RAY_ADDRESS: nothing answers at 127.0.0.1:1: start that cluster, or unset RAY_ADDRESS")
+    for line, port in ((said[2], 1), (said[4], ports[0]), (said[5], ports[1])):
+        there = f"127.0.0.1:{port}"
+        assert line == f"True RAY_ADDRESS: no cluster answers at {there}: start one there, or unset RAY_ADDRESS"
     assert said[3].startswith("True RAY_ADDRESS: no cluster can be joined with 'nonsense': start one, or unset ")
+
+
+def test_a_cluster_that_runs_is_told_from_other_services(ray_session):
+    assert _is_cluster(ray.get_runtime_context().gcs_address)
 
 
 def settings(**scaling: float) -> TrialSettings:

@@ -73,7 +73,7 @@ def test_a_signal_to_a_command_with_ray_ends_it_with_one_line(tmp_path: Path, st
 
 
 def test_sigterm_to_all_processes_of_a_command_with_ray_ends_it_with_one_line(tmp_path: Path):
-    """As systemd does, and ``kill -- -PGID``: Ray's processes have it first here, and would take the driver with them."""
+    """As systemd does, and ``kill -- -PGID``: Ray's processes have it first here, and took the driver with them."""
     output = tmp_path / "output.txt"
     with output.open("w") as out:
         process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=out, stderr=subprocess.STDOUT, text=True)

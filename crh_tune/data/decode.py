@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from crh_tune.ground import first_line
+
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused below
 DECODER = 2
 """Part of the name of whatever is kept of decoded images: to be raised when the same file gives other pixels."""
@@ -91,7 +93,7 @@ def open_image(content: bytes, size: int | None = None, fit: Fit = STRETCHED, sp
     except BadImage:
         raise
     except Exception as error:  # whatever a decoder raises on broken bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise BadImage("not an image" if isinstance(error, UnidentifiedImageError) else reason) from None
 
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
@@ -33,6 +32,7 @@ from crh_tune.data.decode import DECODER, BadImage, Span, joined
 from crh_tune.data.listing import DataError
 from crh_tune.data.sources import Bytes, ImageSource
 from crh_tune.data.stored import CachedImages, Rows
+from crh_tune.ground import write_json, write_whole
 
 Say = Callable[[str], None]
 THUMBNAIL = 32
@@ -136,10 +136,13 @@ def content_digests(source: ImageSource, root: Path) -> Bytes:
     blocks = list(_in_processes(_digest_block, [(part,) for part in parts]))
     digests = np.frombuffer(b"".join(found for found, _ in blocks), dtype=np.uint8).reshape(-1, 16)
     if all(whole for _, whole in blocks):
-        aside = memo.with_suffix(f".{uuid.uuid4().hex}.npy")
-        np.save(aside, np.vstack([digests, _own_digest(digests)]), allow_pickle=False)
-        aside.replace(memo)
+        write_whole(memo, lambda aside: _save(np.vstack([digests, _own_digest(digests)]), aside))
     return digests
+
+
+def _save(digests: Bytes, path: Path) -> None:
+    with path.open("wb") as file:  # to a path of another ending, numpy would add its own
+        np.save(file, digests, allow_pickle=False)
 
 
 def _own_digest(digests: Bytes) -> Bytes:
@@ -432,9 +435,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def write_json(path: Path, content: Any) -> None:
-    aside = path.with_suffix(f".{uuid.uuid4().hex}")
-    aside.write_text(json.dumps(content), encoding="utf-8")
-    aside.replace(path)

@@ -18,6 +18,7 @@ from crh_tune.data.listing import DataError, Listing, Part
 from crh_tune.data.options import ImageOptions
 from crh_tune.data.reference import same_superclass
 from crh_tune.data.stored import Rows
+from crh_tune.ground import first_line
 
 _QUERIES, _TRAIN = 100, 500
 
@@ -236,7 +237,7 @@ def _read(file: Path) -> Any:
         with file.open("rb") as stream:
             return _ArraysOnly(stream, encoding="bytes").load()
     except Exception as error:  # a damaged pickle can raise nearly anything
-        why = str(error).split("\n")[0] or type(error).__name__
+        why = first_line(error)
         raise DataError(
             problem(file, f"cannot be read as a batch of CIFAR ({why}): restore the original file")
         ) from None

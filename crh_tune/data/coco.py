@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,6 +21,7 @@ from crh_tune.data.lists import Row, multi_hot_labels, read_rows, row_conflicts,
 from crh_tune.data.options import LabelOptions
 from crh_tune.data.sources import FileImages
 from crh_tune.data.stored import Rows
+from crh_tune.ground import write_whole
 
 _FORMAT = 1
 _PARTS = ("train2014", "val2014")
@@ -155,14 +155,9 @@ def _keep(images: _Images, memo: Path) -> None:
     packed = io.BytesIO()
     np.savez_compressed(packed, paths=images.paths, labels=images.labels, class_names=images.class_names)
     content = packed.getvalue()
-    aside = memo.with_suffix(f".{uuid.uuid4().hex}")
     with suppress(OSError):  # nothing is lost but time
-        try:
-            memo.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_bytes(hashlib.sha256(content).digest() + content)
-            aside.replace(memo)
-        finally:
-            aside.unlink(missing_ok=True)
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(memo, lambda aside: aside.write_bytes(hashlib.sha256(content).digest() + content))
 
 
 def _recalled(memo: Path) -> _Images | None:

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from crh_tune.ground import first_line
+
 DECODER = 2
 """Part of the name of whatever is kept of decoded images: to be raised when the same file gives other pixels."""
 MEGAPIXELS = 89.478485
@@ -100,7 +102,7 @@ def open_image(
     except BadImage:
         raise
     except Exception as error:  # whatever a decoder raises on broken bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise BadImage("not an image" if isinstance(error, UnidentifiedImageError) else reason) from None
 
 

@@ -34,11 +34,11 @@ from crh_tune.data.cache import (
     read_again,
     read_json,
     usable_cores,
-    write_json,
 )
 from crh_tune.data.decode import BadImage, Fit
 from crh_tune.data.sources import Bytes, ImageSource
 from crh_tune.data.stored import CachedFeatures, Rows
+from crh_tune.ground import write_json, write_whole
 
 Features = npt.NDArray[np.float32]
 Compute = Callable[[Bytes], Features]
@@ -188,9 +188,8 @@ def _drop_damaged(store: _Store, say: Say) -> None:
         many = store.damaged > 1
         count = f"{store.damaged} block{'s' if many else ''} of features in {store.folder}"
         say(f"{count} {'are' if many else 'is'} damaged: computing {'them' if many else 'it'} anew")
-        aside = store.folder / f".{_BLOCKS}"
-        aside.write_bytes(b"".join(line + b"\n" for line in store.lines))
-        aside.replace(store.folder / _BLOCKS)
+        lines = b"".join(line + b"\n" for line in store.lines)
+        write_whole(store.folder / _BLOCKS, lambda aside: aside.write_bytes(lines))
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

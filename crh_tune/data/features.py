@@ -18,6 +18,7 @@ from crh_tune.data.listing import DataError
 from crh_tune.data.lists import numbering_gaps, single_labels, untrained_classes
 from crh_tune.data.options import FileOptions
 from crh_tune.data.stored import Array, Rows
+from crh_tune.ground import first_line
 
 _PARTS = ("train_", "test_", "database_")
 _NAMES = ("class_names", *(f"{part}{kind}" for part in ("", *_PARTS) for kind in ("features", "labels")))
@@ -135,7 +136,7 @@ def _read(path: Path) -> _Source:
                     if name in _NAMES:
                         arrays[name] = archive[name]
     except _UNREADABLE as error:
-        why = str(error).split("\n")[0] or type(error).__name__
+        why = first_line(error)
         raise DataError(problem(where, f"cannot be read as an array of numbers or strings: {why}")) from None
     return _Source(path, arrays, there)
 

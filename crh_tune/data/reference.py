@@ -13,6 +13,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from crh_tune.data.files import problem, read_text
 from crh_tune.data.listing import DataError
 from crh_tune.data.stored import Array
+from crh_tune.ground import first_line
 
 Floats = npt.NDArray[np.float64]
 
@@ -85,7 +86,7 @@ def _prototypes(path: Path, class_names: Sequence[str], train_labels: Array) -> 
     try:
         features = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(problem(path, f"cannot be read as an array of numbers: {str(error).splitlines()[0]}")) from None
+        raise DataError(problem(path, f"cannot be read as an array of numbers: {first_line(error)}")) from None
     classes, samples = len(class_names), len(train_labels)
     if features.ndim != 2 or not features.size or len(features) not in {classes, samples}:
         wanted = f"({classes}, D), a row a class, or ({samples}, D), a row a training sample"

@@ -15,6 +15,7 @@ from crh_tune.data.listing import DataError, Listing, Part, inside
 from crh_tune.data.lists import untrained_classes
 from crh_tune.data.options import ImageOptions
 from crh_tune.data.stored import Array
+from crh_tune.ground import first_line
 
 _TRAIN = ("devkit/cars_train_annos.mat", "cars_train_annos.mat")
 _TEST = (
@@ -121,7 +122,7 @@ def _read(file: Path, name: str, problems: list[str]) -> Array | None:
     except KeyError:
         problems.append(problem(file, f"has no variable {name}: restore the original file"))
     except Exception as error:  # a damaged file breaks scipy's parser in ways that it does not document
-        why = str(error).split("\n")[0] or type(error).__name__
+        why = first_line(error)
         problems.append(problem(file, f"cannot be read as a MATLAB file ({why}): restore the original file"))
     return None
 

@@ -21,6 +21,7 @@ import torch
 from crh_tune.data.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, decode
 from crh_tune.data.splits import Samples, Split
 from crh_tune.data.stored import CachedImages, Inputs
+from crh_tune.ground import first_line
 from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetwork
 from crh_tune.retrieval.packing import Packed, hamming_distances, pack_codes
 from crh_tune.settings.base import SettingsError
@@ -169,7 +170,7 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu") -> Enco
             network = FrozenHashNetwork(FeatureNetwork(frozen["backbone"], inputs, colours, colours), network)
         network.load_state_dict(content["weights"])
     except Exception as error:
-        raise SettingsError(f"{path}: not a readable encoder: {_reason(error)}") from None
+        raise SettingsError(f"{path}: not a readable encoder: {first_line(error)}") from None
     device = torch.device(device)
     names, span = tuple(content["class_names"]), content.get("span")
     megapixels = content.get("megapixels", MEGAPIXELS)
@@ -185,7 +186,7 @@ def load_index(folder: str | Path) -> Index:
             index = Index(arrays["words"], arrays["labels"], arrays["items"])
         _check_index(index)
     except Exception as error:  # whatever zipfile and NumPy raise on a broken file
-        raise SettingsError(f"{path}: not a readable index: {_reason(error)}") from None
+        raise SettingsError(f"{path}: not a readable index: {first_line(error)}") from None
     return index
 
 
@@ -195,10 +196,6 @@ def _check_index(index: Index) -> None:
     if words.ndim != 2 or words.dtype.kind != "u" or len(labels) != len(words) or items.shape != (len(words),):
         shapes = f"labels of shape {labels.shape} and items of shape {items.shape}"
         raise ValueError(f"{words.dtype} words of shape {words.shape} with {shapes}")
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _usage(settings: TrialSettings, samples: Samples) -> list[str]:

@@ -12,6 +12,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from crh_tune.ground import first_line
+
 Shape = tuple[int, ...]
 """Shape of one input: (channels, height, width) of an image, (length,) of a feature vector."""
 
@@ -91,7 +93,7 @@ class Torchvision(nn.Module):
         try:
             self.body = torchvision.models.get_model(name, weights=None, **_size_options(name, shape))
         except (AssertionError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"backbone {name} cannot take inputs of shape {shape}: {reason}") from None
         layers = [(path, module) for path, module in self.body.named_modules() if isinstance(module, nn.Linear)]
         if not layers or name in ("inception_v3", "googlenet"):
@@ -183,7 +185,7 @@ def create_timm(name: str, side: int) -> Any:
     try:
         return timm.create_model(name.removeprefix(TIMM), pretrained=False, num_classes=0, **sized)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(f"backbone {name} cannot be built for images of {side} x {side}: {reason}") from None
 
 
@@ -198,7 +200,7 @@ def _check_features(backbone: Torchvision | Timm, name: str, shape: Shape) -> No
     try:
         found = tuple(backbone.body(torch.zeros(1, *shape)).shape)
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"backbone {name} cannot take inputs of shape {shape}: {reason}") from None
     backbone.body.train()
     if found != (1, backbone.features):

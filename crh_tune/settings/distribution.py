@@ -24,7 +24,9 @@ class Distribution(Settings):
     """What one setting is drawn from, written as one key: ``{uniform: [0, 0.5]}``."""
 
     kind: Kind
+    """How it is drawn."""
     values: tuple[Any, ...] = ()
+    """What it is drawn from."""
 
     @model_validator(mode="before")
     @classmethod

@@ -43,20 +43,25 @@ class ObjectiveSettings(Settings):
     """What the search optimises: a metric of the validation queries or of the centres."""
 
     metric: Literal["val/map", "centers/pcc"] = "val/map"
+    """mAP of the validation queries, or how well centres agree with what looks alike."""
     mode: Literal["max", "min"] = "max"
+    """Whether more of it is better, or less."""
 
 
 class AshaSettings(Settings):
     """Asynchronous successive halving: from ``grace_epochs`` on, each rung keeps one trial in ``reduction``."""
 
     grace_epochs: int = Field(5, ge=1)
+    """How many epochs every trial gets."""
     reduction: float = Field(3, gt=1)
+    """Of so many trials that reach a rung, one goes on; rungs are so many times further apart."""
 
 
 class SchedulerSettings(Settings):
     """What stops weak trials early; ``scheduler: {}`` stops none."""
 
     asha: AshaSettings | None = None
+    """Successive halving, the default; a grid has none unless it says so."""
 
 
 class ConfirmSettings(Settings):
@@ -66,9 +71,13 @@ class ConfirmSettings(Settings):
     """
 
     top: int = Field(3, ge=1)
+    """How many of the best trials run again."""
     seeds: int = Field(3, ge=1)
+    """With how many fresh seeds each of them runs."""
     freeze: Literal[False] | None = None
+    """false trains all layers of the finalists of a search on a frozen backbone."""
     epochs: int | None = Field(None, ge=1, le=1_000_000)
+    """How many epochs they are trained with all layers; as many as in the search if not set."""
 
     @model_validator(mode="after")
     def _epochs_are_of_the_whole_network(self) -> Self:
@@ -84,9 +93,13 @@ class BudgetSettings(Settings):
     """
 
     trials: int = Field(24, ge=1)
+    """How many trials are tried."""
     hours: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """After how many hours no new trial starts; null sets no limit."""
     hang_minutes: float = Field(60, gt=0, allow_inf_nan=False)
+    """A trial that evaluates nothing for so long has failed."""
     concurrent: int | Literal["auto"] = "auto"
+    """How many trials run at once; auto is what the machines fit."""
 
     @field_validator("concurrent")
     @classmethod
@@ -100,19 +113,33 @@ class SearchSettings(Settings):
     """A search-space file. ``start_from`` holds settings tried first: ``paper``, or mappings of searched values."""
 
     name: str
+    """What the search is called: its folder and its MLflow experiment are named after it."""
     dataset: DatasetSettings
+    """The dataset's name and its options: see data.md."""
     method: str = "crh"
+    """The method: see the table below."""
     trial: TrainingSettings = TrainingSettings()
+    """What is fixed: the settings of every trial."""
     search: dict[str, Distribution]
+    """What is explored: settings of a trial, each with what it is drawn from."""
     start_from: tuple[Literal["paper"] | dict[str, Value], ...] = ("paper",)
+    """What is tried first: the paper's own setting, or mappings of searched settings to values."""
     objective: ObjectiveSettings = ObjectiveSettings()
+    """What the search optimises."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """How mAP is scored."""
     validation: ValidationSettings = ValidationSettings()
+    """Which training samples are held out as validation queries."""
     scheduler: SchedulerSettings = SchedulerSettings(asha=AshaSettings())
+    """What stops weak trials early."""
     confirm: ConfirmSettings = ConfirmSettings()
+    """How the best trials are confirmed with fresh seeds."""
     budget: BudgetSettings = BudgetSettings()
+    """How much is tried."""
     scaling: ScalingSettings = ScalingSettings()
+    """What one trial runs on."""
     seed: Seed = 0
+    """What proposals are drawn from, and the seed of every trial."""
 
     @model_validator(mode="before")
     @classmethod

@@ -26,11 +26,17 @@ class StudyDataset(Settings):
     """What a study sets on one dataset: options, fixed trial settings, how mAP is scored, bits, seeds, scaling."""
 
     options: dict[str, Any] = Field(default_factory=dict)
+    """The dataset's options."""
     trial: dict[str, Any] = Field(default_factory=dict)
+    """Settings of every trial on it."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """How mAP is scored on it."""
     bits: tuple[int, ...] | None = None
+    """Code lengths, in place of the study's."""
     seeds: tuple[Seed, ...] | None = None
+    """Seeds, in place of the study's."""
     scaling: ScalingSettings | None = None
+    """What a trial on it runs on, in place of the study's."""
 
 
 class StudySettings(Settings):
@@ -43,17 +49,29 @@ class StudySettings(Settings):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    """What the study is called: its runs and its report carry the name."""
     title: str
+    """The headline of its report."""
     kind: Literal["map", "pcc", "figure2", "figure3", "figure4"]
+    """What the report shows: a table of mAP or of PCC, or one of the figures."""
     datasets: dict[str, StudyDataset]
+    """What is set on each of the paper's datasets."""
     others: StudyDataset
+    """What is set on any other dataset."""
     photos: StudyDataset | None = None
+    """What is set on your own photos."""
     cells: tuple[dict[str, Any], ...] = Field(min_length=1)
+    """The rows of the table, with the settings of their trials."""
     bits: tuple[int, ...] = (16, 32, 64)
+    """The code lengths."""
     seeds: tuple[Seed, ...] = (0,)
+    """The seeds of each cell."""
     random_draws: int = Field(0, ge=0)
+    """How many draws of random centres the table of PCC has a row for; 0 has none."""
     budget: BudgetSettings = BudgetSettings()
+    """How many trials run at once, and when one hangs."""
     scaling: ScalingSettings = ScalingSettings()
+    """What one trial runs on."""
 
     @field_validator("cells")
     @classmethod

@@ -34,6 +34,7 @@ class DatasetSettings(Settings):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
+    """The dataset's name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -62,9 +63,13 @@ class EvaluationSettings(Settings):
     """
 
     cutoff: int | None = Field(None, ge=1)
+    """How many of the nearest items are scored (mAP@k); null scores the whole database."""
     ties: Ties = "expected"
+    """How items at one distance are ordered: by the expectation, as they stand, or at random."""
     denominator: Denominator = "retrieved"
+    """What average precision divides by: the relevant items retrieved, or all there could be."""
     no_relevant: NoRelevant = "zero"
+    """What a query with nothing relevant in the whole database does to the mean."""
 
     @property
     def protocol(self) -> RankingProtocol:
@@ -75,16 +80,22 @@ class ValidationSettings(Settings):
     """The share of the training samples held out as validation queries, at most ``queries``; ``seed`` picks them."""
 
     fraction: float = Field(0.2, gt=0, lt=1)
+    """The share of the training samples that are held out."""
     queries: int = Field(10_000, ge=1)
+    """How many are held out at most."""
     seed: Seed = 0
+    """What picks them."""
 
 
 class ScalingSettings(Settings):
     """What one trial runs on. With one worker it trains in the trial's own process, with several in a worker group."""
 
     workers_per_trial: int = Field(1, ge=1)
+    """How many processes train one trial together."""
     cpus_per_worker: int = Field(1, ge=1)
+    """How many CPU cores each of them has."""
     gpus_per_worker: float = Field(0, ge=0)
+    """How many GPUs each of them has; a part of one lets trials share it."""
 
     @model_validator(mode="after")
     def _whole_gpus_in_groups(self) -> Self:
@@ -97,11 +108,17 @@ class TrialSettings(Settings):
     """Everything one training run depends on; with the same seed, machine and workers it gives the same metrics."""
 
     dataset: DatasetSettings
+    """The dataset's name and its options."""
     method: str = "crh"
+    """The method."""
     trial: TrainingSettings = TrainingSettings()
+    """How it trains."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """How mAP is scored."""
     validation: ValidationSettings = ValidationSettings()
+    """Which training samples are held out as validation queries."""
     scaling: ScalingSettings = ScalingSettings()
+    """What it runs on."""
 
     @field_validator("method")
     @classmethod

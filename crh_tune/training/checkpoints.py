@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from crh_tune.ground import first_line, write_whole
 
 CHECKPOINT_FILE = "checkpoint.pt"
 CENTERS_FILE = "centers.npy"
@@ -23,22 +23,6 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or is of another run."""
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file aside, and rename it once it is on the disk: ``path`` is whole, or as it was.
-
-    Raises OSError where the disk is full or gone.
-    """
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        write(aside)
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
 def save(state: dict[str, Any], folder: Path) -> None:
     """Write a checkpoint, so that a file of that name is always whole. Raises OSError where the disk is full."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +33,7 @@ def _torch_save(state: dict[str, Any], path: Path) -> None:
     try:
         torch.save(state, path)
     except RuntimeError as error:  # how torch says that a file could not be written
-        raise OSError(f"{path.parent}: the checkpoint could not be written: {str(error).splitlines()[0]}") from error
+        raise OSError(f"{path.parent}: the checkpoint could not be written: {first_line(error)}") from error
 
 
 def read_tensors(path: Path) -> Any:
@@ -79,7 +63,7 @@ def load(folder: Path) -> dict[str, Any]:
     try:
         state = read_tensors(path)
     except Exception as error:  # whatever torch raises on a broken file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise CheckpointError(f"{path}: not a readable checkpoint: {reason}") from None
     if not isinstance(state, dict) or "epoch" not in state:
         raise CheckpointError(f"{path}: not a checkpoint of a training run")

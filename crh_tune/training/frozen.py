@@ -22,12 +22,13 @@ import numpy as np
 import torch
 import torchvision
 
-from crh_tune.data.cache import Say, cache_root, disk_errors, read_json, usable_cores, write_json
+from crh_tune.data.cache import Say, cache_root, disk_errors, read_json, usable_cores
 from crh_tune.data.decode import DECODER, Fit
 from crh_tune.data.feature_cache import Compute, FeatureCache, Features, Recipe, open_features
 from crh_tune.data.images import OpenStore
 from crh_tune.data.options import ImageOptions
 from crh_tune.data.sources import Bytes, ImageSource
+from crh_tune.ground import first_line, write_json
 from crh_tune.hashing.backbones import TIMM, Timm, Torchvision, timm_config
 from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetwork
 from crh_tune.settings.base import SettingsError
@@ -189,7 +190,7 @@ def _compute(network: FeatureNetwork, say: Say) -> Compute:
     try:
         compute = _by_onnxruntime(network)
     except Exception as error:  # whatever the exporter raises on a layer that it does not know
-        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        why = first_line(error)[:120]
         say(f"onnxruntime cannot run this backbone ({why}): PyTorch does, more slowly")
         return by_torch
     sample = np.random.default_rng(0).integers(0, 256, (2, network.shape[1], network.shape[2], 3), dtype=np.uint8)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crh_tune.ground import first_line
 from crh_tune.hashing.backbones import TIMM
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.weights import PACKAGES, weights_named
@@ -51,7 +52,7 @@ def pretrained_state(backbone: str, weights: str) -> Mapping[str, Tensor]:
         except (OSError, RuntimeError) as error:
             raise SettingsError(
                 f"trial.weights: {weights} of {backbone} are not at {file} and cannot be downloaded "
-                f"({_said(error)}): put them there, give a file, or leave weights out to train from scratch"
+                f"({first_line(error)}): put them there, give a file, or leave weights out to train from scratch"
             ) from None
     return _from_file(file)
 
@@ -66,7 +67,7 @@ def _from_timm(backbone: str, weights: str) -> Mapping[str, Tensor]:
         offline = next((name for name, package in PACKAGES.items() if package.backbone == backbone), None)
         instead = f"weights: {offline}" if offline else "weights: FILE"
         raise SettingsError(
-            f"trial.weights: {weights} of {backbone} cannot be downloaded ({_said(error)[:200]}): "
+            f"trial.weights: {weights} of {backbone} cannot be downloaded ({first_line(error)[:200]}): "
             f"set {instead}, or leave weights out to train from scratch"
         ) from None
     return dict(model.state_dict())
@@ -87,7 +88,3 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
     plain = OrderedDict((name.removeprefix("module."), value) for name, value in state.items())
     plain._metadata = getattr(state, "_metadata", {})  # type: ignore[attr-defined]  # versions of its layers
     return plain
-
-
-def _said(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ray.exceptions import OutOfMemoryError
 
+from crh_tune.ground import first_line
 from crh_tune.tuning.ray_private import take_for_death
 
 OUT_OF_MEMORY = "out of memory"
@@ -15,7 +16,7 @@ OUT_OF_MEMORY = "out of memory"
 
 def memory_reason(error: OutOfMemoryError) -> str:
     """What Ray says of it in one line, without the processes it counts up and its advice."""
-    return f"{OUT_OF_MEMORY}: {str(error).strip().splitlines()[0]}"
+    return f"{OUT_OF_MEMORY}: {first_line(error)}"
 
 
 def survive_out_of_memory() -> None:

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crh_tune import ground
 from crh_tune.data.splits import Stage
 from crh_tune.settings.base import SettingsError, validated
 from crh_tune.settings.search import SearchSettings
-from crh_tune.training.checkpoints import write_whole
 
 SETTINGS_FILE = "search.json"
 SPLITS_FILE = "splits.json"
@@ -43,7 +43,7 @@ class Outcome:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file that is whole or as it was. Raises OSError where the disk is full or gone."""
-    write_whole(path, lambda aside: aside.write_text(json.dumps(content, indent=2), encoding="utf-8"))
+    ground.write_json(path, content, indent=2)
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:

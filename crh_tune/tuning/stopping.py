@@ -13,7 +13,7 @@ from typing import Any
 
 from ray import tune
 
-from crh_tune.training.checkpoints import write_whole
+from crh_tune.ground import write_whole
 
 INTERRUPTED_CODE = 130
 _KEEP_SECONDS = 2.0

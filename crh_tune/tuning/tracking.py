@@ -28,6 +28,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
+from crh_tune.ground import first_line
 from crh_tune.settings.base import SettingsError
 
 KEY_TAG = "crh_tune.key"
@@ -375,7 +376,7 @@ def _reason(error: Exception, uri: str) -> str:
         known = unreached.strerror if unreached.filename is None else ""  # a file that cannot be read is named
         said = known or str(unreached) or type(unreached).__name__
     else:
-        said = (str(error).splitlines() or [""])[0] or type(error).__name__
+        said = first_line(error)
     said = said.replace(uri, shown(uri))  # as MLflow says it
     if not uri.startswith("sqlite"):
         for secret in _secrets(uri):

@@ -242,7 +242,7 @@ def test_a_mistake_is_told_in_one_line_that_names_file_and_field(tmp_path, text,
 
 
 def test_more_than_one_mistake_is_counted(tmp_path):
-    line = complaint(tmp_path / "trial.yaml", "{dataset: {name: digits}, trial: {bits: 1, epochs: 0, margin: 3}}")
+    line = complaint(tmp_path / "trial.yaml", "{dataset: {name: digits}, trial: {bits: 1, epochs: 0, margin: -3}}")
     assert line.startswith("trial.bits: ")
     assert line.endswith("(and 2 more)")
 

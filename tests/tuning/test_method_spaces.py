@@ -88,7 +88,7 @@ def test_a_mistake_in_a_study_names_the_cell(tmp_path: Path):
     path = tmp_path / "s.yaml"
     text = PAPER[-1].read_text()
     path.write_text(text.replace("method: crh}", "method: crh, margin: 7}"))
-    with pytest.raises(SettingsError, match=r"table5: cells\.1: margin: .*got 7"):
+    with pytest.raises(SettingsError, match=r"table5: cells\.1: trial\.margin: .*got 7"):
         read_study(path).trials("digit_pairs")
     with pytest.raises(SettingsError, match="unknown dataset 'mnist'"):
         read_study(path).trials("mnist")

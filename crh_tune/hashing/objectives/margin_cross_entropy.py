@@ -65,7 +65,7 @@ class MarginCrossEntropyOptions(Options):
 
 
 class MarginCrossEntropy(Objective):
-    """Eq. 4: L = L_CE + lambda L_q."""
+    """Eq. 4: soft cross entropy over s (cos(u, c) - margin y), + lambda mean((|h| - 1)^2); targets y / ||y||_1."""
 
     options_type = MarginCrossEntropyOptions
     options: MarginCrossEntropyOptions

@@ -1,0 +1,36 @@
+"""What every room stands on: files that are whole or as they were, and an error in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file aside, and rename it once it is on the disk: ``path`` is whole, or as it was.
+
+    Raises OSError where the disk is full or gone.
+    """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        write(aside)
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """Write values as JSON into a file that is whole or as it was. Raises OSError where the disk is full or gone."""
+    write_whole(path, lambda aside: aside.write_text(json.dumps(content, indent=indent), encoding="utf-8"))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says that is not blank; its name where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -12,10 +12,8 @@ nor on which shard came first.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +27,8 @@ Statistic = npt.NDArray[np.int64]
 Rule = Literal["greedy", "hungarian"]
 
 WEIGHT_UNIT = math.lcm(*range(1, 21))
-_CLASSES_PER_BLOCK = 256
+_LONG_BUCKETS = 2**16
+"""Words are put in buckets by their first byte, and more of them than this by the first two."""
 
 
 def class_statistic(codes: torch.Tensor, labels: torch.Tensor, classes: int) -> Statistic:
@@ -43,19 +42,22 @@ def class_statistic(codes: torch.Tensor, labels: torch.Tensor, classes: int) -> 
     Returns:
         C x (K + 1) int64, in units of 1 / WEIGHT_UNIT (label counts above 20 are rounded to it).
     """
+    from crh_tune.hashing import kernels  # noqa: PLC0415
+
+    statistic = np.zeros((classes, codes.shape[1] + 1), dtype=np.int64)
+    rows = np.ascontiguousarray(codes.cpu().numpy())
     if labels.ndim == 1:
-        sample, of_class = torch.arange(len(labels), device=labels.device), labels.long()
-        weight = torch.full((len(labels),), WEIGHT_UNIT, dtype=torch.int64, device=labels.device)
+        kernels.add_single(rows, _class_indices(labels.cpu().numpy(), classes), WEIGHT_UNIT, statistic)
     else:
-        sample, of_class = torch.nonzero(labels, as_tuple=True)
-        count = (labels != 0).sum(dim=1).clamp(min=1)
-        weight = (WEIGHT_UNIT + count // 2) // count
-    rows = torch.ones(len(codes), codes.shape[1] + 1, dtype=torch.int64, device=codes.device)
-    rows[:, :-1] = codes.long() * 2 - 1
-    rows *= weight[:, None]
-    statistic = torch.zeros(classes, codes.shape[1] + 1, dtype=torch.int64, device=codes.device)
-    statistic.index_add_(0, of_class, rows[sample])
-    return statistic.cpu().numpy()
+        kernels.add_multi(rows, np.ascontiguousarray(labels.cpu().numpy() != 0), WEIGHT_UNIT, statistic)
+    return statistic
+
+
+def _class_indices(labels: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
+    """Labels as int64. Raises IndexError where one is not among the classes: compiled loops do not look."""
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise IndexError(f"labels from {labels.min()} to {labels.max()}: they must be from 0 to {classes - 1}")
+    return np.ascontiguousarray(labels, dtype=np.int64)
 
 
 def assignment_cost(statistic: Statistic, words: Codes) -> npt.NDArray[np.float64]:
@@ -122,22 +124,21 @@ def _class_order(seed: int, round_number: int, head: int, seen: npt.NDArray[np.b
 def _greedy(sums: npt.NDArray[np.int64], words: Codes, free: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """One class after another takes the free word with the largest sum . word, which is the one of least cost.
 
-    ``sums`` are the classes' weighted code sums in visiting order (C x D). Dividing each row by its greatest common
-    divisor changes no argmax and keeps the float64 products exact, so that ties are ties.
+    ``sums`` are the classes' weighted code sums in visiting order (C x D).
     """
-    divisor = np.maximum(np.gcd.reduce(sums, axis=1), 1)
-    exact = (sums // divisor[:, None]).astype(np.float64)
-    columns = words.T.astype(np.float64)
-    taken = ~free
-    chosen = np.empty(len(sums), dtype=np.int64)
-    for start in range(0, len(sums), _CLASSES_PER_BLOCK):
-        scores = exact[start : start + _CLASSES_PER_BLOCK] @ columns
-        scores[:, taken] = -np.inf
-        for row, score in enumerate(scores):
-            word = int(score.argmax())
-            chosen[start + row] = word
-            taken[word] = True
-            scores[row + 1 :, word] = -np.inf
+    from crh_tune.hashing import kernels  # noqa: PLC0415
+
+    packed = np.packbits(words > 0, axis=1, bitorder="little")
+    key_bytes = 2 if packed.shape[1] > 2 and len(packed) > _LONG_BUCKETS else 1
+    keys = packed[:, 0].astype(np.int64)
+    if key_bytes == 2:
+        keys = 256 * keys + packed[:, 1]
+    indices = np.flatnonzero(free)
+    indices = indices[np.argsort(keys[indices], kind="stable")]
+    ends = np.searchsorted(keys[indices], np.arange(256**key_bytes + 1))
+    padded = np.zeros((len(sums), 8 * packed.shape[1]), dtype=np.int64)
+    padded[:, : sums.shape[1]] = sums
+    chosen: npt.NDArray[np.int64] = kernels.greedy_words(padded, packed[indices], indices, ends, key_bytes)
     return chosen
 
 
@@ -145,21 +146,10 @@ def _nearest_in_whole_space(
     sums: npt.NDArray[np.int64], held: npt.NDArray[np.int64], order: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
     """M = 2^K: each class takes sign(S), or the closest free codeword (of those, the one that costs least)."""
+    from crh_tune.hashing import kernels  # noqa: PLC0415
+
     new = held.copy()
-    kept = np.setdiff1d(np.arange(len(held)), order)
-    taken = {int(pattern) for pattern in held[kept]}
+    kept = held[np.setdiff1d(np.arange(len(held)), order)].view(np.uint64)
     wanted = codes_to_pattern(np.where(sums >= 0, 1, -1).astype(np.int8)).view(np.uint64)
-    for class_ in order:
-        candidates = (int(wanted[class_]) ^ flip for flip in _flips(np.abs(sums[class_])))
-        pattern = next(p for p in candidates if int(np.uint64(p).view(np.int64)) not in taken)
-        new[class_] = np.uint64(pattern).view(np.int64)
-        taken.add(int(new[class_]))
+    new[order] = kernels.whole_space_words(wanted[order], np.abs(sums[order]), kept).view(np.int64)
     return new
-
-
-def _flips(cost: npt.NDArray[np.int64]) -> Iterator[int]:
-    """Bit masks by the number of bits flipped, and within one number by the summed cost of the flipped bits."""
-    for count in range(len(cost) + 1):
-        masks = itertools.combinations(range(len(cost)), count)
-        for bits in sorted(masks, key=lambda bits: sum(int(cost[bit]) for bit in bits)):
-            yield sum(1 << bit for bit in bits)

@@ -20,6 +20,7 @@ Table = npt.NDArray[np.int64]
 
 WHOLE_SPACE_MAX_BITS = 64
 _ENUMERABLE_BITS = 20
+_CENTERS_PER_BLOCK = 256
 
 
 def feasible_head_dims(bits: int, size: int) -> list[int]:
@@ -141,11 +142,16 @@ def codes_to_pattern(codes: Codes) -> npt.NDArray[np.int64]:
 
 
 def center_distances(centers: Codes) -> tuple[int, float]:
-    """(d_min, d_avg): the smallest and the mean Hamming distance between two of the C x K centres."""
-    upper = np.triu_indices(len(centers), k=1)
-    signs = centers.astype(np.float32)
-    distances = ((centers.shape[1] - signs @ signs.T) / 2)[upper]
-    return int(distances.min()), float(distances.mean(dtype=np.float64))
+    """(d_min, d_avg): the smallest and the mean Hamming distance between two of the C x K centres, C >= 2."""
+    classes, bits = centers.shape
+    signs, closest = centers.astype(np.float32), []
+    for start in range(0, classes, _CENTERS_PER_BLOCK):
+        products = signs[start : start + _CENTERS_PER_BLOCK] @ signs[start:].T
+        np.fill_diagonal(products, -np.inf)
+        closest.append(products.max())
+    ones = (centers > 0).sum(axis=0, dtype=np.int64)
+    mean = int((ones * (classes - ones)).sum()) / (classes * (classes - 1) // 2)
+    return int((bits - max(closest)) / 2), mean
 
 
 def shared_centers(centers: Codes) -> Sequence[tuple[int, int]]:

@@ -279,3 +279,104 @@ def credit(hits, others, cutoffs, gained, met):
             gained[place] += hits / rank
             met[place] += 1
             return
+
+
+@kernel
+def byte_tables(outputs, tables):
+    """tables[b, v] = u . b of the eight bits that are byte b of a packed code, where that byte is v (bit 0: -1)."""
+    for byte in range(len(tables)):
+        table = tables[byte]
+        table[0] = 0.0
+        known = 1
+        for place in range(8):
+            bit = 8 * byte + place
+            value = np.float64(outputs[bit]) if bit < len(outputs) else 0.0
+            for v in range(known):
+                table[known + v] = table[v] + value
+                table[v] -= value
+            known *= 2
+
+
+@kernel
+def score_of(words, item, tables):
+    """u . b of one item of D x W words, in float64."""
+    score = 0.0
+    for byte in range(len(tables)):
+        score += tables[byte, (words[item, byte >> 3] >> np.uint64(8 * (byte & 7))) & np.uint64(255)]
+    return score
+
+
+@kernel
+def largest_first(scores, least, order, ranked, ends, places):
+    """Sort scores, largest first, until ``least`` items have come; ``ends[g]`` - ``ends[g - 1]`` items stand at g.
+
+    Fills ``order`` and the scores in it, ``ranked``, and returns how many are sorted. A score falls into one of as many
+    buckets as there are scores, and only the fullest buckets need more than a few steps.
+    """
+    count = len(scores)
+    top, bottom = scores.max(), scores.min()
+    scale = (len(places) - 2) / (top - bottom) if top > bottom else 0.0
+    places[:] = 0
+    for g in range(count):
+        places[np.int64((top - scores[g]) * scale) + 1] += 1
+    for place in range(1, len(places)):
+        places[place] += places[place - 1]
+    for g in range(count):
+        bucket = np.int64((top - scores[g]) * scale)
+        order[places[bucket]], ranked[places[bucket]] = g, scores[g]
+        places[bucket] += 1
+    start, come = 0, 0
+    for bucket in range(len(places)):
+        stop = places[bucket]
+        if stop - start > 48:
+            inside = np.argsort(-ranked[start:stop])
+            order[start:stop], ranked[start:stop] = order[start:stop][inside], ranked[start:stop][inside]
+        else:
+            for i in range(start + 1, stop):
+                score, g, j = ranked[i], order[i], i
+                while j > start and ranked[j - 1] < score:
+                    ranked[j], order[j] = ranked[j - 1], order[j - 1]
+                    j -= 1
+                ranked[j], order[j] = score, g
+        for i in range(start, stop):
+            come += ends[order[i] + 1] - ends[order[i]]
+        start = stop
+        if come >= least:
+            break
+    return start
+
+
+@kernel
+def asymmetric_rankings(outputs, words, ends, asked, labels, exclusive, cutoffs, divisor, harmonic, values, found):
+    """Expected AP of Q queries whose real outputs score the D distinct codes, D x W; returns all relevant items.
+
+    ``ends`` are D + 1 places: the items of code g are columns ends[g] to ends[g + 1] of the label words, L x N.
+    """
+    count, size, last = len(words), labels.shape[1], cutoffs[-1]
+    tables = np.empty((8 * words.shape[1], 256))
+    used = tables[: -(-outputs.shape[1] // 8)]
+    scores, ranked, order = np.empty(count), np.empty(count), np.empty(count, dtype=np.int64)
+    places = np.empty(count + 2, dtype=np.int64)
+    items, hits = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+    flags, totals = np.empty(size, dtype=np.uint8), np.empty(len(outputs), dtype=np.int64)
+    for query in range(len(outputs)):
+        byte_tables(outputs[query], used)
+        for g in range(count):
+            scores[g] = score_of(words, g, used)
+        flags[:] = 0
+        add_if_relevant(asked[query], labels, exclusive, 0, size, 1, flags)
+        totals[query] = flags.sum()
+        groups = -1
+        for i in range(largest_first(scores, last, order, ranked, ends, places)):
+            if groups < 0 or ranked[i] != ranked[i - 1]:
+                groups += 1
+                items[groups], hits[groups] = 0, 0
+            start, stop = ends[order[i]], ends[order[i] + 1]
+            items[groups] += stop - start
+            for j in range(start, stop):
+                hits[groups] += flags[j]
+        expected_scores(
+            items[: groups + 1], hits[: groups + 1], totals[query], cutoffs, divisor, harmonic, values[query],
+            found[query],
+        )  # fmt: skip
+    return totals

@@ -39,6 +39,28 @@ def wide_words(packed: Packed) -> npt.NDArray[np.uint64]:
     return padded.view("<u8")
 
 
+def distinct_codes(
+    words: npt.NDArray[np.uint64],
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Distinct rows of N x W words, in the order in which they first come, and the items that have each.
+
+    Returns D x W words, the N rows of the items by code (ascending within one), and D + 1 places ``ends``: the items
+    of code g are ``rows[ends[g] : ends[g + 1]]``.
+    """
+    keys = [words[:, word] for word in range(words.shape[1])]
+    order = np.lexsort(keys) if len(keys) > 1 else np.argsort(keys[0], kind="stable")
+    new = np.ones(len(words), dtype=bool)
+    new[1:] = (words[order[1:]] != words[order[:-1]]).any(axis=1)
+    starts = np.flatnonzero(new)
+    by_first = np.argsort(order[starts], kind="stable")
+    group = np.empty(len(starts), dtype=np.int64)
+    group[by_first] = np.arange(len(starts))
+    sizes = np.diff(np.append(starts, len(words)))
+    rows = order[np.argsort(np.repeat(group, sizes), kind="stable")]
+    ends = np.concatenate([[0], np.cumsum(sizes[by_first])])
+    return np.ascontiguousarray(words[rows[ends[:-1]]]), rows, ends
+
+
 def hamming_distances(queries: Packed, database: Packed) -> npt.NDArray[np.integer]:
     """Hamming distances of Q x W queries to N x W database words: Q x N (uint8, or uint16 above 255 bits)."""
     words = queries.shape[1]

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crh_tune.hashing import assignment
 from crh_tune.hashing.assignment import (
     WEIGHT_UNIT,
     assignment_cost,
@@ -20,6 +21,7 @@ from crh_tune.hashing.assignment import (
     reassigned_share,
 )
 from crh_tune.hashing.codebook import Codebook, WholeSpace, codes_to_pattern, sample_codebook
+from tests.hashing import reference
 
 SEEDS = st.integers(0, 2**31 - 1)
 KINDS = st.sampled_from(["single", "multi"])
@@ -370,3 +372,67 @@ def test_the_reassigned_share_counts_classes_with_any_changed_bit():
     new[3] = -1
     assert reassigned_share(old, new) == 0.5
     assert reassigned_share(old, old) == 0.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=SEEDS,
+    bits=st.sampled_from([3, 8, 9, 16, 24, 32, 65]),
+    classes=st.integers(1, 60),
+    spare=st.integers(0, 40),
+    repeated=st.booleans(),
+    spread=st.sampled_from([1, 3, 10**12]),
+)
+def test_the_compiled_greedy_rule_gives_what_numpy_gives(seed, bits, classes, spare, repeated, spread):
+    """Ties of many kinds, words that repeat, taken words, and (with the limit at 20) buckets of two bytes."""
+    generator = np.random.default_rng(seed)
+    words = np.where(generator.random((classes + spare + 5, bits)) < 0.5, 1, -1).astype(np.int8)
+    if repeated:
+        words = words[generator.integers(0, 1 + len(words) // 2, len(words))]
+    free = np.ones(len(words), dtype=bool)
+    free[generator.permutation(len(words))[:5]] = False
+    sums = generator.integers(-spread, spread + 1, (classes, bits))
+    expected = reference.greedy(sums, words, free)
+    for limit in (20, 2**16):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(assignment, "_LONG_BUCKETS", limit)
+            assert assignment._greedy(sums, words, free).tolist() == expected.tolist()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, bits=st.sampled_from([6, 16, 64]), alike=st.booleans(), spread=st.sampled_from([0, 1, 10**12]))
+def test_the_compiled_whole_space_gives_what_a_sorted_list_of_flips_gives(seed, bits, alike, spread):
+    """Most of 50 classes want the same pattern: up to two flips at 16 and 64 bits, and all patterns but 14 at 6."""
+    generator = np.random.default_rng(seed)
+    space = WholeSpace(bits)
+    sums = generator.integers(-spread, spread + 1, (50, bits))
+    sums = np.tile(sums[:1], (50, 1)) * generator.integers(1, 4, (50, 1)) if alike else sums
+    held, order = space.initial_table(50, seed)[0], generator.permutation(50)[:45]
+    new = assignment._nearest_in_whole_space(sums, held, order)
+    assert new.tolist() == reference.nearest_in_whole_space(sums, held, order).tolist()
+    assert len(set(new.tolist())) == 50
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, kind=KINDS, bits=st.sampled_from([1, 9, 64]))
+def test_the_compiled_statistic_is_the_one_of_torch(seed, kind, bits):
+    codes, labels = samples(np.random.default_rng(seed), kind, 30, bits, 200)
+    expected = reference.class_statistic(torch.from_numpy(codes), torch.from_numpy(labels), 30)
+    assert np.array_equal(statistic_of(codes, labels, 30), expected)
+
+
+def test_labels_beyond_the_classes_are_refused():
+    for labels in ([0, 3], [-1, 2]):
+        with pytest.raises(IndexError, match="they must be from 0 to 2"):
+            statistic_of(np.ones((2, 4), dtype=bool), np.array(labels), 3)
+
+
+def test_a_thousand_classes_that_all_want_one_pattern_share_its_neighbourhood():
+    """1 + 64 + 935 patterns within two flips; a class with its own sums takes what it costs least to flip."""
+    generator = np.random.default_rng(0)
+    sums = np.tile(generator.integers(1, 1000, 64), (1000, 1)) * generator.integers(1, 9, (1000, 1))
+    held = WholeSpace(64).initial_table(1000, 0)[0]
+    new = assignment._nearest_in_whole_space(sums, held, np.arange(1000)).view(np.uint64)
+    flips = np.bitwise_count(~new)
+    assert flips.tolist() == [0] + [1] * 64 + [2] * 935
+    assert len(set(new.tolist())) == 1000

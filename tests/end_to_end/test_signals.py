@@ -26,17 +26,21 @@ def wait():
         time.sleep(60)
 sys.exit(run_command(wait, "crh-tune search"))
 """
+ENDING = 120
+"""Seconds: a busy machine takes its time."""
 ORDERLY = "interrupted: ending in order; once more ends it at once"
 TRIAL = {"dataset": {"name": "digits"}, "trial": {"bits": 16, "epochs": 100_000, "learning_rate": 2e-3}}
 
 
-def until(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 100) -> None:
-    """Wait until a condition holds of a process that runs."""
+def until(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 400) -> None:
+    """Wait until a condition holds of a process that runs; one that takes too long is ended."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        if time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"it did not come so far in {seconds:g} s")
+        time.sleep(0.05)
 
 
 def raylet_below(process: int) -> int | None:
@@ -65,7 +69,7 @@ def test_a_signal_to_a_command_with_ray_ends_it_with_one_line(tmp_path: Path, st
     victim = raylet_below(process.pid) if stage == "raylet" else process.pid
     assert victim
     os.kill(victim, number)
-    assert process.wait(60) == code
+    assert process.wait(ENDING) == code
     lines = output.read_text().splitlines()
     assert lines[-1] == said[-1]
     assert [line for line in lines if "SIGTERM received" in line or "Traceback" in line] == []
@@ -83,7 +87,7 @@ def test_sigterm_to_all_processes_of_a_command_with_ray_ends_it_with_one_line(tm
         os.kill(each, signal.SIGTERM)
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 130
+    assert process.wait(ENDING) == 130
     assert output.read_text().splitlines() == ["up", ORDERLY, "interrupted: go on so"]
     time.sleep(5)
     assert not [title for pid, title in below.items() if Path(f"/proc/{pid}").exists()]
@@ -94,7 +98,7 @@ def test_a_setting_that_is_trained_ends_with_one_line(tmp_path: Path):
     driver = Driver(["train", str(tmp_path / "trial.yaml"), "--to", str(tmp_path / "to")], tmp_path / "output.txt")
     until(lambda: any(line.startswith("epoch") for line in driver.lines), driver.process)
     driver.process.send_signal(signal.SIGTERM)
-    assert driver.process.wait(30) == 130
+    assert driver.process.wait(ENDING) == 130
     assert driver.lines[-1] == "interrupted: the same command starts it again"
 
 
@@ -105,7 +109,7 @@ def test_a_setting_that_a_worker_group_trains_ends_with_one_line(tmp_path: Path)
     until(lambda: any("TrainWorker" in title for title in processes_below(driver.process.pid).values()), driver.process)
     below = processes_below(driver.process.pid)
     driver.process.send_signal(signal.SIGTERM)
-    assert driver.process.wait(60) == 130
+    assert driver.process.wait(ENDING) == 130
     assert driver.lines[-1] == "interrupted: the same command starts it again"
     time.sleep(5)
     assert not [title for pid, title in below.items() if Path(f"/proc/{pid}").exists()]
@@ -127,10 +131,10 @@ def test_sigterm_in_each_stage_of_a_search_ends_it_in_order_and_it_goes_on(tmp_p
         for each in {driver.process.pid, *(processes_below(driver.process.pid) if number % 2 else ())}:
             with suppress(ProcessLookupError):
                 os.kill(each, signal.SIGTERM)
-        code = driver.process.wait(60)
+        code = driver.process.wait(ENDING)
         if stage != "encoding" or code:  # it may have ended by then
             assert (code, driver.lines[-2:]) == (130, [ORDERLY, go_on]), driver.lines
         arguments = ["search", "--resume", "soak-001", "--storage", str(tmp_path)]
     last = Driver(arguments, tmp_path / "output-last.txt")
-    assert last.process.wait(100) == 0
+    assert last.process.wait(400) == 0
     assert last.lines[-1] == "finished"

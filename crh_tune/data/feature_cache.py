@@ -29,16 +29,15 @@ from crh_tune.data.cache import (
     cache_root,
     content_digests,
     disk_errors,
-    file_states,
     locked,
     read_again,
-    read_json,
     usable_cores,
 )
+from crh_tune.data.checked import file_states, is_checked, set_checked
 from crh_tune.data.decode import BadImage, Fit
 from crh_tune.data.sources import Bytes, ImageSource
 from crh_tune.data.stored import CachedFeatures, Rows
-from crh_tune.ground import write_json, write_whole
+from crh_tune.ground import write_whole
 
 Features = npt.NDArray[np.float32]
 Compute = Callable[[Bytes], Features]
@@ -46,7 +45,7 @@ Compute = Callable[[Bytes], Features]
 BLOCK = 256
 _BATCH = 32
 _DIGEST = 16
-_ROWS, _BLOCKS, _CHECKED = "features.f32", "blocks.jsonl", "checked.json"
+_ROWS, _BLOCKS = "features.f32", "blocks.jsonl"
 _FILES = (_ROWS, _BLOCKS)
 
 
@@ -104,13 +103,16 @@ class _Store:
         self.length = max(self.length, block["first"] + count)
 
     def missing(self, digests: Sequence[bytes], mirrored: bool) -> list[int]:
-        """Which of the images have no features yet, each content once."""
+        """Which of the images lack features, their own or their mirror image's; each content once."""
         wanted: dict[bytes, int] = {}
         for row, digest in enumerate(digests):
-            complete = digest in self.places and (not mirrored or mirror(digest) in self.places)
-            if digest != UNREAD and digest not in self.bad and not complete:
+            if digest != UNREAD and digest not in self.bad and self.lacks(digest, mirrored):
                 wanted.setdefault(digest, row)
         return list(wanted.values())
+
+    def lacks(self, digest: bytes, mirrored: bool) -> int:
+        """How many features of an image are not there yet: of itself, and of its mirror image where that is wanted."""
+        return (digest not in self.places) + (mirrored and mirror(digest) not in self.places)
 
 
 def open_features(source: ImageSource, recipe: Recipe, say: Say) -> FeatureCache:
@@ -134,7 +136,7 @@ def open_features(source: ImageSource, recipe: Recipe, say: Say) -> FeatureCache
                 rows = store.missing(keys, recipe.mirrored)
                 if rows:
                     _compute(source, rows, keys, recipe, store, say)
-                    write_json(folder / _CHECKED, file_states(folder, _FILES))
+                    set_checked(folder, file_states(folder, _FILES))
         return _opened(source, recipe, store, digests, keys)
 
 
@@ -167,7 +169,7 @@ def _read(folder: Path, width: int) -> _Store:
         if not (folder / name).exists():
             (folder / name).touch()
     states = file_states(folder, _FILES)
-    whole = read_json(folder / _CHECKED) == states
+    whole = is_checked(folder, states)
     store = _Store(folder, width)
     with (folder / _ROWS).open("rb") as file:
         for line in (folder / _BLOCKS).read_bytes().splitlines():
@@ -178,7 +180,7 @@ def _read(folder: Path, width: int) -> _Store:
             else:
                 store.damaged += 1
     if not whole and not store.damaged:
-        write_json(folder / _CHECKED, states)
+        set_checked(folder, states)
     return store
 
 
@@ -220,22 +222,23 @@ def _compute(
     source: ImageSource, rows: Sequence[int], keys: Sequence[bytes], recipe: Recipe, store: _Store, say: Say
 ) -> None:
     """Compute the features of some images block by block; each block is on the disk before the next one begins."""
-    say(f"computing the features of {len(rows)} images, once, into {store.folder}")
+    and_mirrors = " and of their mirror images" if recipe.mirrored else ""
+    say(f"computing the features of {len(rows)} images{and_mirrors}, once, into {store.folder}")
     compute = recipe.start()
     images = _decoded(source, rows, keys, recipe)
     with (
         (store.folder / _ROWS).open("r+b") as file,
         (store.folder / _BLOCKS).open("ab") as lines,
-        tqdm(total=len(rows), unit=" images") as bar,
+        tqdm(total=sum(store.lacks(keys[row], recipe.mirrored) for row in rows), unit=" images") as bar,
     ):
         for start in range(0, len(rows), BLOCK):
             block = [next(images) for _ in rows[start : start + BLOCK]]
             bad = {keys[row].hex(): pixels for row, pixels in block if isinstance(pixels, str)}
-            good = [(row, pixels) for row, pixels in block if not isinstance(pixels, str)]
-            found, digests = _features_of(good, keys, recipe, compute, bar.update)
+            good = {keys[row]: pixels for row, pixels in block if not isinstance(pixels, str)}
+            found, digests = _features_of(good, recipe, store, compute, bar.update)
             file.seek(store.length * recipe.features * 4)
             file.write(found.tobytes())
-            bar.update(len(bad))
+            bar.update(len(bad) * (2 if recipe.mirrored else 1))
             for each in (file, lines):
                 each.flush()
                 os.fsync(each.fileno())
@@ -247,24 +250,18 @@ def _compute(
 
 
 def _features_of(
-    images: Sequence[tuple[int, Bytes]],
-    keys: Sequence[bytes],
-    recipe: Recipe,
-    compute: Compute,
-    done: Callable[[int], object],
+    images: dict[bytes, Bytes], recipe: Recipe, store: _Store, compute: Compute, done: Callable[[int], object]
 ) -> tuple[Features, bytes]:
-    """The features of some images, then those of their mirror images, and the digests of both."""
+    """What is missing of the features of some images, then of those of their mirror images; and the keys of both."""
+    own = [(key, pixels) for key, pixels in images.items() if key not in store.places]
+    mirrors = [(mirror(key), pixels[:, ::-1]) for key, pixels in images.items()] if recipe.mirrored else []
+    mirrors = [(key, pixels) for key, pixels in mirrors if key not in store.places]
     parts: list[Features] = [np.empty((0, recipe.features), np.float32)]
-    digests = [keys[row] for row, _ in images]
-    for mirrored in (False, True) if recipe.mirrored else (False,):
-        for start in range(0, len(images), _BATCH):
-            batch = np.stack([pixels for _, pixels in images[start : start + _BATCH]])
-            parts.append(compute(np.ascontiguousarray(batch[:, :, ::-1]) if mirrored else batch))
-            if mirrored == recipe.mirrored:
-                done(len(batch))
-    if recipe.mirrored:
-        digests += [mirror(digest) for digest in digests]
-    return np.concatenate(parts).astype(np.float32, copy=False), b"".join(digests)
+    for side in (own, mirrors):
+        for start in range(0, len(side), _BATCH):
+            parts.append(compute(np.stack([pixels for _, pixels in side[start : start + _BATCH]])))
+            done(len(parts[-1]))
+    return np.concatenate(parts).astype(np.float32, copy=False), b"".join(key for key, _ in [*own, *mirrors])
 
 
 def _decoded(

@@ -1,7 +1,8 @@
 """A pretrained backbone that is not trained: what it is, and how it turns images into features, once.
 
 What a backbone is (its weights' hash, input size, mean, std, crop) is noted beside the cache of features, so that a
-trial on cached features loads neither timm nor the weights.
+trial on cached features loads neither timm nor the weights. The note is found by the content of the weights' file: it
+holds on every node that shares the cache.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import torchvision
 
-from crh_tune.data.cache import Say, cache_root, disk_errors, read_json, usable_cores
+from crh_tune.data.cache import Say, cache_root, disk_errors, usable_cores
+from crh_tune.data.checked import read_json
 from crh_tune.data.decode import DECODER, Fit
 from crh_tune.data.feature_cache import Compute, FeatureCache, Features, Recipe, open_features
 from crh_tune.data.images import OpenStore
@@ -36,9 +38,13 @@ from crh_tune.settings.training import TrainingSettings
 from crh_tune.settings.weights import PACKAGES, weights_named
 from crh_tune.training.weights import pretrained_state, weights_file
 
-_NOTE_FORMAT = 1
+_NOTE_FORMAT = 2
 _TOLERANCE = 1e-4
 _IMAGENET = torchvision.models.ResNet18_Weights.DEFAULT
+
+
+class FeaturesMissing(Exception):
+    """The cache has not all features that are asked for, and they are not to be computed by this process."""
 
 
 @dataclass(frozen=True)
@@ -78,38 +84,54 @@ class Pretrained:
         )
 
 
-def frozen_store(trial: TrainingSettings, size: int | None) -> OpenStore:
-    """What keeps a dataset's images as the features of a trial's frozen backbone. ``size``: instead of the model's."""
+def frozen_store(trial: TrainingSettings, size: int | None, compute: bool = True) -> OpenStore:
+    """What keeps a dataset's images as the features of a trial's frozen backbone. ``size``: instead of the model's.
+
+    Without ``compute``, the backbone is not loaded, and the store raises FeaturesMissing where it would have to be.
+    """
 
     def store(source: ImageSource, options: ImageOptions, say: Say) -> FeatureCache:
-        found = pretrained(trial, size)
-        recipe = Recipe(
-            found.key, found.features, found.size, found.fit, lambda: _compute(feature_network(found), say), trial.flip
-        )
+        found = pretrained(trial, size, compute)
+        start = (lambda: _compute(feature_network(found), say)) if compute else _not_here
+        recipe = Recipe(found.key, found.features, found.size, found.fit, start, trial.flip)
         return open_features(source, recipe, say)
 
     return store
 
 
-def pretrained(trial: TrainingSettings, size: int | None) -> Pretrained:
+def _not_here() -> NoReturn:
+    raise FeaturesMissing
+
+
+def pretrained(trial: TrainingSettings, size: int | None, look: bool = True) -> Pretrained:
     """What a frozen trial's backbone is, from the note of whoever looked last, if its weights are still the same.
 
-    Raises SettingsError where the weights cannot be had or do not fit.
+    Raises SettingsError where the weights cannot be had or do not fit, FeaturesMissing where there is no note and one
+    is not to ``look``.
     """
     assert trial.weights is not None
     file = weights_file(trial.backbone, trial.weights)
-    state = [file.stat().st_size, file.stat().st_mtime_ns] if file is not None and file.is_file() else None
     version = importlib.metadata.version("timm") if trial.backbone.startswith(TIMM) else ""
-    asked = json.dumps([_NOTE_FORMAT, trial.backbone, trial.weights, str(file), state, size, version])
+    asked = json.dumps([_NOTE_FORMAT, trial.backbone, trial.weights, _file_hash(file), size, version])
     note = cache_root() / "backbones" / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
     known = read_json(note)
     if known is not None:
         return Pretrained(**{**known, "mean": tuple(known["mean"]), "std": tuple(known["std"])})
+    if not look:
+        raise FeaturesMissing
     found = _look(trial, size)
     with disk_errors(note):
         note.parent.mkdir(parents=True, exist_ok=True)
         write_json(note, asdict(found))
     return found
+
+
+def _file_hash(file: Path | None) -> str:
+    """Of the weights as they lie on the disk; empty where they do not, or a library keeps them."""
+    if file is None or not file.is_file():
+        return ""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "blake2b").hexdigest()
 
 
 def _look(trial: TrainingSettings, size: int | None) -> Pretrained:

@@ -16,13 +16,17 @@ from crh_tune.training.frozen import frozen_store
 
 
 def open_data(
-    dataset: DatasetSettings, trial: TrainingSettings, say: Callable[[str], None] = lambda line: None
+    dataset: DatasetSettings,
+    trial: TrainingSettings,
+    say: Callable[[str], None] = lambda line: None,
+    compute: bool = True,
 ) -> Dataset:
     """A run's dataset; with ``trial.freeze`` its inputs are features, which are computed where they are not there yet.
 
-    Raises SettingsError and DataError where weights or files cannot be used.
+    Raises SettingsError and DataError where weights or files cannot be used; without ``compute`` FeaturesMissing where
+    features are not there yet.
     """
-    store = frozen_store(trial, dataset.options.get("size")) if trial.freeze else None
+    store = frozen_store(trial, dataset.options.get("size"), compute) if trial.freeze else None
     return open_dataset(dataset.name, dataset.options, say, store)
 
 

@@ -1,4 +1,7 @@
-"""What training brings: a search's winner on features against what needs no training, on the same queries.
+"""What training brings: a search's winner against what needs no training, on the same queries.
+
+Features are ranked: those that the search trains on, or those of the pretrained network that it trains further, as that
+network was before.
 
 Baselines are scored when the final runs have asked the test queries: those are asked once a baseline too. A search that
 is killed before its summary is written scores them again, with the same numbers and under the same keys in MLflow.
@@ -14,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from crh_tune.data.splits import Samples, Split
+from crh_tune.data.listing import DataError
+from crh_tune.data.splits import Samples, Split, final_split, search_split
 from crh_tune.retrieval.average_precision import (
     Floats,
     LabelledCodes,
@@ -24,9 +28,12 @@ from crh_tune.retrieval.average_precision import (
 )
 from crh_tune.retrieval.baselines import LinearCodes, bootstrap_gain, cosine_average_precisions, pca_itq, pca_rotation
 from crh_tune.retrieval.packing import pack_codes
-from crh_tune.settings.trial import TrialSettings
+from crh_tune.settings.base import SettingsError
+from crh_tune.settings.training import TrainingSettings
+from crh_tune.settings.trial import DatasetSettings, TrialSettings
 from crh_tune.training.evaluation import encode_share, gather_codes
 from crh_tune.training.workers import Workers
+from crh_tune.tuning.feature_pass import open_on_cluster
 from crh_tune.tuning.progress import Say
 from crh_tune.tuning.record import COMPLETE, Outcome
 from crh_tune.tuning.runs import Place
@@ -58,24 +65,47 @@ def compare_with_baselines(
 ) -> tuple[Baseline, ...]:
     """Score the baselines at the code length of the winner, whose final run is ``tested``, and tell MLflow.
 
-    ``first`` and ``last`` are the search's and the final split; none is scored where their inputs are images.
-    Raises SettingsError where the winner's checkpoint cannot be read.
+    ``first`` and ``last`` are the search's and the final split. None is scored where there are no features, and a line
+    says so. Raises SettingsError where the winner's checkpoint cannot be read.
     """
-    if first.train.inputs.ndim != 2:
-        return ()
     settings = TrialSettings.model_validate(tested.settings)
+    splits = splits_of_features(settings, first, last, say)
+    if splits is None:
+        return ()
     say(f"scoring what needs no training: {FLOAT_COSINE}, {ROTATION} and {ITQ} at {settings.trial.bits} bits")
     protocol = settings.evaluation.protocol
     won = _winner_precisions(settings, checkpoint_in(place.folder, tested))
-    held_out, on_test = (_precisions(split, settings.trial.bits, seed, protocol) for split in (first, last))
+    held_out, on_test = (_precisions(split, settings.trial.bits, seed, protocol) for split in splits)
     baselines = []
     for name, found in on_test.items():
         gain = bootstrap_gain(won, found, seed, no_relevant=protocol.no_relevant)
         validation, test = (mean_average_precision(each, protocol.no_relevant) for each in (held_out[name], found))
-        size = _bytes_per_item(name, last, settings.trial.bits)
+        size = _bytes_per_item(name, splits[1], settings.trial.bits)
         baselines.append(Baseline(name, size, validation, test, *gain))
         _log(place, settings, seed, baselines[-1])
     return tuple(baselines)
+
+
+def splits_of_features(settings: TrialSettings, first: Split, last: Split, say: Say) -> tuple[Split, Split] | None:
+    """The search's and the final split with features as inputs: their own, or those of the pretrained network.
+
+    None where the network is trained from scratch, or its features cannot be had; ``say`` hears why.
+    """
+    if first.train.inputs.ndim == 2:
+        return first, last
+    none, trial = "no ranking without training is scored: ", settings.trial
+    if trial.weights is None:
+        say(f"{none}a network trained from scratch has no features before")
+        return None
+    say(f"{trial.backbone} as it was pretrained sees all images once, for rankings without training")
+    options = {name: value for name, value in settings.dataset.options.items() if name != "size"}
+    frozen = TrainingSettings(backbone=trial.backbone, weights=trial.weights, freeze=True)
+    try:
+        opened = open_on_cluster(DatasetSettings(name=settings.dataset.name, **options), frozen, settings.scaling, say)
+    except (DataError, SettingsError) as error:  # the search is done, and its result stands without them
+        say(f"{none}{error}")
+        return None
+    return search_split(opened, **settings.validation.model_dump()), final_split(opened)
 
 
 def checkpoint_in(folder: Path, outcome: Outcome) -> Path:

@@ -27,6 +27,20 @@ _LOOK_SECONDS = 0.05
 _PROC = Path("/proc")
 
 
+def cluster_runs() -> bool:
+    """Whether ``connect_ray`` finds a cluster that is running, and does not start Ray on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return ray.is_initialized() or address not in ("", "local") or (not address and _left_behind() == "answers")
+
+
+def _left_behind() -> str:
+    """Whether the cluster whose address lies on this machine ``answers`` or is ``gone``; empty without an address."""
+    left = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    if not left.is_file():
+        return ""
+    return "answers" if _is_cluster(left.read_text(encoding="utf-8").strip()) else "gone"
+
+
 def connect_ray() -> None:
     """Connect to the cluster of this machine, or start Ray here where there is none.
 
@@ -38,8 +52,7 @@ def connect_ray() -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     if ":" in address and not _is_cluster(address.rpartition("://")[2]):
         raise SettingsError(f"RAY_ADDRESS: no cluster answers at {address}: start one there, or unset RAY_ADDRESS")
-    left = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
-    stale = not address and left.is_file() and not _is_cluster(left.read_text(encoding="utf-8").strip())
+    stale = not address and _left_behind() == "gone"
     try:
         with quiet_signals(), _children_deaf_to_sigterm():
             ray.init(address="local" if stale else None, log_to_driver=False, logging_level=logging.ERROR)

@@ -21,8 +21,8 @@ from crh_tune.settings.study import StudySettings, known_dataset
 from crh_tune.settings.training import TrainingSettings
 from crh_tune.settings.trial import DatasetSettings
 from crh_tune.training.evaluation import reference_similarity
-from crh_tune.training.opening import open_data
 from crh_tune.tuning import tracking
+from crh_tune.tuning.feature_pass import open_on_cluster
 from crh_tune.tuning.progress import Progress, Say
 from crh_tune.tuning.record import COMPLETE, held, make_storage, read_outcomes
 from crh_tune.tuning.runs import Place, run_trials
@@ -41,7 +41,8 @@ def _split(study: StudySettings, dataset: str, say: Say) -> Split:
     there = study.on(dataset)
     seen = {name: value for name, value in there.trial.items() if name in ("backbone", "weights", "freeze", "flip")}
     trial = validated(TrainingSettings, seen, f"{study.name}: datasets.{dataset}.trial")
-    return final_split(open_data(DatasetSettings(name=dataset, **there.options), trial, say))
+    opened = DatasetSettings(name=dataset, **there.options)
+    return final_split(open_on_cluster(opened, trial, study.scaling_on(dataset), say))
 
 
 def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop: Stop) -> int:

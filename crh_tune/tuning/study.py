@@ -26,6 +26,7 @@ from crh_tune.training.models import build_network
 from crh_tune.training.opening import open_data
 from crh_tune.tuning import tracking
 from crh_tune.tuning.baselines import Baseline, compare_with_baselines
+from crh_tune.tuning.feature_pass import open_on_cluster
 from crh_tune.tuning.progress import Progress, Say
 from crh_tune.tuning.proposals import enqueue, paper_values, planned, start_points
 from crh_tune.tuning.record import (
@@ -108,11 +109,11 @@ class Prepared:
 
 
 def prepare(settings: SearchSettings, say: Say) -> Prepared:
-    """Open the dataset and check every setting that can be drawn against it; needs no Ray.
+    """Open the dataset and check every setting that can be drawn against it; Ray is up where features come from it.
 
     Raises SettingsError where the search is impossible on this dataset, DataError where its files cannot be used.
     """
-    dataset = open_data(settings.dataset, settings.trial, say)
+    dataset = open_on_cluster(settings.dataset, settings.trial, settings.scaling, say)
     if dataset.skipped:
         more = "; ..." if len(dataset.skipped) > 3 else ""
         say(f"skipped {len(dataset.skipped)} unreadable images: {'; '.join(dataset.skipped[:3])}{more}")

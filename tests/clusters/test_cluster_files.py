@@ -133,7 +133,9 @@ def test_a_search_is_told_how_far_the_cluster_may_scale(name: str) -> None:
     else:
         [container] = pods()["head"]["spec"]["containers"]
         told = {
-            each["name"].removeprefix("CRH_TUNE_MAX_").removesuffix("S"): each["value"] for each in container["env"]
+            each["name"].removeprefix("CRH_TUNE_MAX_").removesuffix("S"): each["value"]
+            for each in container["env"]
+            if each["name"].startswith("CRH_TUNE_MAX_")
         }
     most = {
         kind: head["resources"][kind] + worker["max_workers"] * worker["resources"][kind] for kind in ("CPU", "GPU")
@@ -195,13 +197,21 @@ def test_setup_commands_are_bash_and_may_run_again(name: str, tmp_path: Path) ->
         subprocess.run(["bash", "-c", command], check=True, env=environment)
     assert (tmp_path / ".bashrc").read_text().count("crh_tune_profile") == 1
     shown = subprocess.run(
-        ["bash", "-c", "source ~/.bashrc; echo $PATH $RAY_AUTH_MODE"],
+        ["bash", "-c", "source ~/.bashrc; echo $PATH $RAY_AUTH_MODE $CRH_TUNE_CACHE"],
         check=True,
         env=environment,
         capture_output=True,
         text=True,
     )
-    assert shown.stdout.strip() == f"{tmp_path}/crh_tune_env/bin:/from/before token"
+    assert shown.stdout.strip() == f"{tmp_path}/crh_tune_env/bin:/from/before token {tmp_path}/crh_runs/cache"
+
+
+def test_the_cache_of_pods_is_on_the_claim_that_all_of_them_mount() -> None:
+    [head] = pods()["head"]["spec"]["containers"]
+    [cache] = [each["value"] for each in head["env"] if each["name"] == "CRH_TUNE_CACHE"]
+    for pod in pods().values():
+        [container] = pod["spec"]["containers"]
+        assert any(Path(cache).is_relative_to(mount["mountPath"]) for mount in container["volumeMounts"])
 
 
 @pytest.mark.parametrize("name", LAUNCHED)

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 
 from crh_tune.data.cache import ImageCache, _open_array, _reserve, cache_root, open_cache
+from crh_tune.data.checked import file_states, is_checked, set_checked
 from crh_tune.data.decode import BadImage
 from crh_tune.data.listing import DataError
 from crh_tune.data.sources import ArrayImages, FileImages
@@ -254,11 +256,26 @@ def test_a_restarted_machine_checks_once_and_decodes_nothing(tmp_path):
     source = written(tmp_path / "data", images)
     cache, _ = opened(source)
     checked = json.loads((cache.folder / "checked.json").read_text())
-    (cache.folder / "checked.json").write_text(json.dumps(["another boot", *checked[1:]]))
+    ((node, states),) = checked.items()
+    (cache.folder / "checked.json").write_text(json.dumps({node: ["another boot", *states[1:]]}))
     other = again(source)
     assert is_right(opened(other)[0], images)
     assert other.opened == []
     assert json.loads((cache.folder / "checked.json").read_text()) == checked
+
+
+def test_nodes_that_share_a_cache_check_it_once_each(tmp_path, monkeypatch):
+    names = ["files"]
+    (tmp_path / "files").write_text("content")
+    states = file_states(tmp_path, names)
+    for node, boot in (("a", "1"), ("b", "2")):
+        monkeypatch.setattr(platform, "node", lambda node=node: node)
+        assert not is_checked(tmp_path, [boot, *states[1:]])
+        set_checked(tmp_path, [boot, *states[1:]])
+    for node, boot in (("a", "1"), ("b", "2")):
+        monkeypatch.setattr(platform, "node", lambda node=node: node)
+        assert is_checked(tmp_path, [boot, *states[1:]])
+        assert not is_checked(tmp_path, ["3", *states[1:]])
 
 
 def test_changed_content_of_the_same_length_and_time_is_seen(tmp_path):

@@ -113,7 +113,9 @@ def test_features_are_computed_once_and_added_photos_cost_only_theirs(tmp_path, 
     files = [next(cache.glob(f"features-*/{name}")) for name in ("features.f32", "blocks.jsonl", "checked.json")]
     before = [file.stat().st_mtime_ns for file in files]
     last = Colours()
-    last.open(tmp_path / "d", names)
+    mapped = last.open(tmp_path / "d", names).array
+    assert isinstance(mapped, np.memmap)
+    assert mapped.mode == "r"
     assert (last.started, last.said) == (0, [])
     assert [file.stat().st_mtime_ns for file in files] == before  # and so they need not be checked again
 
@@ -151,6 +153,18 @@ def test_mirror_images_have_features_too_and_are_drawn_by_row(tmp_path):
     wanted = np.where(flipped[:, None], colours(pixels[:, :, ::-1]), colours(pixels))
     np.testing.assert_array_equal(inputs.turned(flipped)[np.arange(6)], wanted)
     np.testing.assert_array_equal(inputs.pick(np.array([5, 0])).turned(np.array([True, True]))[:], wanted[[5, 0]])
+
+
+def test_mirror_images_that_are_wanted_later_cost_only_theirs(tmp_path):
+    names, plain, both = photos(tmp_path / "d", 4), Colours(), Colours(mirrored=True)
+    plain.open(tmp_path / "d", names[:3])
+    found = both.open(tmp_path / "d", names)
+    assert (plain.computed, both.computed) == (3, 4 + 1)
+    pixels = expected(tmp_path / "d", names)
+    every = np.arange(4)
+    np.testing.assert_array_equal(found.rows(every)[:], colours(pixels))
+    np.testing.assert_array_equal(found.rows(every).turned(every >= 0)[:], colours(pixels[:, :, ::-1]))
+    assert Colours(mirrored=True).open(tmp_path / "d", names).array.shape == (8, 3)
 
 
 def test_files_that_are_no_images_are_named_and_not_tried_again(tmp_path):

@@ -247,6 +247,36 @@ def test_a_feature_that_hardly_varies_in_training_is_not_blown_up_in_other_image
     torch.testing.assert_close(network.std[0, 5:].double(), usual[5:], rtol=1e-5, atol=0)
 
 
+class Watched:
+    """Features on disk, as far as a trial is concerned: an array that keeps how many rows were read at once."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.values, self.read = array, []
+        self.shape, self.ndim, self.dtype = array.shape, array.ndim, array.dtype
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        self.read.append(len(rows))
+        return self.values[rows]
+
+
+def test_a_trial_reads_its_features_in_parts_and_never_all_of_them():
+    count, most = 4500, 4096
+    labels = np.random.default_rng(0).integers(0, 3, count)
+    array = Watched(np.eye(4, dtype=np.float32)[labels])
+    digests = np.zeros((count, 16), np.uint8)
+    parts = [
+        Samples(CachedFeatures(array, rows, digests[rows], "key", rows), labels[rows])  # type: ignore[arg-type]
+        for rows in (np.arange(count - 100), np.arange(count - 100, count))
+    ]
+    split = Split("search", tuple("abc"), parts[0], parts[1], None, None)
+    trial = {"bits": 16, "epochs": 2, "batch_size": 512, **LITE0, "flip": True}
+    settings = TrialSettings.model_validate({"dataset": {"name": "folder"}, "trial": trial})
+    run = TrainingRun(settings.resolve(3, False), split, Workers(), solve_locally)
+    assert run.train(lambda metrics, save: None)["val/map"] > 0.5
+    assert max(array.read) <= most
+    assert sum(array.read) >= 2 * count
+
+
 @lru_cache
 def on_features(multi_label: bool) -> Split:
     """Clusters of features as a frozen backbone's cache would give them, with one label or several."""

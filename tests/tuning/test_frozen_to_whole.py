@@ -9,12 +9,19 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from sklearn.metrics import average_precision_score
+from sklearn.metrics.pairwise import cosine_similarity
 
 from crh_tune.export.bundle import load_encoder
 from crh_tune.export.of_search import export_search
 from crh_tune.hashing.network import HashNetwork
 from crh_tune.search import _last_lines
 from crh_tune.settings.search import SearchSettings
+from crh_tune.settings.training import TrainingSettings
+from crh_tune.settings.trial import TrialSettings
+from crh_tune.training.frozen import pretrained
+from crh_tune.training.opening import open_split
+from crh_tune.tuning.baselines import splits_of_features
 from crh_tune.tuning.study import prepare, run_search
 
 
@@ -65,6 +72,41 @@ def test_finalists_are_trained_with_all_layers_and_what_that_changed_is_said(ray
     assert (
         "All layers were trained; on frozen features its trial had" in (root / "export" / "model_card.md").read_text()
     )
+
+
+def test_a_search_that_trains_a_pretrained_network_ranks_what_that_network_saw_before(ray_session, root):
+    content = settings_of(root).model_dump(mode="json")
+    content["trial"] |= {"freeze": False, "epochs": 1, "evaluate_every": 1}
+    settings, said = SearchSettings.model_validate({**content, "budget": {"trials": 1}}), []
+    result = run_search(settings, prepare(settings, said.append), root / "runs", said.append)
+    assert "resnet18 as it was pretrained sees all images once, for rankings without training" in said
+    assert [each.name for each in result.baselines] == ["float cosine", "PCA + rotation", "PCA + ITQ"]
+    frozen = TrainingSettings(backbone="resnet18", weights=str(root / "weights.pth"), freeze=True)
+    size = pretrained(frozen, None).size
+    assert size == 224  # the model's own: dataset.size is for what is trained
+    network = torchvision.models.resnet18(num_classes=3)
+    network.load_state_dict(torch.load(root / "weights.pth"))
+    network.fc = torch.nn.Identity()
+    last = prepare(settings, said.append).last
+    preset = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    features, names = {}, {"train": last.train, "queries": last.queries}
+    for part, samples in names.items():
+        images = [Image.open(root / "photos" / item).convert("RGB") for item in samples.items]
+        with torch.inference_mode():
+            features[part] = network.eval()(torch.stack([preset(image) for image in images])).double().numpy()
+    scores = cosine_similarity(features["queries"], features["train"])
+    relevant = last.queries.labels[:, None] == last.train.labels
+    by_hand = np.mean([average_precision_score(*each) for each in zip(relevant, scores, strict=True)])
+    assert abs(result.baselines[0].test - by_hand) < 0.01
+    assert any(line.startswith("float cosine     ") for line in _last_lines(settings, result, root))
+
+
+def test_a_network_trained_from_scratch_has_nothing_to_be_compared_with_and_a_line_says_so(tmp_path):
+    content = {"dataset": {"name": "digits"}, "trial": {"bits": 16}}
+    settings, said = TrialSettings.model_validate(content), []
+    first, last = (open_split(settings, stage) for stage in ("search", "final"))
+    assert splits_of_features(settings, first, last, said.append) is None
+    assert said == ["no ranking without training is scored: a network trained from scratch has no features before"]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-_PARTS_PER_THREAD = 8
-
 
 def usable_threads() -> int:
     """The cores this process may use, at most ``OMP_NUM_THREADS``, which Ray sets to a process's share."""
@@ -21,13 +19,16 @@ def usable_threads() -> int:
     return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else cores
 
 
-def in_parts(work: Callable[[int, int], Any], size: int, threads: int | None) -> None:
-    """Call ``work(start, stop)`` for parts that make up ``range(size)``, in several threads (None: all usable)."""
+def in_parts(work: Callable[[int, int], Any], size: int, threads: int | None, per_thread: int = 8) -> None:
+    """Call ``work(start, stop)`` for parts that make up ``range(size)``, in several threads (None: all usable).
+
+    More than one part per thread evens out parts that take longer than others.
+    """
     threads = min(threads or usable_threads(), size)
     if threads <= 1:
         work(0, size)
         return
-    step = -(-size // (threads * _PARTS_PER_THREAD))
+    step = -(-size // (threads * per_thread))
     starts = range(0, size, step)
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(work, start, min(start + step, size)) for start in starts]:

@@ -22,7 +22,7 @@ def run(program: str, folder: Path | None = None, **environment: str) -> subproc
 
 
 def test_importing_the_ranking_loads_neither_numba_nor_torch():
-    names = ("average_precision", "curves", "baselines")
+    names = ("average_precision", "asymmetric", "curves", "baselines", "index")
     program = "".join(f"import crh_tune.retrieval.{name}\n" for name in names)
     loaded = run(program + "import sys; print(*sys.modules)").stdout.split()
     assert not {"numba", "torch", "ray"} & set(loaded)

@@ -23,7 +23,8 @@ from crh_tune.data.splits import Samples, Split
 from crh_tune.data.stored import CachedImages, Inputs
 from crh_tune.ground import first_line
 from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetwork
-from crh_tune.retrieval.packing import Packed, hamming_distances, pack_codes
+from crh_tune.retrieval.index import Index
+from crh_tune.retrieval.packing import Packed, pack_codes
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings, write_trial
 from crh_tune.settings.used import symbols
@@ -36,8 +37,6 @@ from crh_tune.training.workers import CPU, Workers
 SETTINGS_FILE, ENCODER_FILE, CENTERS_FILE = "settings.yaml", "encoder.pt", "centers.npy"
 INDEX_FILE, CARD_FILE = "index.npz", "model_card.md"
 _FILES = 256
-_PAIRS = 2**24
-"""How many distances a search holds at a time."""
 
 
 @dataclass(frozen=True)
@@ -89,33 +88,6 @@ class Encoder:
             except (BadImage, OSError) as error:
                 raise ValueError(f"{path}: {error}") from None
         return np.stack(images).transpose(0, 3, 1, 2)
-
-
-@dataclass(frozen=True)
-class Index:
-    """Packed codes of a database (N x W), their labels, and what each item is.
-
-    ``items`` are N file names below the data folder, or N rows in the array that held the features or images.
-    """
-
-    words: Packed
-    labels: npt.NDArray[Any]
-    items: npt.NDArray[Any]
-
-    def search(self, queries: Packed, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
-        """Rows of the ``count`` nearest database items of each packed query, nearest first, and their distances.
-
-        Equal distances come in database order. Both results are Q x count; ``items[rows]`` says what was found.
-        """
-        size = max(1, _PAIRS // max(1, len(self.words)))
-        starts = range(0, max(1, len(queries)), size)
-        found = [self._nearest(queries[start : start + size], count) for start in starts]
-        return np.concatenate([rows for rows, _ in found]), np.concatenate([distances for _, distances in found])
-
-    def _nearest(self, queries: Packed, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
-        distances = hamming_distances(queries, self.words)
-        rows = np.argsort(distances, axis=1, kind="stable")[:, :count].copy()  # a view would keep the whole order
-        return rows, np.take_along_axis(distances, rows, axis=1)
 
 
 def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
@@ -184,18 +156,9 @@ def load_index(folder: str | Path) -> Index:
         check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:
             index = Index(arrays["words"], arrays["labels"], arrays["items"])
-        _check_index(index)
     except Exception as error:  # whatever zipfile and NumPy raise on a broken file
         raise SettingsError(f"{path}: not a readable index: {first_line(error)}") from None
     return index
-
-
-def _check_index(index: Index) -> None:
-    """Raises ValueError where these are no packed codes with their labels and items."""
-    words, labels, items = index.words, index.labels, index.items
-    if words.ndim != 2 or words.dtype.kind != "u" or len(labels) != len(words) or items.shape != (len(words),):
-        shapes = f"labels of shape {labels.shape} and items of shape {items.shape}"
-        raise ValueError(f"{words.dtype} words of shape {words.shape} with {shapes}")
 
 
 def _usage(settings: TrialSettings, samples: Samples) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from PIL import Image
 
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import Split, final_split, search_split
-from crh_tune.export import Encoder, bundle, load_encoder, load_index
-from crh_tune.export.bundle import Index, model_card, write_bundle
+from crh_tune.export import Encoder, load_encoder, load_index
+from crh_tune.export.bundle import model_card, write_bundle
 from crh_tune.hashing.network import HashNetwork
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings, read_trial
@@ -233,9 +232,7 @@ def test_items_of_drawn_features_are_rows_of_the_users_array(tmp_path):
     assert np.array_equal(index.items % 4, index.labels)
 
 
-@pytest.mark.parametrize("pairs", [1, 60, 2**24])
-def test_a_search_gives_the_nearest_first_and_equal_distances_in_database_order(tmp_path, monkeypatch, pairs):
-    monkeypatch.setattr("crh_tune.export.bundle._PAIRS", pairs)
+def test_a_search_gives_the_nearest_first_and_equal_distances_in_database_order(tmp_path):
     run = feature_run(tmp_path)
     folder = exported(run, tmp_path / "export")
     encoder, index = load_encoder(folder), load_index(folder)
@@ -399,18 +396,3 @@ def test_one_path_in_place_of_several_is_refused_in_plain_words(tmp_path: Path):
     for path in ("folder", Path("folder")):
         with pytest.raises(TypeError, match=r"takes a list of files, got 'folder': encode_files\(\['folder'\]\)"):
             encoder.encode_files(path)  # type: ignore[arg-type]
-
-
-def test_a_search_holds_one_block_of_distances_at_a_time(monkeypatch):
-    """1,000 queries on 2,000 codes: their orders alone take 16 MB, those of a block of ten queries 160 kB."""
-    monkeypatch.setattr(bundle, "_PAIRS", 20_000)
-    words = np.random.default_rng(0).integers(0, 2**16, (3000, 1), dtype=np.uint16)
-    index = Index(words[:2000], np.zeros(2000), np.arange(2000))
-    tracemalloc.start()
-    try:
-        rows, _ = index.search(words[2000:], 3)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert rows.shape == (1000, 3)
-    assert peak < 2_000_000

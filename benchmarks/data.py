@@ -27,7 +27,7 @@ from torchvision.datasets import ImageFolder
 from crh_tune.data.augment import Augmentation
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import Samples, Split, final_split
-from crh_tune.data.stored import CachedImages, channel_moments
+from crh_tune.data.store.stored import CachedImages, channel_moments
 from crh_tune.hashing.network import standardised
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.aggregator import solve_locally

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.photos import THREADS, open_photos
 from crh_tune.data.splits import Samples, Split
-from crh_tune.data.stored import CachedFeatures
+from crh_tune.data.store.stored import CachedFeatures
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import TrainingRun

@@ -33,9 +33,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from crh_tune.data.folder import FolderOptions, list_folder
 from crh_tune.data.images import image_dataset
 from crh_tune.data.listing import DataError, Listing, Part
+from crh_tune.data.readers.folder import FolderOptions, list_folder
 from crh_tune.data.splits import Split, final_split
 from crh_tune.hashing.methods import METHODS
 from crh_tune.retrieval.average_precision import (

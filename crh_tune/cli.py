@@ -10,8 +10,8 @@ from pathlib import Path
 from crh_tune import search as searching
 from crh_tune.data.check import check_data
 from crh_tune.data.datasets import DATASETS
-from crh_tune.data.decode import MEGAPIXELS
-from crh_tune.data.files import counted, printable
+from crh_tune.data.readers.files import counted, printable
+from crh_tune.data.store.decode import MEGAPIXELS
 from crh_tune.export.bundle import model_card, write_bundle
 from crh_tune.export.of_search import export_search
 from crh_tune.paper import report_lines

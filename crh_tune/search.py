@@ -24,8 +24,8 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 import ray
 
-from crh_tune.data.files import problem
 from crh_tune.data.listing import DataError
+from crh_tune.data.readers.files import problem
 from crh_tune.export.of_search import export_search
 from crh_tune.paper import search_study
 from crh_tune.settings.base import SettingsError

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crh_tune.data.stored import Array
+from crh_tune.data.store.stored import Array
 
 
 @dataclass(frozen=True)

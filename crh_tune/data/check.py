@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from crh_tune.data.cifar import ArrayListing
 from crh_tune.data.datasets import DATASETS
-from crh_tune.data.decode import MEGAPIXELS, BadImage, Span, deep_span, joined, open_image
-from crh_tune.data.features import FeatureListing
-from crh_tune.data.files import counted, plain_line, problem, span_line, twins
 from crh_tune.data.images import QUERIES_ALSO, feature_twins
 from crh_tune.data.listing import Listing
+from crh_tune.data.readers.cifar import ArrayListing
+from crh_tune.data.readers.features import FeatureListing
+from crh_tune.data.readers.files import counted, plain_line, problem, span_line, twins
 from crh_tune.data.splits import none_answered, unanswered_queries
-from crh_tune.data.stored import Array
+from crh_tune.data.store.decode import MEGAPIXELS, BadImage, Span, deep_span, joined, open_image
+from crh_tune.data.store.stored import Array
 
 _SIGNS = {
     "features": ("features.npy", "train_features.npy"),

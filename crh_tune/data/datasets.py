@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from crh_tune.data import cifar, coco, digits, features, folder, lists, nabirds, stanford_cars
-from crh_tune.data.cache import Say
 from crh_tune.data.images import OpenStore, decoded, feature_dataset, image_dataset
 from crh_tune.data.listing import DataError
 from crh_tune.data.options import ImageOptions, Options
+from crh_tune.data.readers import cifar, coco, digits, features, folder, lists, nabirds, stanford_cars
 from crh_tune.data.splits import Dataset
+from crh_tune.data.store.cache import Say
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from crh_tune.data.cache import ImageCache, Say, open_cache
-from crh_tune.data.cifar import ArrayListing
-from crh_tune.data.features import FeatureListing, FeaturePart
-from crh_tune.data.files import plain_line, problem, span_line, twins
 from crh_tune.data.listing import DataError, Listing
 from crh_tune.data.options import FileOptions, ImageOptions
-from crh_tune.data.reference import read_reference
-from crh_tune.data.sources import ArrayImages, FileImages, ImageSource
+from crh_tune.data.readers.cifar import ArrayListing
+from crh_tune.data.readers.features import FeatureListing, FeaturePart
+from crh_tune.data.readers.files import plain_line, problem, span_line, twins
+from crh_tune.data.readers.reference import read_reference
 from crh_tune.data.splits import Dataset, Samples
-from crh_tune.data.stored import Array, Inputs, Rows, StoredRows, chunks
+from crh_tune.data.store.cache import ImageCache, Say, open_cache
+from crh_tune.data.store.sources import ArrayImages, FileImages, ImageSource
+from crh_tune.data.store.stored import Array, Inputs, Rows, StoredRows, chunks
 
 QUERIES_ALSO = ("among the training samples", "in the database")
 """Where queries should not be."""

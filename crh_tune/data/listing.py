@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import features
 
-from crh_tune.data.stored import Array
+from crh_tune.data.store.stored import Array
 
 _AVIF = {".avif"} if "avif" in features.modules and features.check("avif") else set[str]()
 IMAGE_SUFFIXES = frozenset(

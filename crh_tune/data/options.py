@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from crh_tune.data.decode import MEGAPIXELS
+from crh_tune.data.store.decode import MEGAPIXELS
 
 
 class Options(BaseModel):

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
 
-from crh_tune.data.stored import Array, Inputs, Rows, digest_of, pick
+from crh_tune.data.store.stored import Array, Inputs, Rows, digest_of, pick
 
 Stage = Literal["search", "final"]
 

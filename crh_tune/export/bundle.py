@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from crh_tune.data.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, decode
 from crh_tune.data.splits import Samples, Split
-from crh_tune.data.stored import CachedImages, Inputs
+from crh_tune.data.store.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, decode
+from crh_tune.data.store.stored import CachedImages, Inputs
 from crh_tune.ground import first_line
 from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetwork
 from crh_tune.retrieval.index import Index

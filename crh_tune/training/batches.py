@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from crh_tune.data.augment import NO_AUGMENTATION, Augmentation
 from crh_tune.data.splits import Samples
-from crh_tune.data.stored import CachedFeatures, Rows
+from crh_tune.data.store.stored import CachedFeatures, Rows
 from crh_tune.training.workers import Workers
 
 _AHEAD = 2

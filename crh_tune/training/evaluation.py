@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from crh_tune.data.splits import Samples, Split
-from crh_tune.data.stored import prototype_vectors
+from crh_tune.data.store.stored import prototype_vectors
 from crh_tune.hashing.codebook import Codes, center_distances
 from crh_tune.hashing.network import FrozenHashNetwork, HashNetwork
 from crh_tune.retrieval.alignment import class_prototypes, cosine_similarity, semantic_alignment

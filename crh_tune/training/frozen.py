@@ -23,13 +23,13 @@ import numpy as np
 import torch
 import torchvision
 
-from crh_tune.data.cache import Say, cache_root, disk_errors, usable_cores
-from crh_tune.data.checked import read_json
-from crh_tune.data.decode import DECODER, Fit
-from crh_tune.data.feature_cache import Compute, FeatureCache, Features, Recipe, open_features
 from crh_tune.data.images import OpenStore
 from crh_tune.data.options import ImageOptions
-from crh_tune.data.sources import Bytes, ImageSource
+from crh_tune.data.store.cache import Say, cache_root, disk_errors, usable_cores
+from crh_tune.data.store.checked import read_json
+from crh_tune.data.store.decode import DECODER, Fit
+from crh_tune.data.store.feature_cache import Compute, FeatureCache, Features, Recipe, open_features
+from crh_tune.data.store.sources import Bytes, ImageSource
 from crh_tune.ground import first_line, write_json
 from crh_tune.hashing.backbones import TIMM, Timm, Torchvision, timm_config
 from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetwork

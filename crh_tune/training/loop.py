@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from crh_tune.data.splits import Samples, Split
-from crh_tune.data.stored import Rows
+from crh_tune.data.store.stored import Rows
 from crh_tune.hashing.assignment import Rule, class_statistic, reassigned_share
 from crh_tune.hashing.centers import CodebookSpec, build_codebook, first_table
 from crh_tune.hashing.codebook import Codes, Table

@@ -19,9 +19,9 @@ from typing import Any, TextIO, cast
 import ray
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
-from crh_tune.data.cache import cache_root, disk_errors
 from crh_tune.data.listing import DataError
 from crh_tune.data.splits import Dataset
+from crh_tune.data.store.cache import cache_root, disk_errors
 from crh_tune.ground import first_line
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.training import TrainingSettings

@@ -17,8 +17,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from crh_tune.data.cache import cache_root
 from crh_tune.data.splits import Stage
+from crh_tune.data.store.cache import cache_root
 from crh_tune.settings.search import BudgetSettings, SearchSettings, drawn
 from crh_tune.settings.trial import ScalingSettings, TrialSettings, write_trial
 from crh_tune.training.checkpoints import CENTERS_FILE, newest

@@ -26,8 +26,8 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.torch import TorchConfig, get_device
 
-from crh_tune.data.cache import cache_root
 from crh_tune.data.splits import Stage
+from crh_tune.data.store.cache import cache_root
 from crh_tune.hashing.assignment import Statistic
 from crh_tune.hashing.codebook import Table
 from crh_tune.settings.base import SettingsError

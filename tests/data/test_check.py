@@ -11,8 +11,8 @@ from PIL import Image
 from crh_tune.data.check import Findings, check_data, dataset_in
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.listing import DataError
-from tests.data.test_cifar import cifar10, cifar100
-from tests.data.test_folder import SUFFIXES, touch
+from tests.data.readers.test_cifar import cifar10, cifar100
+from tests.data.readers.test_folder import SUFFIXES, touch
 
 NO_REFERENCE = ("reference", "the classes' mean inputs, or what dataset.reference says")
 NO_TWINS = ("duplicates", "no query is also among the training samples")

@@ -18,8 +18,16 @@ from crh_tune.data.check import check_data
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.listing import DataError
 from crh_tune.data.splits import Dataset, Samples, final_split, search_split
-from crh_tune.data.stored import CachedImages, StoredRows, channel_moments, chunks, digest_of, pick, prototype_vectors
-from tests.data.test_cifar import cifar10
+from crh_tune.data.store.stored import (
+    CachedImages,
+    StoredRows,
+    channel_moments,
+    chunks,
+    digest_of,
+    pick,
+    prototype_vectors,
+)
+from tests.data.readers.test_cifar import cifar10
 
 NAMES = ("ant", "bee", "cat")
 PRINTS = """
@@ -311,7 +319,7 @@ def test_no_validation_query_of_features_is_in_the_database(tmp_path, dtype):
 
 
 def test_ids_of_features_are_taken_a_chunk_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("crh_tune.data.stored._CHUNK", 4)
+    monkeypatch.setattr("crh_tune.data.store.stored._CHUNK", 4)
     found = opened("features", features(tmp_path))
     assert found.train_ids is not None
     assert found.database_ids is not None

@@ -10,7 +10,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score
 
-from crh_tune.data.stored import StoredRows
+from crh_tune.data.store.stored import StoredRows
 from crh_tune.retrieval import baselines
 from crh_tune.retrieval.average_precision import RankingProtocol
 from crh_tune.retrieval.baselines import (

@@ -11,7 +11,7 @@ import torch
 
 from crh_tune.data.augment import Augmentation
 from crh_tune.data.splits import Samples
-from crh_tune.data.stored import StoredRows
+from crh_tune.data.store.stored import StoredRows
 from crh_tune.training.batches import load_batches, load_inputs
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
 from crh_tune.data.splits import Samples, Split
-from crh_tune.data.stored import CachedFeatures
+from crh_tune.data.store.stored import CachedFeatures
 from crh_tune.export.bundle import load_encoder, load_index, model_card, write_bundle
 from crh_tune.hashing.methods import METHODS
 from crh_tune.settings.base import SettingsError

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.photos import Run, every_fifth_held_out, kept, measured
 from crh_tune.data.datasets import open_dataset
-from crh_tune.data.folder import FolderOptions, list_folder
 from crh_tune.data.listing import DataError
+from crh_tune.data.readers.folder import FolderOptions, list_folder
 from crh_tune.data.splits import Split, final_split
 
 COUNTS = {"ant": 4, "bee": 5, "wasp fly": 23}

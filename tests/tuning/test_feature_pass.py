@@ -19,7 +19,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from crh_tune.data.feature_cache import BLOCK
+from crh_tune.data.store.feature_cache import BLOCK
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.training.opening import open_data

@@ -20,18 +20,18 @@ import pytest
 from numpy.lib.format import open_memmap
 from PIL import Image
 
-from crh_tune.data.cache import ImageCache, _open_array, _reserve, cache_root, open_cache
-from crh_tune.data.checked import file_states, is_checked, set_checked
-from crh_tune.data.decode import BadImage
 from crh_tune.data.listing import DataError
-from crh_tune.data.sources import ArrayImages, FileImages
+from crh_tune.data.store.cache import ImageCache, _open_array, _reserve, cache_root, open_cache
+from crh_tune.data.store.checked import file_states, is_checked, set_checked
+from crh_tune.data.store.decode import BadImage
+from crh_tune.data.store.sources import ArrayImages, FileImages
 
 BLOCK = 64
 DRIVER = """
 import hashlib, json, sys, time
 from pathlib import Path
-from crh_tune.data.cache import open_cache
-from crh_tune.data.sources import FileImages
+from crh_tune.data.store.cache import open_cache
+from crh_tune.data.store.sources import FileImages
 
 class Slow(FileImages):
     opened = []
@@ -51,7 +51,7 @@ print(json.dumps([len(Slow.opened), pixels, said]))
 MEMORY = """
 import resource, sys
 import numpy as np
-from crh_tune.data.stored import StoredRows
+from crh_tune.data.store.stored import StoredRows
 
 def private(kind="RssAnon"):
     return int(next(line for line in open("/proc/self/status") if line.startswith(kind)).split()[1]) / 1024
@@ -177,7 +177,7 @@ def rows_of(blocks: list[int], count: int) -> list[int]:
 def test_what_an_older_decoder_wrote_is_decoded_again(tmp_path, monkeypatch):
     source = written(tmp_path / "d", pixels_of(3))
     before = opened(source)[0].folder
-    monkeypatch.setattr("crh_tune.data.cache.DECODER", "another")
+    monkeypatch.setattr("crh_tune.data.store.cache.DECODER", "another")
     newer = again(source)
     assert opened(newer)[0].folder != before
     assert sorted(newer.opened) == [0, 1, 2]
@@ -784,7 +784,7 @@ def test_many_images_are_decoded_by_several_processes_with_the_same_result(tmp_p
     assert source.opened == []  # decoded elsewhere
     assert np.array_equal(cache.images, images)
     monkeypatch.setenv("CRH_TUNE_CACHE", str(tmp_path / "alone"))
-    monkeypatch.setattr("crh_tune.data.cache._FEW_BLOCKS", 1000)
+    monkeypatch.setattr("crh_tune.data.store.cache._FEW_BLOCKS", 1000)
     alone = open_cache(source, 8, lambda line: None)
     assert source.opened == list(range(1100))
     assert (alone.folder / "cache.json").read_text() == (cache.folder / "cache.json").read_text()

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from crh_tune.data.cache import cache_root
-from crh_tune.data.files import data_folder, files_in, missing_files, problem, too_few_classes
 from crh_tune.data.listing import DataError, Listing, Part, inside
-from crh_tune.data.lists import Row, multi_hot_labels, read_rows, row_conflicts, without_label
 from crh_tune.data.options import LabelOptions
-from crh_tune.data.sources import FileImages
-from crh_tune.data.stored import Rows
+from crh_tune.data.readers.files import data_folder, files_in, missing_files, problem, too_few_classes
+from crh_tune.data.readers.lists import Row, multi_hot_labels, read_rows, row_conflicts, without_label
+from crh_tune.data.store.cache import cache_root
+from crh_tune.data.store.sources import FileImages
+from crh_tune.data.store.stored import Rows
 from crh_tune.ground import write_whole
 
 _FORMAT = 1

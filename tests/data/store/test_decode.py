@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 
-from crh_tune.data.decode import STRETCHED, BadImage, decode, deep_span, open_image
+from crh_tune.data.store.decode import STRETCHED, BadImage, decode, deep_span, open_image
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -259,7 +259,7 @@ def test_a_damaged_image_is_decoded_or_refused_and_nothing_else(kind, changes, h
 def test_an_image_of_too_many_pixels_is_refused_in_a_process_of_its_own():
     code = (
         "import io, warnings; from PIL import Image; before = Image.MAX_IMAGE_PIXELS\n"
-        "from crh_tune.data.decode import BadImage, decode\n"
+        "from crh_tune.data.store.decode import BadImage, decode\n"
         "file = io.BytesIO(); Image.new('1', (20000, 10000)).save(file, 'PNG')\n"
         "try: decode(file.getvalue(), 8)\n"
         "except BadImage as error: print(error)\n"

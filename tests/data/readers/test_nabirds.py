@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from crh_tune.data.listing import DataError
-from crh_tune.data.nabirds import NABirdsOptions, list_nabirds
-from tests.data.test_folder import touch
+from crh_tune.data.readers.nabirds import NABirdsOptions, list_nabirds
+from tests.data.readers.test_folder import touch
 
 #   0 Birds - 1 Ducks - 295 Mallard, 1010 Mallard
 #           - 2 Hawks - 3 Large Hawks - 817 Red-tailed Hawk (Dark morph)

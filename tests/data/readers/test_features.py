@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from crh_tune.data.features import FeaturesOptions, list_features
 from crh_tune.data.listing import DataError
+from crh_tune.data.readers.features import FeaturesOptions, list_features
 
 
 def arrays(**changes) -> dict[str, np.ndarray]:
@@ -137,7 +137,7 @@ def test_classes_are_named_by_an_array_or_a_text_file(tmp_path):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_first_row_that_is_not_finite_is_named(tmp_path, monkeypatch, bad):
-    monkeypatch.setattr("crh_tune.data.features._CHUNK", 8)  # two rows at a time
+    monkeypatch.setattr("crh_tune.data.readers.features._CHUNK", 8)  # two rows at a time
     features = arrays()["train_features"]
     features[3, 1] = features[5, 0] = bad
     path = saved(tmp_path, "npy", arrays(train_features=features))

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.io import loadmat
 
-from crh_tune.data.files import data_folder, missing_files, problem, too_few_classes
-from crh_tune.data.folder import list_train_and_test
 from crh_tune.data.listing import DataError, Listing, Part, inside
-from crh_tune.data.lists import untrained_classes
 from crh_tune.data.options import ImageOptions
-from crh_tune.data.stored import Array
+from crh_tune.data.readers.files import data_folder, missing_files, problem, too_few_classes
+from crh_tune.data.readers.folder import list_train_and_test
+from crh_tune.data.readers.lists import untrained_classes
+from crh_tune.data.store.stored import Array
 from crh_tune.ground import first_line
 
 _TRAIN = ("devkit/cars_train_annos.mat", "cars_train_annos.mat")

@@ -9,8 +9,8 @@ import pytest
 from scipy.io import savemat
 
 from crh_tune.data.listing import DataError
-from crh_tune.data.stanford_cars import StanfordCarsOptions, list_stanford_cars
-from tests.data.test_folder import touch
+from crh_tune.data.readers.stanford_cars import StanfordCarsOptions, list_stanford_cars
+from tests.data.readers.test_folder import touch
 
 NAMES = ["AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Škoda 'Fabia' 😀"]
 BOX = tuple(f"bbox_{side}" for side in ("x1", "y1", "x2", "y2"))

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from crh_tune.data.files import data_folder, is_file, printable, problem, stratified_draw, too_few_classes
 from crh_tune.data.listing import IMAGE_SUFFIXES, OTHER_SUFFIXES, DataError, Listing, Part
 from crh_tune.data.options import ImageOptions
+from crh_tune.data.readers.files import data_folder, is_file, printable, problem, stratified_draw, too_few_classes
 
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from crh_tune.data.files import missing_files, stratified_draw
-from crh_tune.data.folder import FolderOptions, list_folder
 from crh_tune.data.listing import IMAGE_SUFFIXES, DataError
+from crh_tune.data.readers.files import missing_files, stratified_draw
+from crh_tune.data.readers.folder import FolderOptions, list_folder
 
 SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
 NO_CLASSES = "neither train/ with one of test/, testing/, val/, valid/, validation/ nor one folder a class is there"

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics.pairwise import cosine_similarity
 
-from crh_tune.data.files import problem, read_text
 from crh_tune.data.listing import DataError
-from crh_tune.data.stored import Array
+from crh_tune.data.readers.files import problem, read_text
+from crh_tune.data.store.stored import Array
 from crh_tune.ground import first_line
 
 Floats = npt.NDArray[np.float64]

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crh_tune.data.files import (
+from crh_tune.data.listing import IMAGE_SUFFIXES, DataError, Listing, Part, inside
+from crh_tune.data.options import LabelOptions
+from crh_tune.data.readers.files import (
     counted,
     data_folder,
     files_in,
@@ -20,10 +22,8 @@ from crh_tune.data.files import (
     read_text,
     too_few_classes,
 )
-from crh_tune.data.label_text import is_bits, is_indices, lowest_bit, names_in, numbers, reading
-from crh_tune.data.listing import IMAGE_SUFFIXES, DataError, Listing, Part, inside
-from crh_tune.data.options import LabelOptions
-from crh_tune.data.stored import Array, Rows
+from crh_tune.data.readers.label_text import is_bits, is_indices, lowest_bit, names_in, numbers, reading
+from crh_tune.data.store.stored import Array, Rows
 
 _SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
 _ROW = re.compile(rf"(.*(?:{_SUFFIX}))[\s,]+(.+)", re.IGNORECASE)

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from crh_tune.data.cache import (
+from crh_tune.data.store.cache import (
     UNREAD,
     Say,
     cache_root,
@@ -33,10 +33,10 @@ from crh_tune.data.cache import (
     read_again,
     usable_cores,
 )
-from crh_tune.data.checked import file_states, is_checked, set_checked
-from crh_tune.data.decode import BadImage, Fit
-from crh_tune.data.sources import Bytes, ImageSource
-from crh_tune.data.stored import CachedFeatures, Rows
+from crh_tune.data.store.checked import file_states, is_checked, set_checked
+from crh_tune.data.store.decode import BadImage, Fit
+from crh_tune.data.store.sources import Bytes, ImageSource
+from crh_tune.data.store.stored import CachedFeatures, Rows
 from crh_tune.ground import write_whole
 
 Features = npt.NDArray[np.float32]

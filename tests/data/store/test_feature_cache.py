@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crh_tune.data.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, decode
-from crh_tune.data.feature_cache import BLOCK, FeatureCache, Recipe, open_features
 from crh_tune.data.listing import DataError
-from crh_tune.data.sources import FileImages
-from crh_tune.data.stored import digest_of
+from crh_tune.data.store.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, decode
+from crh_tune.data.store.feature_cache import BLOCK, FeatureCache, Recipe, open_features
+from crh_tune.data.store.sources import FileImages
+from crh_tune.data.store.stored import digest_of
 
 DRIVER = """
 import json, sys, time
 from pathlib import Path
 import numpy as np
-from crh_tune.data.decode import Fit
-from crh_tune.data.feature_cache import Recipe, open_features
-from crh_tune.data.sources import FileImages
+from crh_tune.data.store.decode import Fit
+from crh_tune.data.store.feature_cache import Recipe, open_features
+from crh_tune.data.store.sources import FileImages
 
 computed = 0
 def start():

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from crh_tune.data.files import data_folder, files_in, missing_files, problem, read_text, too_few_classes
 from crh_tune.data.listing import DataError, Listing, Part, inside
-from crh_tune.data.lists import untrained_classes
 from crh_tune.data.options import ImageOptions
+from crh_tune.data.readers.files import data_folder, files_in, missing_files, problem, read_text, too_few_classes
+from crh_tune.data.readers.lists import untrained_classes
 
 _FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 

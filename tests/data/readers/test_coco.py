@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from crh_tune.data import coco as coco_module
-from crh_tune.data.coco import CocoOptions, list_coco
 from crh_tune.data.listing import DataError
-from tests.data.test_folder import touch
+from crh_tune.data.readers import coco as coco_module
+from crh_tune.data.readers.coco import CocoOptions, list_coco
+from tests.data.readers.test_folder import touch
 
 CATEGORIES = {1: "person", 2: "bicycle", 90: "toothbrush", 7: "zebra 😀"}
 NAMES = ("bicycle", "person", "toothbrush", "zebra 😀")

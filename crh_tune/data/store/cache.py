@@ -28,11 +28,11 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 from tqdm import tqdm
 
-from crh_tune.data.checked import file_states, is_checked, read_json, set_checked
-from crh_tune.data.decode import DECODER, BadImage, Span, joined
 from crh_tune.data.listing import DataError
-from crh_tune.data.sources import Bytes, ImageSource
-from crh_tune.data.stored import CachedImages, Rows
+from crh_tune.data.store.checked import file_states, is_checked, read_json, set_checked
+from crh_tune.data.store.decode import DECODER, BadImage, Span, joined
+from crh_tune.data.store.sources import Bytes, ImageSource
+from crh_tune.data.store.stored import CachedImages, Rows
 from crh_tune.ground import write_json, write_whole
 
 Say = Callable[[str], None]

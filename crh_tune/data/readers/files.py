@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from crh_tune.data.listing import DataError
 from crh_tune.data.options import FileOptions
-from crh_tune.data.stored import Array
+from crh_tune.data.store.stored import Array
 
 
 def data_folder(options: FileOptions) -> Path:

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from crh_tune.data.files import data_folder, problem
-from crh_tune.data.folder import list_train_and_test
 from crh_tune.data.listing import DataError, Listing, Part
 from crh_tune.data.options import ImageOptions
-from crh_tune.data.reference import same_superclass
-from crh_tune.data.stored import Rows
+from crh_tune.data.readers.files import data_folder, problem
+from crh_tune.data.readers.folder import list_train_and_test
+from crh_tune.data.readers.reference import same_superclass
+from crh_tune.data.store.stored import Rows
 from crh_tune.ground import first_line
 
 _QUERIES, _TRAIN = 100, 500

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from crh_tune.data.files import problem, read_text, stratified_draw, too_few_classes
 from crh_tune.data.listing import DataError
-from crh_tune.data.lists import numbering_gaps, single_labels, untrained_classes
 from crh_tune.data.options import FileOptions
-from crh_tune.data.stored import Array, Rows
+from crh_tune.data.readers.files import problem, read_text, stratified_draw, too_few_classes
+from crh_tune.data.readers.lists import numbering_gaps, single_labels, untrained_classes
+from crh_tune.data.store.stored import Array, Rows
 from crh_tune.ground import first_line
 
 _PARTS = ("train_", "test_", "database_")

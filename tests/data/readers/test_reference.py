@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crh_tune.data.listing import DataError
-from crh_tune.data.reference import read_reference, same_superclass
+from crh_tune.data.readers.reference import read_reference, same_superclass
 
 NAMES = ("sparrow", "hawk, red 😀", "oak")
 LABELS = np.array([0, 0, 1, 2])

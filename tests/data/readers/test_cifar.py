@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from crh_tune.data.cifar import ArrayListing, CifarOptions, list_cifar10, list_cifar100
 from crh_tune.data.listing import DataError
-from tests.data.test_folder import touch
+from crh_tune.data.readers.cifar import ArrayListing, CifarOptions, list_cifar10, list_cifar100
+from tests.data.readers.test_folder import touch
 
 FINE = ("apple", "beaver", "dolphin", "pear 😀")
 COARSE = np.array([1, 0, 0, 1])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from crh_tune.data.listing import DataError
-from crh_tune.data.lists import ListsOptions, list_lists
-from tests.data.test_folder import touch
+from crh_tune.data.readers.lists import ListsOptions, list_lists
+from tests.data.readers.test_folder import touch
 
 IMAGES = [f"img/{name}.jpg" for name in "abcdef"]
 

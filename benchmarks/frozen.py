@@ -30,6 +30,8 @@ from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import Workers
 
 MOST_RATIO = 1.2
+CHUNK = 4096
+"""How many rows are read at once where statistics are taken: that much memory a trial has at any size."""
 MOST_GROWTH = 0.1
 """Of the size of the features that are more."""
 
@@ -88,6 +90,9 @@ def cost(settings: TrialSettings, split: Split) -> tuple[float, float]:
 
 def memory_holds(data: Path, split: Split) -> bool:
     """Print the private memory of trials on few and on all photos; whether it does not grow with the features."""
+    if len(split.train) < 4 * CHUNK:
+        print(f"private memory is not measured: with fewer than {4 * CHUNK:,} photos a quarter is read in one part")
+        return True
     labels = np.concatenate([split.train.labels, split.queries.labels])
     most = int(np.bincount(labels).max())
     command = [sys.executable, "-m", "benchmarks.frozen", "--data", str(data), "--epochs", "1", "--memory"]

@@ -146,11 +146,6 @@ def known_dataset(name: str) -> None:
         raise SettingsError(str(error)) from None
 
 
-def is_study(path: Path) -> bool:
-    """Whether a file of search_spaces/ is a study: it has cells where a search has a space. Raises SettingsError."""
-    return "cells" in read_yaml(path)
-
-
 def read_study(path: Path) -> StudySettings:
     """A study file. Raises SettingsError."""
     return validated(StudySettings, read_yaml(path), str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -106,6 +107,12 @@ def test_training_an_exported_setting_again_gives_the_same_to_the_last_bit(tmp_p
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test mAP")]
     assert len(said) == 2
     assert said[0] == said[1]
+    assert main(["train", str(tmp_path / "trial.yaml"), "--to", str(tmp_path / "three"), "--quiet", "--json"]) == 0
+    printed = capsys.readouterr()
+    trained = json.loads(printed.out)
+    assert said[0] == f"test mAP     {trained['metrics']['test/map']:.6f}"
+    assert trained["exported_to"] == str(tmp_path / "three")
+    assert printed.err == ""
     for name in ("encoder.pt", "settings.yaml"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert np.array_equal(np.load(tmp_path / "one" / "centers.npy"), np.load(tmp_path / "two" / "centers.npy"))

@@ -227,7 +227,9 @@ def check(
             f"--dataset: unknown dataset of files {dataset!r}: {did_you_mean(dataset, names)}one of {', '.join(names)}"
         )
     with stdout_for_json(as_json) as print_json:
-        findings = check_data(path.expanduser().absolute(), dataset, max_megapixels or MEGAPIXELS)
+        findings = check_data(
+            path.expanduser().absolute(), dataset, MEGAPIXELS if max_megapixels is None else max_megapixels
+        )
         if as_json:
             lines = [{"name": name, "text": text} for name, text in findings.lines]
             print_json({"path": path, "lines": lines, "problems": findings.problems})

@@ -19,6 +19,7 @@ SLOW = {
     "joblib",
     "matplotlib",
     "mlflow",
+    "numba",
     "onnx",
     "onnxruntime",
     "optuna",

@@ -117,7 +117,7 @@ def _run(settings: SearchSettings, where: str, storage: Path, resume: Path | Non
 
     def again(stop: Stop) -> str:
         name = stop.search_id or (resume.name if resume else "")
-        return f"go on with crh-tune search --resume {name}{storage_option(storage)}" if name else AGAIN
+        return f"resume with crh-tune search --resume {name}{storage_option(storage)}" if name else AGAIN
 
     say = say or silent
     prepared = None if settings.trial.freeze and cluster_runs() else _prepared(settings, where, say)
@@ -244,7 +244,7 @@ def _study(
         if dataset is None:
             raise SettingsError("--data: say which of the study's datasets lies there with --dataset")
         study = study.with_data(dataset, data)
-    with interruptible_ray("crh-tune search", lambda stop: f"the same command goes on with study {study.name}") as stop:
+    with interruptible_ray("crh-tune search", lambda stop: f"the same command resumes study {study.name}") as stop:
         stop.raise_if_interrupted()
         search_study(study, dataset, storage, say, stop)
     if say is silent:

@@ -1,7 +1,7 @@
 """Samples, datasets, and the two splits a dataset gives: one to search with and one to test with, once.
 
 A search sees the search split only: its queries are held out of the training samples, and the dataset's test
-queries are not in it at all. The final split trains on all training samples and asks the test queries.
+queries are not in it at all. The final split trains on all training samples and is evaluated on the test queries.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The settings of a study: a table or figure of the paper as a grid of trials, run by the engine of a search.
 
-A study compares settings that are all named beforehand, so it asks the test queries; nothing is selected by them.
+A study compares settings that are all named beforehand, so it is evaluated on the test queries: nothing is selected by
+them.
 """
 
 from __future__ import annotations

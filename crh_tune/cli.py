@@ -218,8 +218,8 @@ def check(
     """Say what lies at a path, and everything that is wrong with it."""
     from crh_tune.data.check import check_data
     from crh_tune.data.datasets import DATASETS
-    from crh_tune.data.store.decode import MEGAPIXELS
     from crh_tune.data.readers.files import counted
+    from crh_tune.data.store.decode import MEGAPIXELS
 
     if dataset is not None and getattr(DATASETS.get(dataset), "find", None) is None:
         names = [name for name, source in DATASETS.items() if source.find]

@@ -1,4 +1,4 @@
-# make search: the built-in search, from nothing.   make test: the tests.   make check: lint, types, import order.
+# make search: the built-in search, from a fresh checkout.   make test: the tests.   make check: lint, types, import order.
 # make test-long: more tests, of about a minute and more each.   make soak: a search under a hundred kills.
 PYTHON ?= python3
 BIN := .venv/bin

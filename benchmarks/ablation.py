@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/ablation.py
 
-It trains on all training pairs, asks the test queries once a run, and says whether every CRH run is above every CRH-M
-run and every CRH-M run above every CRH-U run; its exit code is 1 where that, or the distance, does not hold.
+It trains on all training pairs, evaluates on the test queries once a run, and says whether every CRH run is above
+every CRH-M run and every CRH-M run above every CRH-U run; its exit code is 1 where that, or the distance, does not
+hold.
 """
 
 from __future__ import annotations

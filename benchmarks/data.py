@@ -64,7 +64,7 @@ def cache_building(data: Path, size: int) -> Row:
     split = photos(data, size)
     images = len(split.train) + len(split.queries)
     rate = images / (time.perf_counter() - start)
-    what = f"cache of {images} images at {size} px, {images * size * size * 3 / 2**20:.0f} MiB, from nothing"
+    what = f"cache of {images} images at {size} px, {images * size * size * 3 / 2**20:.0f} MiB, from scratch"
     if size > 64:  # bound by writing to the disk
         return what, f"{rate:.0f} images/s", "", True
     return what, f"{rate:.0f} images/s", ">= 1500", rate >= 1500

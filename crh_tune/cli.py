@@ -1,138 +1,161 @@
-"""The ``crh-tune`` command: search, train, export, report, sync."""
+"""The ``crh-tune`` command: search, train, export, report, sync, data check.
+
+What takes seconds to import is imported by the command that uses it: help and mistakes need none of it.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+import crh_tune
 from crh_tune import search as searching
-from crh_tune.data.check import check_data
-from crh_tune.data.datasets import DATASETS
-from crh_tune.data.readers.files import counted, printable
-from crh_tune.data.store.decode import MEGAPIXELS
-from crh_tune.export.bundle import model_card, write_bundle
-from crh_tune.export.of_search import export_search
-from crh_tune.paper import report_lines
-from crh_tune.settings.base import SettingsError
-from crh_tune.settings.study import read_study
-from crh_tune.settings.trial import read_trial
-from crh_tune.settings.used import refuse_in_vain
-from crh_tune.spaces import find_space
-from crh_tune.training.aggregator import solve_locally
-from crh_tune.training.loop import PREPARED, Metrics, Save, TrainingDiverged, TrainingRun
-from crh_tune.training.opening import open_split
-from crh_tune.training.workers import Workers
-from crh_tune.tuning.record import find_folder, held, read_settings
-from crh_tune.tuning.study import SearchFailed
-from crh_tune.tuning.tracking import Tracker, default_tracking_uri, shown
-from crh_tune.tuning.trial import device_of, train_group
+from crh_tune.command import (
+    DEFAULT_STORAGE,
+    AsJson,
+    Quiet,
+    Storage,
+    ending,
+    run_app,
+    say,
+    silent,
+    stdout_for_json,
+)
+from crh_tune.errors import SearchFailed, printable
+from crh_tune.settings.base import SettingsError, did_you_mean, read_yaml
+from crh_tune.spaces import find_space, space_names
 
 SYNC_PATIENCE = 10.0
 """After how many seconds in which nothing could be sent ``sync`` gives up."""
 
 
+def _searches() -> list[str]:
+    """The names of the searches there are, for a shell to complete."""
+    return sorted(path.parent.name for path in Path(DEFAULT_STORAGE).glob("*/search.json"))
+
+
+app = typer.Typer(
+    help="Find, train and export binary codes for image retrieval. crh-tune COMMAND --help has examples.",
+    epilog="Exit codes: 0 done, 1 failed, 2 a mistake in arguments, settings or files, 130 interrupted.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data = typer.Typer(help="Look at a dataset before anything is trained on it.")
+app.command("search", epilog=searching.EXAMPLES)(ending("crh-tune search")(searching.search))
+app.add_typer(data, name="data")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command: 0 done, 1 failed, 2 a mistake in the arguments or settings, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="crh-tune", description="Find, train and hand over binary codes.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    of_search = commands.add_parser("search", help="search for the best settings, confirm, test and export them")
-    searching.add_arguments(of_search)
-    of_search.set_defaults(run=searching.search)
-    of_train = commands.add_parser("train", help="train one setting on all training samples, test and export it")
-    of_train.add_argument("settings", type=Path, help="YAML file of one trial, such as an export's settings.yaml")
-    of_train.add_argument("--data", type=Path, metavar="DIR", help="where the data lies, if not where it was")
-    of_train.add_argument("--to", type=Path, default=Path("crh_model"), help="folder of the export")
-    of_train.set_defaults(run=train)
-    of_export = commands.add_parser("export", help="write the best settings and encoder of a search")
-    of_export.add_argument("search", help="the search's name, such as digit-pairs-001")
-    of_export.add_argument(
-        "--storage", type=Path, default=Path(searching.DEFAULT_STORAGE), help="where searches are kept"
-    )
-    of_export.add_argument("--to", type=Path, help="folder of the export (default: export/ in the search's folder)")
-    of_export.set_defaults(run=export)
-    of_report = commands.add_parser("report", help="rebuild the report of a study from MLflow")
-    of_report.add_argument("study", help="a study of search_spaces/paper/, such as table2, or a YAML file")
-    of_report.add_argument("--storage", type=Path, default=Path(searching.DEFAULT_STORAGE), help="where runs are kept")
-    of_report.set_defaults(run=report)
-    of_sync = commands.add_parser("sync", help="send what the tracking server has not got of a search")
-    of_sync.add_argument("search", help="the search's name, such as digit-pairs-001")
-    of_sync.add_argument(
-        "--storage", type=Path, default=Path(searching.DEFAULT_STORAGE), help="where searches are kept"
-    )
-    of_sync.set_defaults(run=sync)
-    of_data = commands.add_parser("data", help="look at a data folder before anything is trained on it")
-    data_commands = of_data.add_subparsers(dest="data_command", required=True)
-    of_check = data_commands.add_parser("check", help="say what is there, and everything that is wrong with it")
-    of_check.add_argument("path", type=Path, help="the dataset's folder, or an .npz file of features")
-    of_check.add_argument("--dataset", help="read it as this dataset (default: the one its files look like)")
-    of_check.add_argument(
-        "--max-megapixels", type=float, default=MEGAPIXELS, help="larger images are a problem (default %(default)g)"
-    )
-    of_check.set_defaults(run=check)
-    arguments = parser.parse_args(argv)
-    return searching.run_command(lambda: arguments.run(arguments), f"crh-tune {arguments.command}")
+    return run_app(app, argv, "crh-tune")
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """Train one setting on the final split, print its metrics, and export it. Raises SettingsError, SearchFailed."""
-    settings = read_trial(arguments.settings, arguments.data)
-    refuse_in_vain(settings, str(arguments.settings))
-    split = open_split(settings, "final")
-    settings = settings.resolve(split.classes, split.multi_label)
-    try:
-        arguments.to.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"--to {arguments.to}: {error.strerror}: name a folder that can be written to") from None
-    workers = Workers(device=device_of(settings))
-    run = TrainingRun(settings, split, workers, solve_locally)
-    try:
-        if settings.scaling.workers_per_trial == 1:
-            metrics = run.train(_print_progress)
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"crh-tune {crh_tune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Find, train and export binary codes for image retrieval. crh-tune COMMAND --help has examples."""
+
+
+@app.command(
+    epilog="""Examples:
+
+crh-tune train crh_runs/digit-pairs-001/export/settings.yaml
+
+crh-tune train settings.yaml --data photos/ --to model/"""
+)
+@ending("crh-tune train")
+def train(
+    settings: Annotated[
+        Path, typer.Argument(metavar="SETTINGS.yaml", help="One setting, such as an export's settings.yaml.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the data lies.", show_default="the path in the settings"),
+    ] = None,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the export.")] = Path("crh_model"),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train one setting on all training data, evaluate it on the test set once, and export it."""
+    with stdout_for_json(as_json) as print_json:
+        _readable(settings)
+        from crh_tune.trained import train as train_one
+
+        trained = train_one(settings, data=data, to=to, say=silent if quiet else say)
+        if as_json:
+            print_json(trained)
         else:
-            with searching.interruptible_ray("crh-tune train", lambda stop: searching.AGAIN):
-                metrics = train_group(settings, split.fingerprint, run)
-    except TrainingDiverged as error:
-        raise SearchFailed(str(error)) from None
-    print("encoding the database for the index", flush=True)
-    write_bundle(arguments.to, run, model_card(settings, split, metrics, []))
-    print(f"test mAP     {metrics['test/map']:.6f}")
-    print(f"exported to  {arguments.to}")
+            print(f"test mAP     {trained.metrics['test/map']:.6f}")
+            print(f"exported to  {trained.exported_to}")
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Say what lies in a data folder, and every problem. Raises SettingsError, DataError."""
-    if arguments.dataset is not None and getattr(DATASETS.get(arguments.dataset), "find", None) is None:
-        names = ", ".join(name for name, source in DATASETS.items() if source.find)
-        raise SettingsError(f"--dataset: unknown dataset of files {arguments.dataset!r}: one of {names}")
-    findings = check_data(arguments.path.expanduser().absolute(), arguments.dataset, arguments.max_megapixels)
-    for name, text in findings.lines:
-        print(f"{name:<12}{printable(text)}")
-    print(f"{'problems':<12}{len(findings.problems) or 'none'}")
-    for problem in findings.problems:
-        print(f"  {problem}")
-    if findings.problems:
-        found = counted(len(findings.problems), "problem")
-        raise SettingsError(f"{arguments.path}: {found}: mend the files that are named above")
+@app.command(
+    epilog="""Examples:
+
+crh-tune export digit-pairs-001
+
+crh-tune export digit-pairs-001 --to model/"""
+)
+@ending("crh-tune export")
+def export(
+    search: Annotated[
+        str, typer.Argument(help="The search's name, such as digit-pairs-001.", autocompletion=_searches)
+    ],
+    storage: Storage = Path(DEFAULT_STORAGE),
+    to: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the export.", show_default="export/ in the search's folder"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export the winner of a search; of an unfinished one, its best trial so far."""
+    with stdout_for_json(as_json) as print_json:
+        folder = (storage.expanduser() / search).resolve()
+        if not folder.is_dir():
+            raise SettingsError(f"{folder}: no such search")
+        target = to or folder / "export"
+        from crh_tune.export.of_search import export_search
+
+        export_search(folder, target)
+        if as_json:
+            print_json({"search": search, "exported_to": target})
+        else:
+            print(f"exported to  {target}")
 
 
-def export(arguments: argparse.Namespace) -> None:
-    """Export a search. Raises SettingsError."""
-    folder = (arguments.storage / arguments.search).resolve()
-    if not folder.is_dir():
-        raise SettingsError(f"{folder}: no such search")
-    target = arguments.to or folder / "export"
-    export_search(folder, target)
-    print(f"exported to  {target}")
+@app.command(
+    epilog="""Examples:
 
+crh-tune sync digit-pairs-001"""
+)
+@ending("crh-tune sync")
+def sync(
+    search: Annotated[
+        str, typer.Argument(help="The search's name, such as digit-pairs-001.", autocompletion=_searches)
+    ],
+    storage: Storage = Path(DEFAULT_STORAGE),
+) -> None:
+    """Send MLflow what its server missed of a search."""
+    from crh_tune.tuning.record import find_folder, held, read_settings
+    from crh_tune.tuning.tracking import Tracker, default_tracking_uri, shown
 
-def sync(arguments: argparse.Namespace) -> None:
-    """Send what is left in a search's outbox. Raises SettingsError, SearchFailed where something remains."""
-    folder = find_folder(arguments.storage, arguments.search)
-    experiment, uri = read_settings(folder).name, default_tracking_uri(arguments.storage)
+    storage = storage.expanduser()
+    folder = find_folder(storage, search)
+    experiment, uri = read_settings(folder).name, default_tracking_uri(storage)
     with held(folder):
-        tracker = Tracker(uri, experiment, arguments.storage, folder)
+        tracker = Tracker(uri, experiment, storage, folder)
         before = tracker.unsent()
         remaining = tracker.drain(SYNC_PATIENCE)
     print(f"{before - remaining} entries sent to {shown(uri)}, {remaining} remain")
@@ -140,16 +163,90 @@ def sync(arguments: argparse.Namespace) -> None:
         raise SearchFailed(f"{remaining} entries remain: {tracker.last_error}")
 
 
-def report(arguments: argparse.Namespace) -> None:
-    """Report a study, finished or not. Raises SettingsError."""
-    print("\n".join(report_lines(read_study(find_space(arguments.study)), arguments.storage)))
+@app.command(
+    epilog="""Examples:
+
+crh-tune report table2"""
+)
+@ending("crh-tune report")
+def report(
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="A study of search_spaces/paper/, such as table2, or a YAML file.", autocompletion=space_names
+        ),
+    ],
+    storage: Storage = Path(DEFAULT_STORAGE),
+) -> None:
+    """Write the report of a study again, from the runs in MLflow."""
+    path = find_space(study)
+    _readable(path)
+    from crh_tune.paper import report_lines
+    from crh_tune.settings.study import read_study
+
+    print("\n".join(report_lines(read_study(path), storage.expanduser())))
 
 
-def _print_progress(metrics: Metrics, save: Save | None) -> None:
-    if PREPARED in metrics:
-        print(f"classifier that the first centres are learned from: epoch {metrics[PREPARED]:>4.0f}", flush=True)
-        return
-    print(f"epoch {metrics['epoch']:>4.0f}  loss {metrics['loss/total']:.4f}", flush=True)
+@data.callback()
+def _data() -> None:
+    """Look at a dataset before anything is trained on it."""
+
+
+@data.command(
+    "check",
+    epilog="""Examples:
+
+crh-tune data check photos/
+
+crh-tune data check embeddings.npz
+
+crh-tune data check cars/ --dataset stanford_cars""",
+)
+@ending("crh-tune data")
+def check(
+    path: Annotated[Path, typer.Argument(help="The dataset's folder, or an .npz file of features.")],
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Read it as this dataset.", show_default="the one its files look like"),
+    ] = None,
+    max_megapixels: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Larger images are a problem.", show_default="what a search refuses"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what lies at a path, and everything that is wrong with it."""
+    from crh_tune.data.check import check_data
+    from crh_tune.data.datasets import DATASETS
+    from crh_tune.data.readers.files import counted
+    from crh_tune.data.store.decode import MEGAPIXELS
+
+    if dataset is not None and getattr(DATASETS.get(dataset), "find", None) is None:
+        names = [name for name, source in DATASETS.items() if source.find]
+        raise SettingsError(
+            f"--dataset: unknown dataset of files {dataset!r}: {did_you_mean(dataset, names)}one of {', '.join(names)}"
+        )
+    with stdout_for_json(as_json) as print_json:
+        findings = check_data(
+            path.expanduser().absolute(), dataset, MEGAPIXELS if max_megapixels is None else max_megapixels
+        )
+        if as_json:
+            lines = [{"name": name, "text": text} for name, text in findings.lines]
+            print_json({"path": path, "lines": lines, "problems": findings.problems})
+        else:
+            for name, text in findings.lines:
+                print(f"{name:<12}{printable(text)}")
+            print(f"{'problems':<12}{len(findings.problems) or 'none'}")
+            for problem in findings.problems:
+                print(f"  {problem}")
+        if findings.problems:
+            found = counted(len(findings.problems), "problem")
+            raise SettingsError(f"{path}: {found}: mend the files that are named above")
+
+
+def _readable(path: Path) -> None:
+    """Raises SettingsError for a file of settings that cannot be read, before anything slow is imported."""
+    read_yaml(path)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def search_study(study: StudySettings, dataset: str | None, storage: Path, say: 
     failed = sum(run_study(study, name, storage, say, stop or Stop()) for name in datasets)
     say("\n".join(report_lines(study, storage)))
     if failed:
-        raise SearchFailed(f"{failed} runs of study {study.name} did not come to their end; run it again for these")
+        raise SearchFailed(f"{failed} runs of study {study.name} did not finish; run it again for these")
 
 
 def report_lines(study: StudySettings, storage: Path) -> list[str]:

@@ -1,100 +1,188 @@
 """The entry point of a search: arguments in, a finished search out.
 
 It runs as ``crh-tune search`` and, copied alone to a cluster's head, as ``ray submit clusters/gpu.yaml
-crh_tune/search.py``; there it uses the running cluster, elsewhere it starts Ray on this machine.
+crh_tune/search.py``; there it uses the running cluster, elsewhere it starts Ray on this machine. What takes seconds to
+import is imported where it is used: help and mistakes need none of it.
 """
 
 from __future__ import annotations
 
-import argparse
-import errno
-import io
 import os
 import shlex
 import shutil
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+import typer
 
-import ray
+from crh_tune.command import (
+    AGAIN,
+    DEFAULT_STORAGE,
+    AsJson,
+    Quiet,
+    Say,
+    Storage,
+    ending,
+    prepare_process,
+    run_app,
+    say,
+    silent,
+    stdout_for_json,
+)
+from crh_tune.errors import INTERRUPTED_CODE, Interrupted, problem
+from crh_tune.settings.base import SettingsError, read_yaml
+from crh_tune.spaces import find_space, is_study, space_names
 
-from crh_tune.data.listing import DataError
-from crh_tune.data.readers.files import problem
-from crh_tune.export.of_search import export_search
-from crh_tune.paper import search_study
-from crh_tune.settings.base import SettingsError
-from crh_tune.settings.search import SearchSettings, read_search
-from crh_tune.settings.study import is_study, read_study
-from crh_tune.spaces import find_space
-from crh_tune.tuning.baselines import last_lines
-from crh_tune.tuning.cluster import cluster_runs, connect_ray, node_watched
-from crh_tune.tuning.progress import describe
-from crh_tune.tuning.record import SETTINGS_FILE, find_folder, read_settings
-from crh_tune.tuning.stopping import INTERRUPTED_CODE, Interrupted, Stop, terminable
-from crh_tune.tuning.study import Candidate, Prepared, SearchFailed, SearchResult, prepare, run_search
+if TYPE_CHECKING:
+    from crh_tune.settings.search import SearchSettings
+    from crh_tune.tuning.stopping import Stop
+    from crh_tune.tuning.study import Candidate, Prepared, SearchResult
 
 DEFAULT_SPACE = "digit_pairs"
-DEFAULT_STORAGE = "crh_runs"
-AGAIN = "the same command starts it again"
+EXAMPLES = """Examples:
+
+crh-tune search
+
+crh-tune search digit_pairs --trials 100
+
+crh-tune search photos --data photos/
+
+crh-tune search features --data embeddings.npz --json > result.json
+
+crh-tune search table2 --dataset digit_pairs
+
+crh-tune search --resume digit-pairs-001"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of a search."""
-    parser.add_argument("space", nargs="?", help=f"search space: a name or a YAML file (default {DEFAULT_SPACE})")
-    parser.add_argument("--space", dest="space_option", metavar="SPACE", help="the same, as an option")
-    parser.add_argument("--dataset", help="another dataset in place of the search space's own")
-    parser.add_argument("--data", type=_folder, metavar="DIR", help="where the dataset's files lie")
-    parser.add_argument("--trials", type=int, help="how many trials (default: the search space's budget)")
-    parser.add_argument("--resume", metavar="NAME", help="go on with a search, such as digit-pairs-001")
-    parser.add_argument("--storage", type=_folder, default=Path(DEFAULT_STORAGE), help="where searches are kept")
+def run_search(
+    space: str | Path | Mapping[str, Any] = DEFAULT_SPACE,
+    *,
+    dataset: str | None = None,
+    data: str | Path | None = None,
+    trials: int | None = None,
+    storage: str | Path = DEFAULT_STORAGE,
+    say: Say | None = None,
+) -> SearchResult:
+    """Search for the best settings, confirm and test them, and export them to ``export/`` in the search's folder.
+
+    It starts Ray, or joins the cluster of this machine, and takes Ctrl-C and SIGTERM for itself while it runs: call it
+    from the main thread.
+
+    Args:
+        space: a search space: the name of one in ``search_spaces/``, a YAML file, or its content as a mapping.
+        dataset: another dataset in place of the space's own.
+        data: the folder (or .npz file) with the dataset's files.
+        trials: how many trials, in place of the space's budget.
+        storage: the folder of searches; this one's is ``result.folder`` in it.
+        say: called with every line of progress (None: nothing is said).
+
+    Returns:
+        The winner and the paper's setting with their validation metrics on fresh seeds and their test metrics, all mAP
+        between 0 and 1.
+
+    Raises:
+        SettingsError: the settings, or the arguments, are wrong or do not fit the machine or the data.
+        DataError: the dataset's files cannot be used as they are.
+        SearchFailed: no trial ended well, or the disk is full.
+        Interrupted: it was interrupted; ``resume_search`` resumes it.
+    """
+    prepare_process()
+    settings, where = _settings(space, dataset, data, trials)
+    return _run(settings, where, _folder(storage), None, say)
 
 
-def search(arguments: argparse.Namespace) -> None:
-    """Run a search as the arguments say and print what it found. Raises SettingsError, SearchFailed, Interrupted."""
-    if arguments.resume is not None:
-        _resume(arguments)
-        return
-    path = _space_file(arguments)
-    if is_study(path):
-        _study(path, arguments)
-        return
-    _search(_settings(path, arguments), path, arguments.storage, None)
+def resume_search(name: str, *, storage: str | Path = DEFAULT_STORAGE, say: Say | None = None) -> SearchResult:
+    """Resume a search where it stopped, by its name (``digit-pairs-001``); of a finished one, its result again.
+
+    Arguments, result and errors are those of :func:`run_search`.
+    """
+    prepare_process()
+    from crh_tune.tuning.record import SETTINGS_FILE, find_folder, read_settings
+
+    folder = find_folder(_folder(storage), name)
+    return _run(read_settings(folder), str(folder / SETTINGS_FILE), _folder(storage), folder, say)
 
 
-def _resume(arguments: argparse.Namespace) -> None:
-    """Go on with a search where it stopped; of one that has ended, print what it found again."""
-    given = (arguments.space, arguments.space_option, arguments.dataset, arguments.data, arguments.trials)
-    if any(value is not None for value in given):
-        raise SettingsError("--resume goes on with a search as it was begun: give no other argument than --storage")
-    folder = find_folder(arguments.storage, arguments.resume)
-    settings = read_settings(folder)
-    _search(settings, folder / SETTINGS_FILE, arguments.storage, folder)
-
-
-def _search(settings: SearchSettings, path: Path, storage: Path, resume: Path | None) -> None:
-    """Run a search, or go on with one, and print what it found. Raises SettingsError, SearchFailed, Interrupted.
+def _run(settings: SearchSettings, where: str, storage: Path, resume: Path | None, say: Say | None) -> SearchResult:
+    """Run a search, or resume one, and export it. Raises SettingsError, DataError, SearchFailed, Interrupted.
 
     It is checked against its dataset before Ray starts, but where a cluster is to compute a frozen backbone's features.
     """
-    prepared = None if settings.trial.freeze and cluster_runs() else _prepared(settings, path)
+    from crh_tune.export.of_search import export_search
+    from crh_tune.tuning import study
+    from crh_tune.tuning.cluster import cluster_runs
 
-    def go_on(stop: Stop) -> str:
+    def again(stop: Stop) -> str:
         name = stop.search_id or (resume.name if resume else "")
-        return f"go on with crh-tune search --resume {name}{storage_option(storage)}" if name else AGAIN
+        return f"resume with crh-tune search --resume {name}{storage_option(storage)}" if name else AGAIN
 
-    with interruptible_ray("crh-tune search", go_on) as stop:
+    say = say or silent
+    prepared = None if settings.trial.freeze and cluster_runs() else _prepared(settings, where, say)
+    with interruptible_ray("crh-tune search", again) as stop:
         stop.raise_if_interrupted()
-        result = run_search(settings, prepared or _prepared(settings, path), storage, _say, stop, resume)
-        target = result.folder / "export"
-        _say("encoding the database for the index")
-        export_search(result.folder, target)
-        print("\n".join(_last_lines(settings, result, target)), flush=True)
+        prepared = prepared or _prepared(settings, where, say)
+        result = study.run_search(settings, prepared, storage, say, stop, resume)
+        say("encoding the database for the index")
+        export_search(result.folder, result.folder / "export")
+    return result
+
+
+def search(
+    space: Annotated[
+        str | None,
+        typer.Argument(
+            help="A search space: the name of one in search_spaces/ or a YAML file.",
+            show_default=DEFAULT_SPACE,
+            autocompletion=space_names,
+        ),
+    ] = None,
+    space_option: Annotated[
+        str | None, typer.Option("--space", metavar="SPACE", help="The same, as an option.", show_default=False)
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Another dataset.", show_default="the search space's own"),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the dataset's files lie.", show_default="the search space's path"),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", help="How many trials.", show_default="the search space's budget")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Resume a search, such as digit-pairs-001.", show_default=False),
+    ] = None,
+    storage: Storage = Path(DEFAULT_STORAGE),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search for the best settings, confirm them with fresh seeds, evaluate on the test set once, and export them."""
+    tell, storage = silent if quiet else say, _folder(storage)
+    with stdout_for_json(as_json) as print_json:
+        if resume is not None:
+            if any(value is not None for value in (space, space_option, dataset, data, trials)):
+                raise SettingsError("--resume takes the search as it was begun: give no other argument than --storage")
+            result = resume_search(resume, storage=storage, say=tell)
+        elif is_study(path := _space_file(space, space_option)):
+            _study(path, dataset, data, trials, storage, tell, as_json)
+            return
+        else:
+            result = run_search(path, dataset=dataset, data=data, trials=trials, storage=storage, say=tell)
+        if as_json:
+            print_json(result)
+        else:
+            print("\n".join(_last_lines(_settings_of(result), result, result.folder / "export")), flush=True)
+
+
+def _settings_of(result: SearchResult) -> SearchSettings:
+    from crh_tune.tuning.record import read_settings
+
+    return read_settings(result.folder)
 
 
 @contextmanager
@@ -104,6 +192,11 @@ def interruptible_ray(command: str, go_on: Callable[[Stop], str]) -> Iterator[St
     Raises Interrupted with what ``go_on`` says. Once Ray's node process dies, the process says so and ends: Ray can
     neither do nor end anything any more, and all that was done is on disk.
     """
+    import ray
+
+    from crh_tune.tuning.cluster import connect_ray, node_watched
+    from crh_tune.tuning.stopping import Stop
+
     stop, others = Stop(), ray.is_initialized()
 
     def node_died() -> None:
@@ -130,93 +223,78 @@ def interruptible_ray(command: str, go_on: Callable[[Stop], str]) -> Iterator[St
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one search: 0 finished, 1 failed, 2 a mistake in the arguments or settings, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="search.py", description="Search for the best settings of a hashing method.")
-    add_arguments(parser)
-    return run_command(lambda: search(parser.parse_args(argv)), "search")
+    app = typer.Typer(add_completion=False)
+    app.command(epilog=EXAMPLES)(ending("crh-tune search")(search))
+    return run_app(app, argv, "search.py")
 
 
-def run_command(command: Callable[[], None], name: str) -> int:
-    """Call a command; its exit code, with one last line on standard error where it did not end well.
-
-    What the terminal cannot show is written out: a result is not lost for want of a letter.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        with terminable():
-            command()
-    except (Interrupted, KeyboardInterrupt) as error:
-        print(f"interrupted: {str(error) or AGAIN}", file=sys.stderr)
-        return INTERRUPTED_CODE
-    except (SettingsError, DataError) as error:
-        print(problem(name, str(error)), file=sys.stderr)
-        return 2
-    except SearchFailed as error:
-        print(problem(name, f"failed: {error}"), file=sys.stderr)
-        return 1
-    except Exception as error:  # nothing of the above: where it comes from matters too
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a name that was given, wherever it went
-            print(problem(name, f"{error.filename}: {error.strerror}"), file=sys.stderr)
-            return 2
-        traceback.print_exc()
-        print(f"{name}: failed: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _study(path: Path, arguments: argparse.Namespace) -> None:
+def _study(
+    path: Path, dataset: str | None, data: Path | None, trials: int | None, storage: Path, say: Say, as_json: bool
+) -> None:
     """Run a study on the dataset asked for, or on all it names, and report it. Raises SettingsError, SearchFailed."""
-    if arguments.trials is not None:
+    if trials is not None:
         raise SettingsError("--trials: a study runs all its cells, it has no number of trials")
+    if as_json:
+        raise SettingsError("--json: the result of a study is its report: leave --json out")
+    from crh_tune.paper import report_lines, search_study
+    from crh_tune.settings.study import read_study
+
     study = read_study(path)
-    if arguments.data is not None:
-        if arguments.dataset is None:
+    if data is not None:
+        if dataset is None:
             raise SettingsError("--data: say which of the study's datasets lies there with --dataset")
-        study = study.with_data(arguments.dataset, arguments.data)
-    with interruptible_ray("crh-tune search", lambda stop: f"the same command goes on with study {study.name}") as stop:
+        study = study.with_data(dataset, data)
+    with interruptible_ray("crh-tune search", lambda stop: f"the same command resumes study {study.name}") as stop:
         stop.raise_if_interrupted()
-        search_study(study, arguments.dataset, arguments.storage, _say, stop)
+        search_study(study, dataset, storage, say, stop)
+    if say is silent:
+        print("\n".join(report_lines(study, storage)))
 
 
-def _folder(text: str) -> Path:
-    return Path(text).expanduser()
+def _folder(path: str | Path) -> Path:
+    return Path(path).expanduser()
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _space_file(arguments: argparse.Namespace) -> Path:
+def _space_file(space: str | None, option: str | None) -> Path:
     """The search-space file that the arguments name. Raises SettingsError."""
-    if arguments.space and arguments.space_option:
+    if space and option:
         raise SettingsError("the search space is given twice: once as an argument and once as --space")
-    return find_space(arguments.space or arguments.space_option or DEFAULT_SPACE)
+    return find_space(space or option or DEFAULT_SPACE)
 
 
-def _settings(path: Path, arguments: argparse.Namespace) -> SearchSettings:
-    """The search as the arguments say. Raises SettingsError."""
-    settings = read_search(path, arguments.dataset, arguments.data)
-    if arguments.trials is not None:
-        if arguments.trials < 1:
-            raise SettingsError(f"--trials: expected at least 1, got {arguments.trials}")
+def _settings(
+    space: str | Path | Mapping[str, Any], dataset: str | None, data: str | Path | None, trials: int | None
+) -> tuple[SearchSettings, str]:
+    """The settings of a search as the arguments say, and where they come from. Raises SettingsError."""
+    if trials is not None and trials < 1:
+        raise SettingsError(f"--trials: expected at least 1, got {trials}")
+    where = "space" if isinstance(space, Mapping) else str(find_space(str(space)))
+    content = space if isinstance(space, Mapping) else read_yaml(Path(where))
+    from crh_tune.settings.search import search_settings
+
+    settings = search_settings(content, where, dataset, None if data is None else _folder(data))
+    if trials is not None:
         if settings.is_grid:
             raise SettingsError(
-                f"--trials: {path}: search: a grid tries all its {settings.trials} cells: leave --trials out"
+                f"--trials: {where}: search: a grid tries all its {settings.trials} cells: leave --trials out"
             )
-        budget = settings.budget.model_copy(update={"trials": arguments.trials})
-        settings = settings.model_copy(update={"budget": budget})
-    return settings
+        settings = settings.model_copy(update={"budget": settings.budget.model_copy(update={"trials": trials})})
+    return settings, where
 
 
-def _prepared(settings: SearchSettings, path: Path) -> Prepared:
+def _prepared(settings: SearchSettings, where: str, say: Say) -> Prepared:
+    from crh_tune.tuning.study import prepare
+
     try:
-        return prepare(settings, _say)
+        return prepare(settings, say)
     except ValueError as error:  # SettingsError, and what a dataset says of its options
-        raise SettingsError(f"{path}: {error}") from None
+        raise SettingsError(f"{where}: {error}") from None
 
 
 def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> list[str]:
+    from crh_tune.tuning.baselines import last_lines
+    from crh_tune.tuning.progress import describe
+
     best, paper = result.best, result.paper
     metric = "validation mAP" if settings.objective.metric == "val/map" else settings.objective.metric
     seeds = f"mean of {len(best.values)} fresh seeds"

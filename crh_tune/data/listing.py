@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import features
 
 from crh_tune.data.store.stored import Array
+from crh_tune.errors import DataError
 
 _AVIF = {".avif"} if "avif" in features.modules and features.check("avif") else set[str]()
 IMAGE_SUFFIXES = frozenset(
@@ -20,10 +21,6 @@ IMAGE_SUFFIXES = frozenset(
 _RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"}
 OTHER_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".hif", ".jp2", ".jxl", ".psd", ".svg", ".tga", *_RAW} - _AVIF)
 """What people have for images and is not read."""
-
-
-class DataError(ValueError):
-    """Data that cannot be used as it is: one line that says what is wrong, where, and what would be right."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Samples, datasets, and the two splits a dataset gives: one to search with and one to test with, once.
 
 A search sees the search split only: its queries are held out of the training samples, and the dataset's test
-queries are not in it at all. The final split trains on all training samples and asks the test queries.
+queries are not in it at all. The final split trains on all training samples and is evaluated on the test queries.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
 
 from crh_tune.data.store.stored import Array, Inputs, Rows, digest_of, pick
 
@@ -164,6 +163,8 @@ def _held_out(dataset: Dataset, fraction: float, seed: int, queries: int | None)
     size: float | int = fraction
     if few and queries is not None:
         size = queries if dataset.groups is None else queries / count
+    from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit  # noqa: PLC0415 - seconds to import
+
     splitter = (ShuffleSplit if dataset.groups is None else GroupShuffleSplit)(1, test_size=size, random_state=seed)
     kept, held = next(splitter.split(np.zeros(count), labels, dataset.groups))
     return kept, held

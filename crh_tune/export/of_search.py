@@ -36,7 +36,7 @@ def export_search(search: Path, target: Path) -> None:
         raise SettingsError(f"{search}: no search here (there is no {SUMMARY_FILE} and no {STUDY_FILE})")
     study = optuna.load_study(study_name=search.name, storage=f"sqlite:///{search / STUDY_FILE}")
     if not study.get_trials(states=(TrialState.COMPLETE,)):
-        raise SettingsError(f"{search}: no trial has come to its end yet")
+        raise SettingsError(f"{search}: no trial has finished yet")
     best = study.best_trial
     checkpoint = newest(search / RUNS_FOLDER / trial_name(best.number))
     if checkpoint is None:

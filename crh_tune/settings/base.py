@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -28,8 +28,14 @@ class Settings(BaseModel):
 def known(value: str, table: Mapping[str, Any], what: str) -> str:
     """``value`` if it is one of the table's names; raises ValueError naming the value and the names."""
     if value not in table:
-        raise ValueError(f"unknown {what} {value!r}: one of {', '.join(table)}")
+        raise ValueError(f"unknown {what} {value!r}: {did_you_mean(value, table)}one of {', '.join(table)}")
     return value
+
+
+def did_you_mean(value: str, names: Iterable[str]) -> str:
+    """The name that a misspelt one looks like, as the beginning of a sentence; nothing where it looks like none."""
+    nearest = difflib.get_close_matches(value, names, 1, cutoff=0.7)
+    return f"did you mean {nearest[0]!r}? It is " if nearest else ""
 
 
 def one_line(error: ValidationError, kind: type[BaseModel]) -> str:

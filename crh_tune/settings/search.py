@@ -426,10 +426,17 @@ def read_search(path: Path, dataset: str | None = None, data: Path | None = None
 
     Another dataset keeps the options that both have (``size``, say), so that they still fit the trial's settings.
     """
-    content = read_yaml(path)
+    return search_settings(read_yaml(path), str(path), dataset, data)
+
+
+def search_settings(
+    content: Mapping[str, Any], where: str, dataset: str | None = None, data: Path | None = None
+) -> SearchSettings:
+    """The content of a search-space file as :func:`read_search` reads it; errors begin with ``where``."""
+    content = dict(content)
     if dataset is not None:
         content["dataset"] = {**_shared_options(content.get("dataset"), dataset), "name": dataset}
-    return validated(SearchSettings, with_data(content, data), str(path))
+    return validated(SearchSettings, with_data(content, data), where)
 
 
 def _shared_options(own: Any, dataset: str) -> dict[str, Any]:

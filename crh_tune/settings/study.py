@@ -1,6 +1,7 @@
 """The settings of a study: a table or figure of the paper as a grid of trials, run by the engine of a search.
 
-A study compares settings that are all named beforehand, so it asks the test queries; nothing is selected by them.
+A study compares settings that are all named beforehand, so it is evaluated on the test queries: nothing is selected by
+them.
 """
 
 from __future__ import annotations
@@ -144,11 +145,6 @@ def known_dataset(name: str) -> None:
         known(name, DATASETS, "dataset")
     except ValueError as error:
         raise SettingsError(str(error)) from None
-
-
-def is_study(path: Path) -> bool:
-    """Whether a file of search_spaces/ is a study: it has cells where a search has a space. Raises SettingsError."""
-    return "cells" in read_yaml(path)
 
 
 def read_study(path: Path) -> StudySettings:

@@ -247,7 +247,7 @@ def objective_options(trial: TrainingSettings, objective: str, classes: int = 3,
 
 
 def optimizer_defaults(optimizer: Optimizer, pretrained: bool) -> dict[str, Any]:
-    """The method's optimizer; a backbone that starts from nothing trains with Adam at one, larger rate throughout.
+    """The method's optimizer; a backbone trained from scratch trains with Adam at one, larger rate throughout.
 
     Adam's betas are the method's in both cases.
     """

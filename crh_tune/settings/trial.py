@@ -181,7 +181,12 @@ class TrialSettings(Settings):
 
 def read_trial(path: Path, data: Path | None = None) -> TrialSettings:
     """The settings of one training run from a YAML file, perhaps with data at another place. Raises SettingsError."""
-    return validated(TrialSettings, with_data(read_yaml(path), data), str(path))
+    return trial_settings(read_yaml(path), str(path), data)
+
+
+def trial_settings(content: Mapping[str, Any], where: str, data: Path | None = None) -> TrialSettings:
+    """The content of a file of one training run as :func:`read_trial` reads it; errors begin with ``where``."""
+    return validated(TrialSettings, with_data(dict(content), data), where)
 
 
 def with_data(content: dict[str, Any], data: Path | None) -> dict[str, Any]:

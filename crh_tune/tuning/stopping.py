@@ -13,29 +13,11 @@ from typing import Any
 
 from ray import tune
 
+from crh_tune.errors import INTERRUPTED_CODE, Interrupted
 from crh_tune.ground import write_whole
 
-INTERRUPTED_CODE = 130
 _KEEP_SECONDS = 2.0
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own handler would end the runs, and then go on with the search
-
-
-class Interrupted(BaseException):
-    """The search was interrupted, and can be gone on with. As KeyboardInterrupt, it is no error that one may catch."""
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Within it, SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Clock:

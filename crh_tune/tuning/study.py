@@ -20,6 +20,7 @@ from optuna.exceptions import StorageInternalError
 from ray.tune import TuneError
 
 from crh_tune.data.splits import Split, Stage, final_split, search_split
+from crh_tune.errors import SearchFailed
 from crh_tune.settings.search import SearchSettings, drawn
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.models import build_network
@@ -49,10 +50,6 @@ from crh_tune.tuning.stopping import Clock, Interrupted, Stop
 from crh_tune.tuning.trial import start_aggregator
 
 SKIPPED_FILE = "skipped_images.txt"
-
-
-class SearchFailed(RuntimeError):
-    """A search without a result, and why."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 import yaml
 
 from crh_tune.cli import main
+from crh_tune.command import run_command
 from crh_tune.search import main as search_script
-from crh_tune.search import run_command
 
 SPACE = yaml.safe_load((Path(__file__).parents[2] / "search_spaces" / "digit_pairs.yaml").read_text())
 TRIAL = {
@@ -43,7 +44,7 @@ def written(folder: Path, **changes) -> str:
             {"dataset": {"name": "mnist"}},
             "dataset: unknown dataset 'mnist': one of folder, lists, features,",
         ),
-        ({"method": "crhh"}, "method: unknown method 'crhh': one of crh,"),
+        ({"method": "crhh"}, "method: unknown method 'crhh': did you mean 'crh'? It is one of crh,"),
         ({"budgets": {}}, "budgets: unknown key"),
         ({"search": {"margin": {"normal": [0, 1]}}}, "search.margin: unknown distribution 'normal': one of choice,"),
         ({"trial": {"bits": 16, "head_dim": 5}}, "trial: head_dim d = 5 does not divide bits K = 16"),
@@ -74,7 +75,7 @@ def test_a_mistake_in_a_space_file_is_one_line_with_file_and_field(changes, expe
         (["export", "nothing-001"], "no such search"),
         (["sync", "nothing-001"], "no search 'nothing-001' in crh_runs: there is "),
         (["search", "--resume", "nothing-001"], "no search 'nothing-001' in crh_runs: there is "),
-        (["search", "--resume", "nothing-001", "--trials", "3"], "--resume goes on with a search as it was begun"),
+        (["search", "--resume", "nothing-001", "--trials", "3"], "--resume takes the search as it was begun"),
     ],
 )
 def test_a_mistake_in_the_arguments_is_one_line(ray_session, arguments, expected, capsys):
@@ -106,6 +107,12 @@ def test_training_an_exported_setting_again_gives_the_same_to_the_last_bit(tmp_p
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test mAP")]
     assert len(said) == 2
     assert said[0] == said[1]
+    assert main(["train", str(tmp_path / "trial.yaml"), "--to", str(tmp_path / "three"), "--quiet", "--json"]) == 0
+    printed = capsys.readouterr()
+    trained = json.loads(printed.out)
+    assert said[0] == f"test mAP     {trained['metrics']['test/map']:.6f}"
+    assert trained["exported_to"] == str(tmp_path / "three")
+    assert printed.err == ""
     for name in ("encoder.pt", "settings.yaml"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert np.array_equal(np.load(tmp_path / "one" / "centers.npy"), np.load(tmp_path / "two" / "centers.npy"))

@@ -18,6 +18,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score
 from sklearn.metrics.pairwise import cosine_similarity
 
+import crh_tune
 from crh_tune.cli import main
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import final_split, search_split
@@ -182,6 +183,31 @@ def test_embeddings_are_searched_from_one_file(embeddings):
     assert (labels[index.items] == index.labels).all()
     with pytest.raises(ValueError, match="image files are for encoders of square RGB images"):
         encoder.encode_files(["photo.jpg"])
+
+
+def test_results_are_printed_for_programs_or_without_progress(embeddings, capsys):
+    command = ["search", "--resume", "features-001", "--storage", str(embeddings.runs)]
+    assert main([*command, "--json"]) == 0
+    printed = capsys.readouterr()
+    result, summary = json.loads(printed.out), embeddings.summary
+    for name in ("search_id", "best", "paper", "best_test", "paper_test", "ended"):
+        assert result[name] == summary[name], name
+    assert result["folder"] == str(embeddings.runs / "features-001")
+    assert "encoding the database for the index" in printed.err.splitlines()
+
+    assert main([*command, "--quiet"]) == 0
+    last = embeddings.said[embeddings.said.index("encoding the database for the index") + 1 :]
+    assert capsys.readouterr() == ("\n".join([*last, ""]), "")
+
+    heard: list[str] = []
+    resumed = crh_tune.resume_search("features-001", storage=embeddings.runs, say=heard.append)
+    assert resumed.best_test.metrics == summary["best_test"]["metrics"]
+    assert heard == ["encoding the database for the index"]
+    assert capsys.readouterr() == ("", "")
+
+    assert main(["export", "features-001", "--storage", str(embeddings.runs), "--json"]) == 0
+    exported = {"search": "features-001", "exported_to": str(embeddings.runs / "features-001" / "export")}
+    assert json.loads(capsys.readouterr().out) == exported
 
 
 def test_a_search_on_embeddings_says_what_training_brings_over_none(embeddings):

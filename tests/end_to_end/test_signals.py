@@ -18,7 +18,8 @@ from benchmarks.soak import SPACE, Driver, processes_below
 
 WAITING = """
 import sys, time
-from crh_tune.search import interruptible_ray, run_command
+from crh_tune.command import run_command
+from crh_tune.search import interruptible_ray
 def wait():
     with interruptible_ray("crh-tune search", lambda stop: "go on so") as stop:
         stop.raise_if_interrupted()
@@ -124,7 +125,7 @@ def test_sigterm_in_each_stage_of_a_search_ends_it_in_order_and_it_goes_on(tmp_p
     space = {**SPACE, "trial": {**SPACE["trial"], "epochs": 20}, "budget": {"trials": 2, "concurrent": 1}}
     (tmp_path / "space.yaml").write_text(yaml.safe_dump({**space, "scheduler": {}}))
     arguments = ["search", str(tmp_path / "space.yaml"), "--storage", str(tmp_path)]
-    go_on = f"interrupted: go on with crh-tune search --resume soak-001 --storage {tmp_path}"
+    go_on = f"interrupted: resume with crh-tune search --resume soak-001 --storage {tmp_path}"
     for number, stage in enumerate(["search soak-001", "trial-0000", "confirming", "retraining", "encoding"]):
         driver = Driver(arguments, tmp_path / f"output-{number}.txt")
         until(lambda stage=stage, driver=driver: any(stage in line for line in driver.lines), driver.process)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from crh_tune.settings.base import SettingsError, read_yaml
 from crh_tune.settings.search import read_search
-from crh_tune.settings.study import is_study, read_study
+from crh_tune.settings.study import read_study
 from crh_tune.settings.trial import read_trial
-from crh_tune.spaces import shipped
+from crh_tune.spaces import is_study, shipped
 
 SPACES = {path.name: yaml.safe_load(path.read_text()) for path in sorted(shipped().rglob("*.yaml"))}
 MANY = settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

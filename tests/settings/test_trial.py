@@ -59,7 +59,7 @@ def test_every_default_resolves_to_the_papers_value(data, bits, size, d, weight,
         "reassignment": "greedy",
         "epochs": 300,
         "batch_size": 128,
-        "learning_rate": 2e-3,  # of small_cnn, which starts from nothing
+        "learning_rate": 2e-3,  # of small_cnn, which is trained from scratch
         "weight_decay": 1e-5,
         "margin": 0.2,
         "update_interval": 5,

@@ -44,7 +44,7 @@ def settings(method: str, **trial: Any) -> TrialSettings:
             CODEBOOK | ROUNDS | {"scale", "margin", "beta_growth", "betas"},
         ),
         (
-            "mds",  # a head that is trained on frozen features starts from nothing, and with Adam
+            "mds",  # a head on frozen features is trained from scratch, and with Adam
             {"backbone": "resnet18", "weights": "DEFAULT", "freeze": True},
             CODEBOOK | ROUNDS | {"scale", "margin", "beta_growth"},
         ),

@@ -140,7 +140,7 @@ def test_a_search_ends_without_its_tracking_server_and_sync_sends_the_rest(
     code, _, err = command("search", str(space))
     thread.join()
     assert code == 130
-    assert err.endswith(f"interrupted: go on with crh-tune search --resume away-001 --storage {storage}\n")
+    assert err.endswith(f"interrupted: resume with crh-tune search --resume away-001 --storage {storage}\n")
     assert tracking.unsent_in(folder, os.environ["MLFLOW_TRACKING_URI"]) > EPOCHS
 
     code, out, _ = command("search", "--resume", "away-001")

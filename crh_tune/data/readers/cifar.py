@@ -26,8 +26,8 @@ _QUERIES, _TRAIN = 100, 500
 class CifarOptions(ImageOptions):
     """``path`` holds the folder of Python batches, or their content, or class folders under train/ and test/.
 
-    The protocol ``full`` trains on the training images and asks the test images. ``sampled`` draws 100 queries and 500
-    training images a class with ``seed`` from all images; all but the queries are the database.
+    The protocol ``full`` trains on the training images and is evaluated on the test images. ``sampled`` draws 100
+    queries and 500 training images a class with ``seed`` from all images; all but the queries are the database.
     """
 
     size: int = Field(32, ge=4, le=2048)

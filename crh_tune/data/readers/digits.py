@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from sklearn.datasets import load_digits
 
 from crh_tune.data.options import Options
 from crh_tune.data.splits import Dataset, Samples
@@ -92,6 +91,8 @@ def digit_sets(options: DigitSetsOptions) -> Dataset:
 
 def _images() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """All digits as 1797 x 8 x 8 uint8 on 0..255, and their labels."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - seconds to import
+
     bunch = load_digits()
     return np.round(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int64)
 

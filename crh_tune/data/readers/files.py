@@ -12,6 +12,7 @@ import numpy.typing as npt
 from crh_tune.data.listing import DataError
 from crh_tune.data.options import FileOptions
 from crh_tune.data.store.stored import Array
+from crh_tune.errors import printable, problem
 
 
 def data_folder(options: FileOptions) -> Path:
@@ -44,17 +45,6 @@ def read_text(file: Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(problem(f"{file}:{line}", "is not UTF-8 text: save the file as UTF-8")) from None
-
-
-def problem(where: str | Path, what: str) -> str:
-    """A problem as one line, even where a file name holds line breaks or bytes that are no UTF-8."""
-    return printable(f"{where}: {what}")
-
-
-def printable(text: str) -> str:
-    """A text as one line that any terminal takes: line breaks and bytes that are no UTF-8 are written out."""
-    line = text.encode(errors="backslashreplace").decode()
-    return line.replace("\n", "\\n").replace("\r", "\\r")
 
 
 def too_few_classes(where: str | Path, class_names: tuple[str, ...]) -> list[str]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics.pairwise import cosine_similarity
 
 from crh_tune.data.listing import DataError
 from crh_tune.data.readers.files import problem, read_text
@@ -39,6 +38,8 @@ def read_reference(path: Path, class_names: Sequence[str], train_labels: Array) 
         superclasses = _superclasses(path, class_names)
         return same_superclass(np.unique(superclasses, return_inverse=True)[1])
     prototypes = _prototypes(path, class_names, train_labels)
+    from sklearn.metrics.pairwise import cosine_similarity  # noqa: PLC0415 - seconds to import
+
     similarity: Floats = cosine_similarity(prototypes - prototypes.mean(axis=0))
     np.fill_diagonal(similarity, 1)
     return similarity

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.io import loadmat
 
 from crh_tune.data.listing import DataError, Listing, Part, inside
 from crh_tune.data.options import ImageOptions
@@ -117,6 +116,8 @@ def _listing(
 
 def _read(file: Path, name: str, problems: list[str]) -> Array | None:
     """A variable of a MATLAB file as an array of one axis; None, and a problem, where it cannot be read."""
+    from scipy.io import loadmat  # noqa: PLC0415 - seconds to import
+
     try:
         return np.atleast_1d(loadmat(file, squeeze_me=True)[name])
     except KeyError:

@@ -23,7 +23,6 @@ from typing import IO, Any, Literal
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
-from joblib import Parallel, delayed
 from numpy.lib.format import open_memmap
 from PIL import Image
 from tqdm import tqdm
@@ -197,6 +196,8 @@ def _in_processes(work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) ->
     if processes < 2:
         yield from (work(*task) for task in tasks)
         return
+    from joblib import Parallel, delayed  # noqa: PLC0415 - half a second to import
+
     try:
         yield from Parallel(processes, backend="loky", return_as="generator")(delayed(work)(*task) for task in tasks)
     except BrokenExecutor:

@@ -1,0 +1,150 @@
+"""How a command runs: its arguments, its exit code, its last line, and what it prints where."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from pydantic_core import to_json
+
+from crh_tune.errors import INTERRUPTED_CODE, DataError, Interrupted, SearchFailed, problem
+from crh_tune.settings.base import SettingsError
+
+DEFAULT_STORAGE = "crh_runs"
+AGAIN = "the same command starts it again"
+_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+"""What Ray reads from the environment as a search starts; whoever sets one of these is heard."""
+
+Say = Callable[[str], None]
+Arguments = ParamSpec("Arguments")
+Storage = Annotated[Path, typer.Option(metavar="DIR", help="Where searches are kept.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object; progress goes to standard error.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result and what goes wrong, no progress.")]
+
+
+def prepare_process() -> None:
+    """Set what Ray reads from the environment, unless it is set. Programs call it as they start, before Ray does."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def run_app(app: typer.Typer, argv: Sequence[str] | None, name: str) -> int:
+    """Run the command that the arguments name; its exit code. A mistake in them is one line on standard error."""
+    prepare_process()
+    try:
+        return app(argv, prog_name=name, standalone_mode=False) or 0
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else name
+        complain(problem(where, f"{_sentence(error)} {where} --help shows what there is."))
+        return 2
+
+
+def _sentence(error: typer.TyperException) -> str:
+    """What is wrong with the arguments, with the options that look like an unknown one."""
+    nearest = getattr(error, "possibilities", None)
+    if not nearest:
+        return " ".join(error.format_message().split())
+    return f"{error.message}. Did you mean {', '.join(map(repr, sorted(nearest)))}?"
+
+
+def ending(name: str) -> Callable[[Callable[Arguments, None]], Callable[Arguments, int]]:
+    """Makes a command answer with its exit code, as :func:`run_command` says, and say its name where it fails."""
+
+    def made(command: Callable[Arguments, None]) -> Callable[Arguments, int]:
+        @wraps(command)
+        def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
+            return run_command(lambda: command(*args, **kwargs), name)
+
+        return run
+
+    return made
+
+
+def run_command(command: Callable[[], None], name: str) -> int:
+    """Call a command; its exit code, with one last line on standard error where it did not end well.
+
+    What the terminal cannot show is written out: a result is not lost for want of a letter.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with terminable():
+            command()
+    except (Interrupted, KeyboardInterrupt) as error:
+        complain(f"interrupted: {str(error) or AGAIN}")
+        return INTERRUPTED_CODE
+    except (SettingsError, DataError) as error:
+        complain(problem(name, str(error)))
+        return 2
+    except SearchFailed as error:
+        complain(problem(name, f"failed: {error}"))
+        return 1
+    except Exception as error:  # nothing of the above: where it comes from matters too
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a name that was given, wherever it went
+            complain(problem(name, f"{error.filename}: {error.strerror}"))
+            return 2
+        traceback.print_exc()
+        complain(f"{name}: failed: {type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+def complain(line: str) -> None:
+    """A last line on standard error, red on a terminal."""
+    typer.secho(line, err=True, fg=typer.colors.RED if "NO_COLOR" not in os.environ else None)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within it, SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def stdout_for_json(as_json: bool) -> Iterator[Callable[[Any], None]]:
+    """Within it, standard output is kept for the JSON that the yielded function prints; the rest goes to stderr."""
+    stdout = sys.stdout
+
+    def print_json(content: Any) -> None:
+        print(to_json(content, indent=2, inf_nan_mode="null").decode(), file=stdout, flush=True)
+
+    if not as_json:
+        yield print_json
+        return
+    with redirect_stdout(sys.stderr):
+        yield print_json
+
+
+def say(line: str) -> None:
+    """A line of progress."""
+    print(line, flush=True)
+
+
+def silent(line: str) -> None:
+    """Says nothing."""

@@ -1,0 +1,31 @@
+"""What ends a command early, and how it becomes one line. Mistakes need nothing else imported than this."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+INTERRUPTED_CODE = 130
+"""The exit code of a command that was interrupted."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used as it is: one line that says what is wrong, where, and what would be right."""
+
+
+class SearchFailed(RuntimeError):
+    """A search without a result, and why: one line."""
+
+
+class Interrupted(BaseException):
+    """The search was interrupted and can be resumed. As KeyboardInterrupt, it is no error that one may catch."""
+
+
+def problem(where: str | Path, what: str) -> str:
+    """A problem as one line, even where a file name holds line breaks or bytes that are no UTF-8."""
+    return printable(f"{where}: {what}")
+
+
+def printable(text: str) -> str:
+    """A text as one line that any terminal takes: line breaks and bytes that are no UTF-8 are written out."""
+    line = text.encode(errors="backslashreplace").decode()
+    return line.replace("\n", "\\n").replace("\r", "\\r")

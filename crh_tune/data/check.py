@@ -8,30 +8,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from crh_tune.data.datasets import DATASETS
-from crh_tune.data.images import QUERIES_ALSO, feature_twins
 from crh_tune.data.listing import Listing
-from crh_tune.data.readers.cifar import ArrayListing
-from crh_tune.data.readers.features import FeatureListing
-from crh_tune.data.readers.files import counted, plain_line, problem, span_line, twins
+from crh_tune.data.readers.files import QUERIES_ALSO, counted, duplicate_lines, plain_line, problem, span_line, twins
 from crh_tune.data.splits import none_answered, unanswered_queries
 from crh_tune.data.store.decode import MEGAPIXELS, BadImage, Span, deep_span, joined, open_image
 from crh_tune.data.store.stored import Array
-
-_SIGNS = {
-    "features": ("features.npy", "train_features.npy"),
-    "stanford_cars": ("cars_*.mat", "devkit/cars_*.mat", "cars_train"),
-    "nabirds": ("image_class_labels.txt",),
-    "coco": ("annotations/instances_*.json",),
-    "cifar10": ("data_batch_1", "cifar-10-batches-py"),
-    "cifar100": ("cifar-100-python", "train"),
-    "lists": ("train.txt",),
-}
 
 
 @dataclass(frozen=True)
@@ -55,8 +41,8 @@ def dataset_in(path: Path) -> str:
     """The name of the dataset whose files lie at a path; ``folder`` where no other one's do."""
     if path.suffix.lower() == ".npz":
         return "features"
-    for name, patterns in _SIGNS.items():
-        if any(found.is_file() or pattern != "train" for pattern in patterns for found in path.glob(pattern)):
+    for name, source in DATASETS.items():
+        if any(found.is_file() or pattern != "train" for pattern in source.signs for found in path.glob(pattern)):
             return name
     return "folder"
 
@@ -75,7 +61,7 @@ def check_data(path: Path, dataset: str | None = None, megapixels: float = MEGAP
     listing = source.find(source.options.model_validate({"path": path}))
     lines = [("dataset", f"{name}: {listing.layout}"), ("classes", _classes(listing.class_names))]
     problems = list(listing.problems)
-    parts = _labels(listing)
+    parts = listing.labels_by_part()
     for part, labels in parts.items():
         lines.append((part, _label_counts(labels, len(listing.class_names))))
     ranked = parts.get("database", parts["train"])
@@ -86,25 +72,13 @@ def check_data(path: Path, dataset: str | None = None, megapixels: float = MEGAP
             problems.append(problem(path, f"{unanswered}: want queries of the classes that are ranked"))
     if isinstance(listing, Listing):
         _check_files(listing, megapixels, lines, problems)
-    elif isinstance(listing, ArrayListing):
-        lines.append(("sizes", f"{listing.images.shape[2]} x {listing.images.shape[1]}, all of them"))
     else:
-        lines.append(("features", _features(listing)))
-        if not problems:
-            lines += _duplicates(feature_twins(listing), 1 if listing.database is None else 2)
+        lines += listing.described()
     own = getattr(listing, "reference", None) is not None
     lines.append(
         ("reference", "the dataset's own" if own else "the classes' mean inputs, or what dataset.reference says")
     )
     return Findings(lines, problems)
-
-
-def _labels(listing: Any) -> dict[str, Array]:
-    if isinstance(listing, ArrayListing):
-        rows = {"train": listing.train_rows, "queries": listing.query_rows, "database": listing.database_rows}
-        return {name: listing.labels[part] for name, part in rows.items() if part is not None}
-    parts = {"train": listing.train, "queries": listing.queries, "database": listing.database}
-    return {name: part.labels for name, part in parts.items() if part is not None}
 
 
 def _classes(names: Sequence[str]) -> str:
@@ -125,15 +99,9 @@ def _label_counts(labels: Array, classes: int) -> str:
     return f"{counted(len(labels), 'sample')}, {of_class}{uneven}{several}{missing}"
 
 
-def _features(listing: FeatureListing) -> str:
-    array = listing.train.features
-    return f"vectors of {array.shape[-1]} ({array.dtype})"
-
-
 def _check_files(listing: Listing, megapixels: float, lines: list[tuple[str, str]], problems: list[str]) -> None:
     """Decode every image: sizes, unreadable ones, and the same image in more than one part."""
-    parts = {"train": listing.train, "queries": listing.queries, "database": listing.database}
-    given = {name: part for name, part in parts.items() if part is not None}
+    given = listing.parts()
     paths = sorted({path for part in given.values() for path in part.paths})
     with ThreadPoolExecutor() as pool:
         looks = pool.map(lambda path: _look(listing.root / path, megapixels), paths)
@@ -152,13 +120,7 @@ def _check_files(listing: Listing, megapixels: float, lines: list[tuple[str, str
     }
     others = [digests[name] for name in ("train", "database") if name in digests]
     known = [twins(digests["queries"], each, where) for each, where in zip(others, QUERIES_ALSO, strict=False)]
-    lines += _duplicates([line for line in known if line is not None], len(others))
-
-
-def _duplicates(found: Sequence[str], parts: int) -> list[tuple[str, str]]:
-    """What is known of queries that are elsewhere, too, where so many parts were looked through."""
-    none = f"no query is also {' or '.join(QUERIES_ALSO[:parts])}"
-    return [("duplicates", line) for line in found or [none]]
+    lines += duplicate_lines([line for line in known if line is not None], len(others))
 
 
 def _look(path: Path, megapixels: float) -> _Image:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from crh_tune.data.listing import DataError, Listing
-from crh_tune.data.options import FileOptions, ImageOptions
-from crh_tune.data.readers.cifar import ArrayListing
-from crh_tune.data.readers.features import FeatureListing, FeaturePart
-from crh_tune.data.readers.files import plain_line, problem, span_line, twins
-from crh_tune.data.readers.reference import read_reference
+from crh_tune.data.listing import DataError, ImageRows
+from crh_tune.data.options import ImageOptions
+from crh_tune.data.readers.files import QUERIES_ALSO, no_problems, plain_line, problem, span_line, twins
+from crh_tune.data.readers.reference import own_reference
 from crh_tune.data.splits import Dataset, Samples
 from crh_tune.data.store.cache import ImageCache, Say, open_cache
-from crh_tune.data.store.sources import ArrayImages, FileImages, ImageSource
-from crh_tune.data.store.stored import Array, Inputs, Rows, StoredRows, chunks
-
-QUERIES_ALSO = ("among the training samples", "in the database")
-"""Where queries should not be."""
+from crh_tune.data.store.sources import ImageSource
+from crh_tune.data.store.stored import Array, Rows, StoredRows
 
 
 class ImageStore(Protocol):
@@ -41,6 +35,24 @@ class ImageStore(Protocol):
         """Some of the images, to train on."""
 
 
+class ImageListing(Protocol):
+    """A listing of images, as a reader found it."""
+
+    @property
+    def root(self) -> Path: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def reference(self) -> npt.NDArray[np.float64] | None: ...
+    @property
+    def problems(self) -> tuple[str, ...]: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def images_to_decode(self, options: ImageOptions) -> ImageRows:
+        """The images, and which of them are in each part."""
+
+
 OpenStore = Callable[[ImageSource, ImageOptions, Say], ImageStore]
 
 
@@ -50,29 +62,18 @@ def decoded(source: ImageSource, options: ImageOptions, say: Say) -> ImageCache:
 
 
 def image_dataset(
-    name: str, listing: Listing | ArrayListing, options: ImageOptions, say: Say, store: OpenStore = decoded
+    name: str, listing: ImageListing, options: ImageOptions, say: Say, store: OpenStore = decoded
 ) -> Dataset:
     """Take a listing's images out of a store, which decodes them or finds them there, and make the dataset of them.
 
     Raises DataError for a listing with problems, and for an unreadable image unless ``on_bad_image`` is ``skip``.
     """
     no_problems(listing.root, listing.problems)
-    if isinstance(listing, Listing):
-        for note in listing.notes:
-            say(note)
-        parts = [part for part in (listing.train, listing.queries, listing.database) if part is not None]
-        names = sorted({path for part in parts for path in part.paths})
-        row_of = {path: row for row, path in enumerate(names)}
-        rows = [np.array([row_of[path] for path in part.paths], dtype=np.int64) for part in parts]
-        labels = [part.labels for part in parts]
-        cache = store(FileImages(listing.root, names, options.range, options.max_megapixels), options, say)
-        items = np.array(names, dtype=object)
-    else:
-        names = [f"image {row} of {listing.layout}" for row in range(len(listing.images))]
-        rows = [part for part in (listing.train_rows, listing.query_rows, listing.database_rows) if part is not None]
-        labels = [listing.labels[part] for part in rows]
-        cache = store(ArrayImages(names, listing.files, listing.images), options, say)
-        items = np.arange(len(names))
+    for note in listing.notes:
+        say(note)
+    images = listing.images_to_decode(options)
+    names, rows, labels, items = images.source.names, images.rows, images.labels, images.items
+    cache = store(images.source, options, say)
     if isinstance(cache, ImageCache):
         for line in (span_line(cache.span), plain_line([names[row] for row in cache.plain()])):
             if line is not None:
@@ -90,80 +91,6 @@ def image_dataset(
 def _digests(names: Sequence[str], cache: ImageStore, rows: Rows) -> dict[str, bytes]:
     """The digests of the readable ones of some images by name."""
     return {names[row]: cache.digests[row].tobytes() for row in rows.tolist() if row not in cache.bad}
-
-
-def feature_dataset(name: str, listing: FeatureListing, options: FileOptions, say: Say | None) -> Dataset:
-    """A dataset of features, which stay in their files; ``say`` hears of queries that are also elsewhere.
-
-    Raises DataError for a listing with problems.
-    """
-    no_problems(listing.root, listing.problems)
-    if say is not None:
-        for line in feature_twins(listing):
-            say(line)
-    reference = own_reference(options, listing.class_names, listing.train.labels, None)
-    train, queries = _features(listing.train), _features(listing.queries)
-    if listing.database is None:
-        return Dataset(name, listing.class_names, train, queries, reference=reference)
-    database = _features(listing.database)
-    dtype = np.result_type(train.inputs.dtype, database.inputs.dtype)
-    train_ids, database_ids = (_row_ids(each.inputs, dtype) for each in (train, database))
-    found = Dataset(name, listing.class_names, train, queries, database, reference)
-    return replace(found, train_ids=train_ids, database_ids=database_ids)
-
-
-def feature_twins(listing: FeatureListing) -> list[str]:
-    """A line on the queries that are also training samples, and one on those in the database, where there are any."""
-    given = {"query": listing.queries, "training sample": listing.train, "database item": listing.database}
-    parts = {kind: part for kind, part in given.items() if part is not None}
-    dtype = np.result_type(*(part.features.dtype for part in parts.values()))
-    ids = {kind: _row_ids(_features(part).inputs, dtype) for kind, part in parts.items()}
-    asked = ids.pop("query")
-    lines = []
-    for (kind, mine), where in zip(ids.items(), QUERIES_ALSO, strict=False):
-        pairs = (("query", asked, mine), (kind, mine, asked))
-        queries, others = (
-            {
-                _row_name(which, parts[which], row): these[row].tobytes()
-                for row in np.flatnonzero(np.isin(these, those)).tolist()
-            }
-            for which, these, those in pairs
-        )
-        lines.append(twins(queries, others, where))
-    return [line for line in lines if line is not None]
-
-
-def _row_name(kind: str, part: FeaturePart, row: int) -> str:
-    return f"{kind} {row if part.rows is None else part.rows[row]}"
-
-
-def _row_ids(inputs: Inputs, dtype: np.dtype[Any]) -> Rows:
-    """A number for each of N rows, equal for rows that are equal in ``dtype``; a few thousand are read at a time."""
-    digests = [
-        hashlib.blake2b(row.tobytes(), digest_size=8).digest()
-        for part in chunks(inputs)
-        for row in part.astype(dtype) + dtype.type(0)  # -0 becomes 0
-    ]
-    return np.frombuffer(b"".join(digests), dtype=np.int64)
-
-
-def _features(part: FeaturePart) -> Samples:
-    rows = np.arange(len(part)) if part.rows is None else part.rows
-    return Samples(StoredRows(part.features, rows), part.labels, rows)
-
-
-def no_problems(root: Path, problems: Sequence[str]) -> None:
-    """Raises DataError with the first problem, and how many there are."""
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise DataError(f"{problems[0]}{more}: crh-tune data check {root} lists them all")
-
-
-def own_reference(
-    options: FileOptions, class_names: Sequence[str], train_labels: Array, found: npt.NDArray[np.float64] | None
-) -> npt.NDArray[np.float64] | None:
-    """The reference similarity from the user's file, or the one that came with the dataset. Raises DataError."""
-    return found if options.reference is None else read_reference(options.reference, class_names, train_labels)
 
 
 def bad_images(root: Path, names: Sequence[str], cache: ImageStore, options: ImageOptions) -> tuple[str, ...]:

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import features
 
-from crh_tune.data.store.stored import Array
+from crh_tune.data.options import ImageOptions
+from crh_tune.data.store.sources import FileImages, ImageSource
+from crh_tune.data.store.stored import Array, Rows
 from crh_tune.errors import DataError
 
 _AVIF = {".avif"} if "avif" in features.modules and features.check("avif") else set[str]()
@@ -35,6 +37,19 @@ class Part:
 
 
 @dataclass(frozen=True)
+class ImageRows:
+    """The M images of a listing, and which of them are in each part: train, queries and, where there is one, database.
+
+    ``items`` says what each of the M is to the user: its file below the data folder, or its row in the user's array.
+    """
+
+    source: ImageSource
+    items: Array
+    rows: tuple[Rows, ...]
+    labels: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
 class Listing:
     """A dataset of image files as a reader found it.
 
@@ -56,6 +71,23 @@ class Listing:
     reference: npt.NDArray[np.float64] | None = field(default=None, compare=False)
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def parts(self) -> dict[str, Part]:
+        """The parts there are, by name; each is in ``train``, ``queries`` or ``database``."""
+        parts = {"train": self.train, "queries": self.queries, "database": self.database}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def labels_by_part(self) -> dict[str, Array]:
+        return {name: part.labels for name, part in self.parts().items()}
+
+    def images_to_decode(self, options: ImageOptions) -> ImageRows:
+        """Each file once, however many parts it is in."""
+        parts = tuple(self.parts().values())
+        names = sorted({path for part in parts for path in part.paths})
+        row_of = {path: row for row, path in enumerate(names)}
+        rows = tuple(np.array([row_of[path] for path in part.paths], dtype=np.int64) for part in parts)
+        source = FileImages(self.root, names, options.range, options.max_megapixels)
+        return ImageRows(source, np.array(names, dtype=object), rows, tuple(part.labels for part in parts))
 
 
 def inside(root: Path, row: str) -> str:

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from crh_tune.data.listing import DataError, Listing, Part
+from crh_tune.data.listing import DataError, ImageRows, Listing, Part
 from crh_tune.data.options import ImageOptions
 from crh_tune.data.readers.files import data_folder, problem
 from crh_tune.data.readers.folder import list_train_and_test
 from crh_tune.data.readers.reference import same_superclass
-from crh_tune.data.store.stored import Rows
+from crh_tune.data.store.sources import ArrayImages
+from crh_tune.data.store.stored import Array, Rows
 from crh_tune.ground import first_line
 
 _QUERIES, _TRAIN = 100, 500
@@ -62,6 +63,25 @@ class ArrayListing:
     database_rows: Rows | None = None
     reference: npt.NDArray[np.float64] | None = None
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def parts(self) -> dict[str, Rows]:
+        """The rows of the parts there are, by name."""
+        parts = {"train": self.train_rows, "queries": self.query_rows, "database": self.database_rows}
+        return {name: rows for name, rows in parts.items() if rows is not None}
+
+    def labels_by_part(self) -> dict[str, Array]:
+        return {name: self.labels[rows] for name, rows in self.parts().items()}
+
+    def images_to_decode(self, options: ImageOptions) -> ImageRows:
+        names = [f"image {row} of {self.layout}" for row in range(len(self.images))]
+        rows = tuple(self.parts().values())
+        source = ArrayImages(names, self.files, self.images)
+        return ImageRows(source, np.arange(len(names)), rows, tuple(self.labels[part] for part in rows))
+
+    def described(self) -> list[tuple[str, str]]:
+        """What ``crh-tune data check`` says of the images."""
+        return [("sizes", f"{self.images.shape[2]} x {self.images.shape[1]}, all of them")]
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +17,21 @@ from pydantic import Field
 
 from crh_tune.data.listing import DataError
 from crh_tune.data.options import FileOptions
-from crh_tune.data.readers.files import problem, read_text, stratified_draw, too_few_classes
+from crh_tune.data.readers.files import (
+    QUERIES_ALSO,
+    duplicate_lines,
+    no_problems,
+    problem,
+    read_text,
+    stratified_draw,
+    too_few_classes,
+    twins,
+)
 from crh_tune.data.readers.lists import numbering_gaps, single_labels, untrained_classes
-from crh_tune.data.store.stored import Array, Rows
+from crh_tune.data.readers.reference import own_reference
+from crh_tune.data.splits import Dataset, Samples
+from crh_tune.data.store.cache import Say
+from crh_tune.data.store.stored import Array, Inputs, Rows, StoredRows, chunks
 from crh_tune.ground import first_line
 
 _PARTS = ("train_", "test_", "database_")
@@ -71,6 +85,17 @@ class FeatureListing:
     database: FeaturePart | None = None
     problems: tuple[str, ...] = ()
 
+    def labels_by_part(self) -> dict[str, Array]:
+        parts = {"train": self.train, "queries": self.queries, "database": self.database}
+        return {name: part.labels for name, part in parts.items() if part is not None}
+
+    def described(self) -> list[tuple[str, str]]:
+        """What ``crh-tune data check`` says of the features."""
+        array = self.train.features
+        lines = [("features", f"vectors of {array.shape[-1]} ({array.dtype})")]
+        found = [] if self.problems else duplicate_lines(feature_twins(self), 1 if self.database is None else 2)
+        return lines + found
+
 
 @dataclass(frozen=True)
 class _Source:
@@ -83,6 +108,66 @@ class _Source:
 
     def where(self, name: str) -> str:
         return str(self.path / f"{name}.npy") if self.path.is_dir() else f"{self.path}: {name}"
+
+
+def feature_dataset(name: str, listing: FeatureListing, options: FileOptions, say: Say | None) -> Dataset:
+    """A dataset of features, which stay in their files; ``say`` hears of queries that are also elsewhere.
+
+    Raises DataError for a listing with problems.
+    """
+    no_problems(listing.root, listing.problems)
+    if say is not None:
+        for line in feature_twins(listing):
+            say(line)
+    reference = own_reference(options, listing.class_names, listing.train.labels, None)
+    train, queries = _features(listing.train), _features(listing.queries)
+    if listing.database is None:
+        return Dataset(name, listing.class_names, train, queries, reference=reference)
+    database = _features(listing.database)
+    dtype = np.result_type(train.inputs.dtype, database.inputs.dtype)
+    train_ids, database_ids = (_row_ids(each.inputs, dtype) for each in (train, database))
+    found = Dataset(name, listing.class_names, train, queries, database, reference)
+    return replace(found, train_ids=train_ids, database_ids=database_ids)
+
+
+def feature_twins(listing: FeatureListing) -> list[str]:
+    """A line on the queries that are also training samples, and one on those in the database, where there are any."""
+    given = {"query": listing.queries, "training sample": listing.train, "database item": listing.database}
+    parts = {kind: part for kind, part in given.items() if part is not None}
+    dtype = np.result_type(*(part.features.dtype for part in parts.values()))
+    ids = {kind: _row_ids(_features(part).inputs, dtype) for kind, part in parts.items()}
+    asked = ids.pop("query")
+    lines = []
+    for (kind, mine), where in zip(ids.items(), QUERIES_ALSO, strict=False):
+        pairs = (("query", asked, mine), (kind, mine, asked))
+        queries, others = (
+            {
+                _row_name(which, parts[which], row): these[row].tobytes()
+                for row in np.flatnonzero(np.isin(these, those)).tolist()
+            }
+            for which, these, those in pairs
+        )
+        lines.append(twins(queries, others, where))
+    return [line for line in lines if line is not None]
+
+
+def _row_name(kind: str, part: FeaturePart, row: int) -> str:
+    return f"{kind} {row if part.rows is None else part.rows[row]}"
+
+
+def _row_ids(inputs: Inputs, dtype: np.dtype[Any]) -> Rows:
+    """A number for each of N rows, equal for rows that are equal in ``dtype``; a few thousand are read at a time."""
+    digests = [
+        hashlib.blake2b(row.tobytes(), digest_size=8).digest()
+        for part in chunks(inputs)
+        for row in part.astype(dtype) + dtype.type(0)  # -0 becomes 0
+    ]
+    return np.frombuffer(b"".join(digests), dtype=np.int64)
+
+
+def _features(part: FeaturePart) -> Samples:
+    rows = np.arange(len(part)) if part.rows is None else part.rows
+    return Samples(StoredRows(part.features, rows), part.labels, rows)
 
 
 def list_features(options: FeaturesOptions) -> FeatureListing:

@@ -14,6 +14,9 @@ from crh_tune.data.options import FileOptions
 from crh_tune.data.store.stored import Array
 from crh_tune.errors import printable, problem
 
+QUERIES_ALSO = ("among the training samples", "in the database")
+"""Where queries should not be."""
+
 
 def data_folder(options: FileOptions) -> Path:
     """The folder that ``path`` names. Raises DataError where it is not set, not there, or a file."""
@@ -47,6 +50,13 @@ def read_text(file: Path) -> str:
         raise DataError(problem(f"{file}:{line}", "is not UTF-8 text: save the file as UTF-8")) from None
 
 
+def no_problems(root: Path, problems: Sequence[str]) -> None:
+    """Raises DataError with the first problem, and how many there are."""
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0]}{more}: crh-tune data check {root} lists them all")
+
+
 def too_few_classes(where: str | Path, class_names: tuple[str, ...]) -> list[str]:
     """A problem where there are fewer than two classes."""
     if len(class_names) >= 2:
@@ -63,6 +73,12 @@ def twins(queries: Mapping[str, bytes], others: Mapping[str, bytes], where: str)
     shown = "; ".join(f"{one} = {other}" for one, other in found[:3])
     more = "; ..." if len(found) > 3 else ""
     return printable(f"{counted(len(found), 'query is', 'queries are')} also {where}: {shown}{more}") if found else None
+
+
+def duplicate_lines(found: Sequence[str], parts: int) -> list[tuple[str, str]]:
+    """What is known of queries that are elsewhere, too, where so many parts were looked through."""
+    none = f"no query is also {' or '.join(QUERIES_ALSO[:parts])}"
+    return [("duplicates", line) for line in found or [none]]
 
 
 def span_line(span: tuple[float, float] | None) -> str | None:

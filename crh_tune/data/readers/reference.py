@@ -10,11 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from crh_tune.data.listing import DataError
+from crh_tune.data.options import FileOptions
 from crh_tune.data.readers.files import problem, read_text
 from crh_tune.data.store.stored import Array
 from crh_tune.ground import first_line
 
 Floats = npt.NDArray[np.float64]
+
+
+def own_reference(
+    options: FileOptions, class_names: Sequence[str], train_labels: Array, found: npt.NDArray[np.float64] | None
+) -> npt.NDArray[np.float64] | None:
+    """The reference similarity from the user's file, or the one that came with the dataset. Raises DataError."""
+    return found if options.reference is None else read_reference(options.reference, class_names, train_labels)
 
 
 def read_reference(path: Path, class_names: Sequence[str], train_labels: Array) -> Floats:

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from crh_tune.data.listing import DataError
 from crh_tune.data.store.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, Span, deep_span, open_image
+from crh_tune.errors import DataError
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -97,7 +97,10 @@ class Workers:
 
 
 class _SumOverWorkers(torch.autograd.Function):
-    """The sum over all workers; every worker's loss depends on it, so gradients are summed over them as well."""
+    """The sum over all workers; every worker's loss depends on it, so gradients are summed over them as well.
+
+    torch.distributed.nn.functional.all_reduce does the same; it is deprecated, in favour of a private module.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,12 @@
 # make search: the built-in search, from a fresh checkout.   make test: the tests.   make check: lint, types, import order.
 # make test-long: more tests, of about a minute and more each.   make soak: a search under a hundred kills.
+# make bench: the tables of benchmarks/RESULTS.md: speed against named references.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 WITH_RAY := tests/end_to_end tests/tuning
 
-.PHONY: search test test-long check soak clean
+.PHONY: search test test-long check soak bench clean
 
 search: $(READY)
 	$(BIN)/crh-tune search
@@ -32,6 +33,10 @@ check: $(READY)
 
 soak: $(READY)
 	$(BIN)/python benchmarks/soak.py
+
+bench: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,faiss]'
+	@for name in evaluation reassignment index; do $(BIN)/python -m benchmarks.$$name || exit 1; echo; done
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

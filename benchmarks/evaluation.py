@@ -107,7 +107,7 @@ def compare(case: Case, name: str, cutoff: int | None, least: dict[tuple[str, st
     case.check(cutoff)
     expected, stable, torch_time, loop_time, popcounts = in_turns(
         case.ours(cutoff, "expected"), case.ours(cutoff, "stable"), lambda: case.torch_map(100, cutoff),
-        lambda: case.loop_map(20, cutoff), case.popcounts, rounds=5,
+        lambda: case.loop_map(20, cutoff), case.popcounts, rounds=3,
     )  # fmt: skip
     limit = f"popcounts alone {span(popcounts)}"
     for ties, taken in (("expected", expected), ("stable", stable)):

@@ -35,6 +35,31 @@ def add_multi(codes, labels, unit, statistic):
 
 
 @kernel
+def sum_tables(sums, tables, key_bytes):
+    """tables[b, v] = sum . word over byte b of a word, where that byte is v (B x 256).
+
+    Returns the bucket with the largest sum of the first bytes, and the largest sum of the others.
+    """
+    likeliest, rest = 0, 0
+    for byte in range(len(tables)):
+        table, known, wanted = tables[byte], 1, 0
+        table[0] = 0
+        for bit in range(8):
+            amount = sums[8 * byte + bit]
+            for value in range(known):
+                table[known + value] = table[value] + amount
+                table[value] -= amount
+            known *= 2
+            if byte >= key_bytes:
+                rest += abs(amount)
+            elif amount > 0:
+                wanted |= 1 << bit
+        if byte < key_bytes:
+            likeliest = 256 * likeliest + wanted
+    return likeliest, rest
+
+
+@kernel
 def greedy_words(sums, words, indices, ends, key_bytes):
     """Each class in turn takes the free word with the largest sum . word, of equal ones that of the lowest index.
 
@@ -50,21 +75,8 @@ def greedy_words(sums, words, indices, ends, key_bytes):
     tables = np.empty((size, 256), dtype=np.int64)
     chosen = np.empty(len(sums), dtype=np.int64)
     for place in range(len(sums)):
-        rest = 0
-        for byte in range(size):
-            table, known = tables[byte], 1
-            table[0] = 0
-            for bit in range(8 * byte, 8 * byte + 8):
-                for value in range(known):
-                    table[known + value] = table[value] + sums[place, bit]
-                    table[value] -= sums[place, bit]
-                known *= 2
-            if byte >= key_bytes:
-                rest += table.max()
+        likeliest, rest = sum_tables(sums[place], tables, key_bytes)
         best, found, bucket_of = np.iinfo(np.int64).min, -1, -1
-        likeliest = np.int64(tables[0].argmax())
-        if key_bytes == 2:
-            likeliest = 256 * likeliest + np.int64(tables[1].argmax())
         for turn in range(-1, len(last)):
             bucket = likeliest if turn < 0 else turn
             start, stop = ends[bucket], last[bucket]

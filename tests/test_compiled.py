@@ -73,3 +73,21 @@ def test_threads_are_the_usable_cores_and_no_more_than_omp_num_threads(monkeypat
     for value, expected in (("1", 1), ("1,2", 1), ("9999", cores), ("", cores), ("none", cores), ("0", cores)):
         monkeypatch.setenv("OMP_NUM_THREADS", value)
         assert usable_threads() == expected
+
+
+def test_after_precompiling_a_first_ranking_compiles_nothing(tmp_path):
+    kept = str(tmp_path / "kept")
+    run("from crh_tune.precompile import main; main()", NUMBA_CACHE_DIR=kept)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.nb?")}
+    assert files
+    program = """
+import numpy as np
+from crh_tune.retrieval.average_precision import LabelledCodes, RankingProtocol, average_precisions
+from crh_tune.retrieval.packing import pack_codes
+codes = pack_codes(np.random.default_rng(0).random((300, 64)) < 0.5)
+for labels in (np.arange(300) % 7, np.eye(90, dtype=np.uint8)[np.arange(300) % 90]):
+    side = LabelledCodes(codes, labels, 64)
+    average_precisions(side, side, RankingProtocol(20))
+"""
+    run(program, NUMBA_CACHE_DIR=kept)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.nb?")} == files

@@ -29,7 +29,7 @@ from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings, write_trial
 from crh_tune.settings.used import symbols
 from crh_tune.training.checkpoints import check_archive, read_tensors
-from crh_tune.training.evaluation import encode_share
+from crh_tune.training.evaluation import encode_share, outputs_share
 from crh_tune.training.frozen import feature_network, pretrained
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import CPU, Workers
@@ -62,10 +62,21 @@ class Encoder:
 
         Raises ValueError when the inputs are not of the encoder's shape.
         """
+        return pack_codes(encode_share(self.network, self._samples(inputs), Workers(device=self.device)).cpu().numpy())
+
+    def outputs(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        """Real outputs u, N x K, of N inputs as in :meth:`encode`: their signs are the codes.
+
+        ``index.search(encoder.outputs(inputs), 10)`` ranks by u . b, which is finer than Hamming distance.
+        """
+        outputs = outputs_share(self.network, self._samples(inputs), Workers(device=self.device))
+        values: npt.NDArray[np.float32] = outputs.cpu().numpy()
+        return values
+
+    def _samples(self, inputs: Inputs) -> Samples:
         if inputs.shape[1:] != self.shape:
             raise ValueError(f"inputs of shape N x {' x '.join(map(str, self.shape))} expected, got {inputs.shape}")
-        samples = Samples(inputs, np.zeros(len(inputs), dtype=np.int64))
-        return pack_codes(encode_share(self.network, samples, Workers(device=self.device)).cpu().numpy())
+        return Samples(inputs, np.zeros(len(inputs), dtype=np.int64))
 
     def encode_files(self, paths: Sequence[str | Path]) -> Packed:
         """Packed codes (N x W machine words) of N image files, resized as the training images were.

@@ -6,6 +6,7 @@ that, and here it saves time. One pass over the distinct codes answers a search,
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crh_tune.compiled import in_parts, usable_threads
+from crh_tune.ground import write_whole
 from crh_tune.retrieval.asymmetric import checked_outputs
 from crh_tune.retrieval.packing import Packed, distinct_codes, wide_words
 
@@ -135,13 +137,16 @@ class Index:
         self.__init__(self.words[kept], self.labels[kept], self.items[kept])  # type: ignore[misc]
 
     def save(self, folder: str | Path) -> None:
-        """Write the index as arrays that :meth:`open` maps into memory; ``items`` and labels must not be objects."""
+        """Write the index as arrays that :meth:`open` maps into memory; one opened from there may be saved there again.
+
+        Raises ValueError where items or labels are objects, OSError where the folder cannot be written.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {"codes": self._codes, "rows": self._rows, "ends": self._ends, "labels": self.labels,
                   "items": self.items, "form": np.array([self._dtype.itemsize, self._width])}  # fmt: skip
         for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+            write_whole(folder / f"{name}.npy", partial(_write_array, array=array))
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
@@ -218,6 +223,11 @@ class Index:
         for output, table in zip(outputs, tables, strict=True):
             kernels.byte_tables(output, table)
         return _packed(outputs >= 0), masks, -size.sum(axis=1), 2 * step, tables
+
+
+def _write_array(path: Path, array: Array) -> None:
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def _packed(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:

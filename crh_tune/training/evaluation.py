@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from crh_tune.data.splits import Samples, Split
 from crh_tune.data.store.stored import prototype_vectors
 from crh_tune.hashing.codebook import Codes, center_distances
 from crh_tune.hashing.network import FrozenHashNetwork, HashNetwork
 from crh_tune.retrieval.alignment import class_prototypes, cosine_similarity, semantic_alignment
+from crh_tune.retrieval.asymmetric import asymmetric_average_precisions
 from crh_tune.retrieval.average_precision import (
     LabelledCodes,
     RankingProtocol,
@@ -26,13 +30,28 @@ _ENCODE_BATCH = 256
 
 def encode_share(network: HashNetwork | FrozenHashNetwork, samples: Samples, workers: Workers) -> torch.Tensor:
     """Codes of this worker's share of the samples: share x K, boolean, True for +1."""
+    nothing = torch.empty(0, network.bits, dtype=torch.bool, device=workers.device)
+    return torch.cat([nothing, *_over_share(network, network.encode, samples, workers)])
+
+
+@torch.inference_mode()
+def outputs_share(network: HashNetwork | FrozenHashNetwork, samples: Samples, workers: Workers) -> torch.Tensor:
+    """Real outputs u of this worker's share of the samples, whose signs are the codes: share x K, float32."""
+    nothing = torch.empty(0, network.bits, device=workers.device)
+    return torch.cat([nothing, *(part.float() for part in _over_share(network, network, samples, workers))])
+
+
+def _over_share(
+    network: nn.Module, of: Callable[[torch.Tensor], torch.Tensor], samples: Samples, workers: Workers
+) -> list[torch.Tensor]:
+    """What ``of`` makes of each batch of this worker's share, with the network in eval mode."""
     rows = workers.share(np.arange(len(samples)))
     was_training = network.training
     network.eval()
     batches = [rows[start : start + _ENCODE_BATCH] for start in range(0, len(rows), _ENCODE_BATCH)]
-    parts = [network.encode(inputs) for inputs in load_inputs(samples, batches, workers.device)]
+    parts = [of(inputs) for inputs in load_inputs(samples, batches, workers.device)]
     network.train(was_training)
-    return torch.cat(parts) if parts else torch.empty(0, network.bits, dtype=torch.bool, device=workers.device)
+    return parts
 
 
 def gather_codes(share: torch.Tensor, samples: Samples, workers: Workers) -> LabelledCodes:
@@ -44,6 +63,16 @@ def ranking_map(queries: LabelledCodes, database: LabelledCodes, protocol: Ranki
     """mAP with each worker ranking its share of the queries; the mean is taken in query order."""
     mine = queries[workers.share(np.arange(len(queries)))]
     values = workers.gather(average_precisions(mine, database, protocol, torch.get_num_threads()))
+    return mean_average_precision(values.astype(np.float64), protocol.no_relevant)
+
+
+def asymmetric_map(
+    share: torch.Tensor, queries: Samples, database: LabelledCodes, protocol: RankingProtocol, workers: Workers
+) -> float:
+    """mAP of real query outputs against stored bits, from this worker's share of the outputs."""
+    mine = queries.labels[workers.share(np.arange(len(queries)))]
+    outputs = share.cpu().numpy()
+    values = workers.gather(asymmetric_average_precisions(outputs, mine, database, protocol, torch.get_num_threads()))
     return mean_average_precision(values.astype(np.float64), protocol.no_relevant)
 
 

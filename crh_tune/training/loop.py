@@ -32,9 +32,11 @@ from crh_tune.training import checkpoints
 from crh_tune.training.aggregator import Round, Solve
 from crh_tune.training.batches import batch_parts, epoch_batches, load_batches, mixed_seed
 from crh_tune.training.evaluation import (
+    asymmetric_map,
     center_metrics,
     encode_share,
     gather_codes,
+    outputs_share,
     ranking_map,
     reference_similarity,
 )
@@ -292,15 +294,22 @@ class TrainingRun:
             return encode_share(self.network, samples, self.workers)
 
     def _evaluate(self, train_codes: Tensor) -> Metrics:
-        """mAP of the split's queries against its database (the training samples, encoded already, by default)."""
-        split = self.split
-        query_codes = self._encode(split.queries)
+        """mAP of the split's queries against its database (the training samples, encoded already, by default).
+
+        After the last epoch also that of the queries' real outputs against the stored bits.
+        """
+        split, protocol = self.split, self.settings.evaluation.protocol
+        with self._timed("encoding"):
+            outputs = outputs_share(self.network, split.queries, self.workers)
         database_codes = train_codes if split.database is None else self._encode(split.database)
         with self._timed("evaluation"):
-            queries = gather_codes(query_codes, split.queries, self.workers)
+            queries = gather_codes(outputs >= 0, split.queries, self.workers)
             database: LabelledCodes = gather_codes(database_codes, split.database or split.train, self.workers)
-            value = ranking_map(queries, database, self.settings.evaluation.protocol, self.workers)
-        return {f"{split.metric_prefix}/map": value}
+            name = f"{split.metric_prefix}/map"
+            scores = {name: ranking_map(queries, database, protocol, self.workers)}
+            if self.epoch == self.trial.epochs:
+                scores[f"{name}_asymmetric"] = asymmetric_map(outputs, split.queries, database, protocol, self.workers)
+        return scores
 
     def _reassign(self, rows: Rows, codes: Tensor) -> float:
         """One round of reassignment with the codes of some training samples; the share of classes it moved."""

@@ -249,6 +249,13 @@ def test_a_search_gives_the_nearest_first_and_equal_distances_in_database_order(
     own_rows, own_distances = index.search(index.words, 1)
     assert not own_distances.any()
     assert np.array_equal(index.words[own_rows[:, 0]], index.words)
+    outputs = encoder.outputs(run.split.queries.inputs)
+    assert np.array_equal(outputs >= 0, codes_of(words))
+    scores = outputs.astype(np.float64) @ np.where(codes_of(index.words), 1.0, -1.0).T
+    rows, found = index.search(outputs, 7)
+    order = np.argsort(-np.round(scores, 9), axis=1, kind="stable")[:, :7]
+    assert np.array_equal(rows, order)
+    assert np.allclose(found, np.take_along_axis(scores, order, axis=1), atol=1e-9)
 
 
 @pytest.mark.parametrize(

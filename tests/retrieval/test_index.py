@@ -45,16 +45,17 @@ def check_against_brute_force(index: Index, codes, queries, outputs, count, flag
         assert away.tolist() == own[rows_within].tolist()
 
 
-@settings(max_examples=120, deadline=None)
-@given(
-    seed=st.integers(0, 2**31 - 1),
-    bits=WIDTHS,
-    size=st.integers(1, 60),
-    distinct=st.integers(1, 60),
-    count=st.integers(1, 70),
-    grain=st.sampled_from(["float", "integer", "zero"]),
-)
-def test_it_is_brute_force_through_additions_removals_and_filters(seed, bits, size, distinct, count, grain):
+CASES = {
+    "seed": st.integers(0, 2**31 - 1),
+    "bits": WIDTHS,
+    "size": st.integers(1, 60),
+    "distinct": st.integers(1, 60),
+    "count": st.integers(1, 70),
+    "grain": st.sampled_from(["float", "integer", "zero"]),
+}
+
+
+def through_additions_removals_and_filters(seed, bits, size, distinct, count, grain):
     generator = np.random.default_rng(seed)
     codes = database(generator, bits, size + 9, distinct)
     queries = np.concatenate([codes[generator.integers(0, size, 1)], generator.random((2, bits)) < 0.5])
@@ -70,6 +71,20 @@ def test_it_is_brute_force_through_additions_removals_and_filters(seed, bits, si
     assert index.items.tolist() == items[kept].tolist()
     assert np.array_equal(index.words, pack_codes(codes[kept]))
     check_against_brute_force(index, codes[kept], queries, outputs, count, generator.random(kept.sum()) < 0.5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(**CASES)
+def test_it_is_brute_force_through_additions_removals_and_filters(**case):
+    through_additions_removals_and_filters(**case)
+
+
+@pytest.mark.long
+@settings(max_examples=3500, deadline=None)
+@given(**CASES)
+def test_it_is_brute_force_in_ten_thousand_cases(**case):
+    """Three databases each: as built, after an addition, after a removal."""
+    through_additions_removals_and_filters(**case)
 
 
 @pytest.mark.parametrize(("bits", "distinct"), [(64, 30_000), (64, 700), (16, 30_000), (96, 30_000)])
@@ -102,6 +117,8 @@ def test_a_saved_index_is_mapped_into_memory_and_answers_alike(tmp_path, bits):
     assert np.array_equal(opened.where(labels=[2]), np.arange(300) % 5 == 2)
     opened.remove(opened.where(items=["7"]))
     assert len(opened) == 299
+    opened.save(tmp_path / "index")
+    assert np.array_equal(Index.open(tmp_path / "index").words, np.delete(index.words, 7, axis=0))
     np.save(tmp_path / "index" / "ends.npy", np.array([0, 7]))
     with pytest.raises(ValueError, match="not an index: its arrays do not belong together"):
         Index.open(tmp_path / "index")

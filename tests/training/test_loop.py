@@ -12,6 +12,7 @@ from crh_tune.hashing.codebook import shared_centers
 from crh_tune.training import checkpoints, loop
 from crh_tune.training.aggregator import Round, solve_locally
 from crh_tune.training.batches import steps_per_epoch
+from crh_tune.training.evaluation import encode_share, outputs_share
 from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.workers import Workers
 from tests.training.conftest import settings_for, split_of
@@ -111,14 +112,17 @@ def test_the_whole_space_is_a_codebook_too():
 
 def test_test_queries_are_asked_once_and_only_by_the_final_split(monkeypatch: pytest.MonkeyPatch):
     asked: list[int] = []
-    real = loop.encode_share
 
-    def spy(network, samples, workers):
-        if samples is final.queries:
-            asked.append(1)
-        return real(network, samples, workers)
+    def spied(real):
+        def spy(network, samples, workers):
+            if samples is final.queries:
+                asked.append(1)
+            return real(network, samples, workers)
 
-    monkeypatch.setattr(loop, "encode_share", spy)
+        return spy
+
+    for name in ("encode_share", "outputs_share"):
+        monkeypatch.setattr(loop, name, spied(getattr(loop, name)))
     final, search = split_of(stage="final"), split_of(stage="search")
     _, metrics = trained(settings_for(search), search)
     assert asked == []
@@ -128,6 +132,27 @@ def test_test_queries_are_asked_once_and_only_by_the_final_split(monkeypatch: py
     trained(settings_for(final, epochs=4), final, report=lambda metrics, save: reports.append(metrics))
     assert asked == [1]
     assert [("test/map" in metrics) for metrics in reports] == [False, False, False, True]
+
+
+def test_the_last_evaluation_also_ranks_stored_bits_by_the_queries_real_outputs():
+    split, reports = split_of(), list[Metrics]()
+    run, metrics = trained(settings_for(split, epochs=3), split, report=lambda metrics, save: reports.append(metrics))
+    assert [("val/map_asymmetric" in metrics) for metrics in reports] == [False, False, True]
+    outputs = outputs_share(run.network, split.queries, run.workers).double().numpy()
+    stored = encode_share(run.network, split.train, run.workers).numpy()
+    scores = outputs @ np.where(stored, 1.0, -1.0).T
+    values = []
+    for score, label in zip(scores, split.queries.labels, strict=True):
+        distinct, group = np.unique(np.round(score, 9), return_inverse=True)
+        groups = [split.train.labels[group == g] == label for g in range(len(distinct))[::-1]]
+        seen = found = total = 0.0
+        for hits in groups:  # the expected precision at each rank of a tie
+            items, relevant = len(hits), int(hits.sum())
+            slope = (relevant - 1) / max(items - 1, 1)
+            total += sum(relevant / items * (found + 1 + t * slope) / (seen + t + 1) for t in range(items))
+            seen, found = seen + items, found + relevant
+        values.append(total / max(found, 1))
+    assert metrics["val/map_asymmetric"] == pytest.approx(np.mean(values), abs=1e-9)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_reason():

@@ -75,6 +75,7 @@ def test_threads_are_the_usable_cores_and_no_more_than_omp_num_threads(monkeypat
         assert usable_threads() == expected
 
 
+@pytest.mark.long
 def test_after_precompiling_a_first_ranking_compiles_nothing(tmp_path):
     kept = str(tmp_path / "kept")
     run("from crh_tune.precompile import main; main()", NUMBA_CACHE_DIR=kept)

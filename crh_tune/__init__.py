@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from crh_tune.search import resume_search, run_search
     from crh_tune.settings.base import SettingsError
     from crh_tune.trained import Trained, train
-    from crh_tune.tuning.study import SearchResult
+    from crh_tune.tuning.results import SearchResult
 
 __all__ = [
     "DataError",

@@ -1,7 +1,7 @@
 """Holds a change of the engine to the outcomes of the code before it, to the last bit.
 
-    .venv/bin/python benchmarks/same_search.py --record before.json   # on the code as it was
-    .venv/bin/python benchmarks/same_search.py --compare before.json  # on the changed code
+    .venv/bin/python -m benchmarks.same_search --record before.json   # on the code as it was
+    .venv/bin/python -m benchmarks.same_search --compare before.json  # on the changed code
 
 Two whole searches, one trial at a time (8 trials, ASHA, confirmation, test), by the command a user types: one left
 alone, and one whose driver gets a SIGKILL in its fifth trial and in a run of the confirmation, and is resumed. Compared

@@ -1,9 +1,11 @@
-"""A search that version 0.1 has finished is opened, and exported, by this one; an unfinished one goes on or is refused."""
+"""A search that version 0.1 has finished opens and is exported; an unfinished one goes on, or is refused in one line."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -56,3 +58,9 @@ def test_a_trial_whose_settings_this_version_does_not_know_is_refused_in_one_lin
     study.ask().set_user_attr(SETTINGS, {**content, "trial": {**content["trial"], "of_old": 1}})
     with pytest.raises(SettingsError, match=r"^trial-0000 was begun by another version: begin a new search: .*of_old"):
         OptunaSearcher(study, settings, 10, False, 2).propose()
+
+
+def test_an_export_needs_neither_ray_nor_mlflow():
+    code = "import sys, crh_tune.export.of_search; print(*sorted({'ray', 'mlflow'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

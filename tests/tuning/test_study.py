@@ -15,6 +15,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run as Logged
+from ray._private.state import actors as known_actors
 
 from crh_tune.cli import main
 from crh_tune.data.datasets import open_dataset
@@ -67,17 +68,31 @@ class Finished:
     parent: Logged
     storage: Path
     said: list[str]
+    processes: int
+    """How many processes its trials had."""
 
 
 @pytest.fixture(scope="module")
 def finished(ray_session, tmp_path_factory) -> Finished:
     storage = tmp_path_factory.mktemp("search") / "runs"
     said: list[str] = []
+    before = len(trial_processes())
     result = search(space(), storage, said.append)
+    processes = len(trial_processes()) - before
     client = MlflowClient(result.tracking_uri)
     experiment = client.get_experiment_by_name("small")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    return Finished(result, runs, runs.pop(result.search_id), storage, said)
+    return Finished(result, runs, runs.pop(result.search_id), storage, said, processes)
+
+
+def trial_processes() -> list[str]:
+    """The processes that trials of this session had, those that have ended among them."""
+    return [name for name, actor in known_actors().items() if actor["ActorClassName"].startswith("ImplicitFunc")]
+
+
+def test_all_stages_have_the_same_trial_processes(finished: Finished):
+    assert len(finished.runs) >= 14
+    assert finished.processes == 2, "one for each of the two CPUs"
 
 
 def test_mlflow_has_one_parent_and_every_run_once_with_its_status(finished: Finished):

@@ -1,4 +1,4 @@
-"""A search that version 0.1 has finished opens and is exported; an unfinished one goes on, or is refused in one line."""
+"""A search of version 0.1: a finished one opens and is exported, an unfinished one is refused where it has to be."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def handed_out(source: OptunaSearcher, limit: int = 100) -> list[dict[str, Any]]
     made = []
     for run in itertools.islice(iter(source.propose, None), limit):
         settings = run.settings.model_dump(mode="json")
-        value = 1 - run.settings.trial.margin - run.settings.trial.update_interval / 100
+        value = 1 - (run.settings.trial.margin or 0.0) - run.settings.trial.update_interval / 100
         source.tell(Outcome(run.name, settings, run.start, COMPLETE, {"val/map": value, "epoch": 1.0}))
         made.append(settings)
     return made

@@ -8,6 +8,7 @@ from unittest.mock import MagicMock
 
 import optuna
 import pytest
+from mlflow import MlflowClient
 from ray.tune.search.searcher import Searcher
 
 from crh_tune.errors import SearchFailed
@@ -20,6 +21,7 @@ from crh_tune.tuning.run import Run
 from crh_tune.tuning.searcher import OptunaSearcher
 from crh_tune.tuning.stages import ConfirmStage, FixedRuns, SearchStage, Stage, TestStage, finalists_of
 from crh_tune.tuning.stopping import Stop
+from crh_tune.tuning.tracking import Tracker, default_tracking_uri
 
 SETTINGS = SearchSettings.model_validate(
     {
@@ -58,8 +60,9 @@ def the_stages(say=lambda line: None) -> tuple[SearchStage, ConfirmStage, TestSt
     return search, confirm, TestStage(SETTINGS, confirm, "of-test", say)
 
 
-def engine_of(folder: Path, *stages: Stage) -> Engine:
-    place = SimpleNamespace(folder=folder, tracker=MagicMock(), key=str, search_id="small-001", stop=Stop())
+def engine_of(folder: Path, *stages: Stage, tracker: object = None) -> Engine:
+    tracker = tracker or MagicMock()
+    place = SimpleNamespace(folder=folder, tracker=tracker, key=str, search_id="small-001", stop=Stop())
     return Engine(place, BudgetSettings(), stages, in_groups=False)  # type: ignore[arg-type]
 
 
@@ -182,8 +185,11 @@ def test_a_search_whose_first_trials_all_fail_ends_and_one_that_has_one_good_tri
     stage.told(ended(run, status=FAILED, error="it died"))
 
 
-def test_hours_that_were_over_at_a_crash_end_the_trials_it_left_and_the_next_stage_begins(tmp_path: Path):
-    """A process that ran three trials was killed after one; the one that resumes finds no time left for the others."""
+def test_hours_that_were_over_at_a_crash_end_the_trials_it_left_everywhere(tmp_path: Path):
+    """A process that ran three trials was killed after one; the one that resumes finds no time left for the others.
+
+    Then the next stage begins.
+    """
     study = optuna.create_study(direction="maximize")
     begun = search_stage(study)
     runs = [begun.propose() for _ in range(3)]
@@ -192,8 +198,21 @@ def test_hours_that_were_over_at_a_crash_end_the_trials_it_left_and_the_next_sta
     write_outcome(tmp_path, ended(runs[0]))
     search = search_stage(study, clock=SimpleNamespace(over=lambda: True))
     confirm = ConfirmStage(SETTINGS, search, 100, False, "of-search", lambda line: None)
-    engine = engine_of(tmp_path, search, confirm)
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(uri, "small", tmp_path, tmp_path)
+    for name in ("small-001", "trial-0000", "trial-0001"):
+        tracker.start_run(name, name)
+    engine = engine_of(tmp_path, search, confirm, tracker=tracker)
     engine.begin()
+    assert tracker.close() == 0
+    client = MlflowClient(uri)
+    logged = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    assert {run.info.run_name: run.info.status for run in logged} == {
+        "small-001": "RUNNING",
+        "trial-0000": "FINISHED",
+        "trial-0001": "FAILED",
+        "trial-0002": "FAILED",
+    }
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "FAIL", "FAIL"]
     errors = {name: (outcome.status, outcome.error) for name, outcome in read_outcomes(tmp_path).items()}
     assert errors == {

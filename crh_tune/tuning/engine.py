@@ -41,17 +41,33 @@ def drive(
     """
     engine = Engine(place, budget, stages, in_groups=scaling.workers_per_trial > 1)
     engine.begin()
-    if engine.present is None:
-        return engine.events.outcomes
-    (place.folder / RUNS_FOLDER).mkdir(exist_ok=True)
+    if engine.present is not None:
+        (place.folder / RUNS_FOLDER).mkdir(exist_ok=True)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the events say what happened
+        survive_out_of_memory()
+        keep_processes()
+        tuner = _tuner(place, scaling, concurrency(scaling, budget), engine, scheduler or FIFOScheduler())
+        with place.stop.while_running():
+            try:
+                tuner.fit()
+            finally:
+                engine.events.close()
+    if place.stop.failure is not None:
+        raise place.stop.failure
+    return engine.events.outcomes
+
+
+def _tuner(
+    place: Place, scaling: ScalingSettings, at_once: int, engine: Engine, scheduler: TrialScheduler
+) -> tune.Tuner:
     shared = Shared(place.folder, place.aggregator, str(cache_root()))
-    tuner = tune.Tuner(
+    return tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, shared=shared), trial_resources(scaling)),
         tune_config=tune.TuneConfig(
             search_alg=engine,
-            scheduler=scheduler or FIFOScheduler(),
+            scheduler=scheduler,
             num_samples=-1,
-            max_concurrent_trials=concurrency(scaling, budget),
+            max_concurrent_trials=at_once,
             reuse_actors=scaling.workers_per_trial == 1,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
@@ -65,17 +81,6 @@ def drive(
             failure_config=tune.FailureConfig(max_failures=RESTARTS),
         ),
     )
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the events say what happened
-    survive_out_of_memory()
-    keep_processes()
-    with place.stop.while_running():
-        try:
-            tuner.fit()
-        finally:
-            engine.events.close()
-    if place.stop.failure is not None:
-        raise place.stop.failure
-    return engine.events.outcomes
 
 
 class Engine(Searcher):

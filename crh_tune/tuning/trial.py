@@ -12,6 +12,7 @@ from ray import tune
 
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.cluster import device_of
+from crh_tune.tuning.groups import follow_group
 from crh_tune.tuning.run import Run, Shared
 from crh_tune.tuning.worker import ERROR, reason_of, train_run
 
@@ -26,8 +27,6 @@ def run_trial(config: dict[str, Any], shared: Shared) -> None:
     try:
         shared.folder_of(run).mkdir(exist_ok=True)
         if run.settings.scaling.workers_per_trial > 1:
-            from crh_tune.tuning.groups import follow_group  # noqa: PLC0415  # takes seconds that a lone worker has not
-
             follow_group(run, shared, tune.report)
         else:
             train_run(run, shared, Workers(device=device_of(run.settings.scaling)), tune.report, uuid.uuid4().hex)

@@ -175,8 +175,8 @@ class RunEvents(tune.Callback):
         outcome.checkpoint = str(checkpoint) if checkpoint else None
         outcome.status = outcome.status or FAILED
         write_outcome(self._place.folder, outcome)
-        self._alive.pop(outcome.name, None)
         self._tell_tracker(outcome)
+        self._alive.pop(outcome.name, None)
         try:
             if (stage := self._present()) is not None:
                 stage.told(outcome)

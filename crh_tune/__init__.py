@@ -42,7 +42,7 @@ _MODULES = {
     "crh_tune.search": ("resume_search", "run_search"),
     "crh_tune.settings.base": ("SettingsError",),
     "crh_tune.trained": ("Trained", "train"),
-    "crh_tune.tuning.study": ("SearchResult",),
+    "crh_tune.tuning.results": ("SearchResult",),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 

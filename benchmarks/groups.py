@@ -33,11 +33,14 @@ from benchmarks.soak import processes_below
 from crh_tune.settings.search import SearchSettings
 from crh_tune.training.opening import open_split
 from crh_tune.tuning import tracking
+from crh_tune.tuning.asha import asha
+from crh_tune.tuning.engine import drive
+from crh_tune.tuning.events import Place
 from crh_tune.tuning.proposals import enqueue
 from crh_tune.tuning.record import COMPLETE, PRUNED, Outcome
-from crh_tune.tuning.runs import Place, asha, run_trials
 from crh_tune.tuning.searcher import OptunaSearcher
-from crh_tune.tuning.trial import start_aggregator
+from crh_tune.tuning.stages import SearchStage
+from crh_tune.tuning.worker import start_aggregator
 
 NAME = "groups"
 SHM = "/dev/shm/"
@@ -151,22 +154,20 @@ def stop_groups(storage: Path, trials: int, say: Callable[[str], None]) -> Repor
     tracker = tracking.Tracker(tracking.default_tracking_uri(storage), NAME, storage, storage)
     tracker.start_run(NAME, NAME)
     aggregator = f"aggregator-{NAME}-{time.time_ns()}"
-    place = Place(NAME, storage, aggregator, tracker, {"search": split})
+    place = Place(NAME, storage, aggregator, tracker)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=NAME, storage=f"sqlite:///{storage / 'optuna.db'}", direction="maximize")
     enqueue(study, settings, 10, False)
     shared = orphaned_memory()
     report = Report()
 
-    def after(outcome: Outcome) -> None:
+    def after(line: str) -> None:
         report.own.append((threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))))
-        say(f"{outcome.name} {outcome.status} after epoch {outcome.metrics.get('epoch', 0):.0f} {outcome.error}")
+        say(line)
 
     actor = start_aggregator(aggregator)
-    searcher = OptunaSearcher(study, settings, 10, False, trials)
-    report.outcomes = run_trials(
-        place, settings.scaling, settings.budget, after, searcher=searcher, scheduler=asha(settings, study)
-    )
+    stage = SearchStage(settings, OptunaSearcher(study, settings, 10, False, trials, split), after, None)
+    report.outcomes = drive(place, settings.scaling, settings.budget, [stage], asha(settings, study))
     deadline = time.monotonic() + PATIENCE
     while not (left := what_is_left(shared)).nothing and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -42,7 +42,7 @@ _MODULES = {
     "crh_tune.search": ("resume_search", "run_search"),
     "crh_tune.settings.base": ("SettingsError",),
     "crh_tune.trained": ("Trained", "train"),
-    "crh_tune.tuning.study": ("SearchResult",),
+    "crh_tune.tuning.results": ("SearchResult",),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from crh_tune.search import resume_search, run_search
     from crh_tune.settings.base import SettingsError
     from crh_tune.trained import Trained, train
-    from crh_tune.tuning.study import SearchResult
+    from crh_tune.tuning.results import SearchResult
 
 __all__ = [
     "DataError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from crh_tune.data.datasets import DATASETS
+from crh_tune.errors import SearchFailed
 from crh_tune.reporting.figures import figure2, figure3, figure4
 from crh_tune.reporting.report import Section, write_report
 from crh_tune.reporting.tables import order_notes, study_table, to_markdown
@@ -13,7 +14,6 @@ from crh_tune.settings.study import StudySettings, known_dataset
 from crh_tune.tuning.progress import Say
 from crh_tune.tuning.stopping import Stop
 from crh_tune.tuning.studies import RANDOM, run_study, study_runs
-from crh_tune.tuning.study import SearchFailed
 
 _FIGURES = {"figure2": figure2, "figure3": figure3, "figure4": figure4}
 

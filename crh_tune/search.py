@@ -38,8 +38,9 @@ from crh_tune.spaces import find_space, is_study, space_names
 
 if TYPE_CHECKING:
     from crh_tune.settings.search import SearchSettings
+    from crh_tune.tuning.results import Candidate, SearchResult
     from crh_tune.tuning.stopping import Stop
-    from crh_tune.tuning.study import Candidate, Prepared, SearchResult
+    from crh_tune.tuning.study import Prepared
 
 DEFAULT_SPACE = "digit_pairs"
 EXAMPLES = """Examples:
@@ -292,8 +293,8 @@ def _prepared(settings: SearchSettings, where: str, say: Say) -> Prepared:
 
 
 def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> list[str]:
-    from crh_tune.tuning.baselines import last_lines
     from crh_tune.tuning.progress import describe
+    from crh_tune.tuning.results import last_lines
 
     best, paper = result.best, result.paper
     metric = "validation mAP" if settings.objective.metric == "val/map" else settings.objective.metric

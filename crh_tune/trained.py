@@ -18,7 +18,8 @@ from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import PREPARED, Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
-from crh_tune.tuning.trial import device_of, train_group
+from crh_tune.tuning.cluster import device_of
+from crh_tune.tuning.groups import train_group
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def train(
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(f"--to {to}: {error.strerror}: name a folder that can be written to") from None
-    run = TrainingRun(trial, split, Workers(device=device_of(trial)), solve_locally)
+    run = TrainingRun(trial, split, Workers(device=device_of(trial.scaling)), solve_locally)
 
     def progress(metrics: Metrics, save: Save | None) -> None:
         if PREPARED in metrics:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from crh_tune.export.bundle import model_card, write_bundle
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.checkpoints import newest
+from crh_tune.training.opening import restored
 from crh_tune.training.workers import Workers
-from crh_tune.tuning.baselines import Baseline, card_lines, checkpoint_in
-from crh_tune.tuning.record import STUDY_FILE, SUMMARY_FILE, Outcome
+from crh_tune.tuning.record import STUDY_FILE, SUMMARY_FILE
+from crh_tune.tuning.results import Candidate, SearchResult, card_lines, checkpoint_in, read_result
+from crh_tune.tuning.run import RUNS_FOLDER
 from crh_tune.tuning.searcher import METRICS, SETTINGS, trial_name
-from crh_tune.tuning.study import Candidate
-from crh_tune.tuning.trial import RUNS_FOLDER, restored
 
 
 def export_search(search: Path, target: Path) -> None:
@@ -28,9 +27,9 @@ def export_search(search: Path, target: Path) -> None:
     Raises SettingsError when there is nothing finished in it, or its checkpoint cannot be read.
     """
     if (search / SUMMARY_FILE).exists():
-        summary = json.loads((search / SUMMARY_FILE).read_text())
-        tested = Outcome(**summary["best_test"])
-        _export(tested.settings, "final", checkpoint_in(search, tested), tested.metrics, _verdict(summary), target)
+        result = read_result(search)
+        tested = result.best_test
+        _export(tested.settings, "final", checkpoint_in(search, tested), tested.metrics, _verdict(result), target)
         return
     if not (search / STUDY_FILE).exists():
         raise SettingsError(f"{search}: no search here (there is no {SUMMARY_FILE} and no {STUDY_FILE})")
@@ -60,19 +59,18 @@ def _what_was_frozen(best: Candidate) -> list[str]:
     return ["", f"All layers were trained; on frozen features its trial had {best.frozen:.4f}."]
 
 
-def _verdict(summary: dict[str, Any]) -> list[str]:
+def _verdict(result: SearchResult) -> list[str]:
     """The winner against the paper's setting, as the search measured them."""
-    best, paper = Candidate(**summary["best"]), Candidate(**summary["paper"])
-    baselines = [Baseline(**each) for each in summary.get("baselines", [])]  # none in a search of before them
-    tested, paper_tested = summary["best_test"]["metrics"], summary["paper_test"]["metrics"]
+    best, paper = result.best, result.paper
+    tested, paper_tested = result.best_test.metrics, result.paper_test.metrics
     return [
-        f"Found by search {summary['search_id']} ({best.trial}).",
+        f"Found by search {result.search_id} ({best.trial}).",
         "",
         "| | validation, fresh seeds | test |",
         "|---|---|---|",
         f"| this | {best.mean:.4f} ± {best.std:.4f} ({len(best.values)} seeds) | {tested['test/map']:.4f} |",
         f"| the paper's setting | {paper.mean:.4f} ± {paper.std:.4f} ({len(paper.values)} seeds) "
         f"| {paper_tested['test/map']:.4f} |",
-        *card_lines(baselines),
+        *card_lines(result.baselines),
         *_what_was_frozen(best),
     ]

@@ -93,5 +93,10 @@ def newest(run_folder: Path) -> Path | None:
     return None
 
 
+def latest(run_folder: Path) -> Path | None:
+    """The folder of a run's newest checkpoint, without looking into it; None where there is none."""
+    return next((folder for folder in _newest_first(run_folder) if (folder / CHECKPOINT_FILE).exists()), None)
+
+
 def _newest_first(run_folder: Path) -> list[Path]:
     return sorted(run_folder.glob("checkpoint_*"), reverse=True)

@@ -1,4 +1,4 @@
-"""From settings to the dataset and the split that a run sees: images as pixels, or as a frozen backbone's features."""
+"""From settings to what a run sees, images as pixels or as a frozen backbone's features, and to a run that was kept."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import Dataset, Split, Stage, final_split, search_split
+from crh_tune.settings.base import SettingsError
 from crh_tune.settings.training import TrainingSettings
 from crh_tune.settings.trial import DatasetSettings, TrialSettings, ValidationSettings
+from crh_tune.training.aggregator import solve_locally
+from crh_tune.training.checkpoints import CheckpointError
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.frozen import frozen_store
+from crh_tune.training.loop import TrainingRun
+from crh_tune.training.workers import Workers
 
 
 def open_data(
@@ -45,3 +51,13 @@ def _open_split(key: str, stage: Stage) -> Split:
     validating = ValidationSettings(**validation).model_dump()
     split = search_split(opened, **validating) if stage == "search" else final_split(opened)
     return replace(split, reference=reference_similarity(split))
+
+
+def restored(settings: TrialSettings, stage: Stage, checkpoint: Path, workers: Workers) -> TrainingRun:
+    """The run of resolved settings as its checkpoint left it. Raises SettingsError where that cannot be read."""
+    run = TrainingRun(settings, open_split(settings, stage), workers, solve_locally)
+    try:
+        run.restore(checkpoint)
+    except CheckpointError as error:
+        raise SettingsError(str(error)) from None
+    return run

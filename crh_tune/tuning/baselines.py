@@ -10,8 +10,6 @@ is killed before its summary is written scores them again, with the same numbers
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,32 +30,14 @@ from crh_tune.settings.base import SettingsError
 from crh_tune.settings.training import TrainingSettings
 from crh_tune.settings.trial import DatasetSettings, TrialSettings
 from crh_tune.training.evaluation import encode_share, gather_codes
+from crh_tune.training.opening import restored
 from crh_tune.training.workers import Workers
+from crh_tune.tuning.events import Place
 from crh_tune.tuning.feature_pass import open_on_cluster
 from crh_tune.tuning.progress import Say
 from crh_tune.tuning.record import COMPLETE, Outcome
-from crh_tune.tuning.runs import Place
+from crh_tune.tuning.results import FLOAT_COSINE, ITQ, ROTATION, Baseline, checkpoint_in
 from crh_tune.tuning.tracking import flat
-from crh_tune.tuning.trial import RUNS_FOLDER, restored
-
-FLOAT_COSINE, ROTATION, ITQ = "float cosine", "PCA + rotation", "PCA + ITQ"
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A ranking that needs no training: its mAP on validation and on test queries, and the winner's gain over it.
-
-    ``gain`` is in test mAP, with its 95 % interval (NaN: unknown, with fewer than two test queries);
-    ``bytes_per_item`` is what an item of the database takes.
-    """
-
-    name: str
-    bytes_per_item: int
-    validation: float
-    test: float
-    gain: float
-    gain_low: float
-    gain_high: float
 
 
 def compare_with_baselines(
@@ -82,7 +62,7 @@ def compare_with_baselines(
         validation, test = (mean_average_precision(each, protocol.no_relevant) for each in (held_out[name], found))
         size = _bytes_per_item(name, splits[1], settings.trial.bits)
         baselines.append(Baseline(name, size, validation, test, *gain))
-        _log(place, settings, seed, baselines[-1])
+        _log(place, settings, seed, baselines[-1], {"split": last.fingerprint, "split.search": first.fingerprint})
     return tuple(baselines)
 
 
@@ -106,11 +86,6 @@ def splits_of_features(settings: TrialSettings, first: Split, last: Split, say: 
         say(f"{none}{error}")
         return None
     return search_split(opened, **settings.validation.model_dump()), final_split(opened)
-
-
-def checkpoint_in(folder: Path, outcome: Outcome) -> Path:
-    """Where an outcome's checkpoint is, wherever the search's folder has been moved to."""
-    return folder / RUNS_FOLDER / outcome.name / Path(str(outcome.checkpoint)).name
 
 
 def _winner_precisions(settings: TrialSettings, checkpoint: Path) -> Floats:
@@ -152,7 +127,7 @@ def _bytes_per_item(name: str, split: Split, bits: int) -> int:
     return int(pack_codes(np.zeros((1, bits), dtype=bool)).nbytes)
 
 
-def _log(place: Place, settings: TrialSettings, seed: int, baseline: Baseline) -> None:
+def _log(place: Place, settings: TrialSettings, seed: int, baseline: Baseline, splits: dict[str, str]) -> None:
     """Tell MLflow of a baseline, as one finished run; a second time changes nothing."""
     name = f"baseline-{baseline.name.replace(' + ', '-').replace(' ', '-').lower()}"
     key, tracker = place.key(name), place.tracker
@@ -160,7 +135,6 @@ def _log(place: Place, settings: TrialSettings, seed: int, baseline: Baseline) -
     tracker.start_run(key, name, place.search_id, tags)
     described = flat(settings.model_dump(mode="json", include={"dataset", "validation", "evaluation"}))
     length = {} if baseline.name == FLOAT_COSINE else {"trial.bits": settings.trial.bits, "trial.seed": seed}
-    splits = {"split": place.splits["final"], "split.search": place.splits["search"]}
     tracker.params(key, {"baseline": baseline.name, **described, **length, **splits})
     metrics = {
         "val/map": baseline.validation,
@@ -172,49 +146,3 @@ def _log(place: Place, settings: TrialSettings, seed: int, baseline: Baseline) -
     }
     tracker.metrics(key, {name: value for name, value in metrics.items() if math.isfinite(value)}, 0)
     tracker.end_run(key, "FINISHED")
-
-
-def last_lines(baselines: Sequence[Baseline]) -> list[str]:
-    """The baselines and what training brings over them, for the last lines of a search; nothing without baselines."""
-    rows = [f"{each.name:<17}{each.test:.4f} (validation {each.validation:.4f}), {_size(each)}" for each in baselines]
-    compared = _compared(baselines)
-    return [
-        *rows,
-        *(f"{'training brings':<17}{_gain(each)}" for each in compared),
-        *(f"{'no gain':<17}{doubt}" for doubt in map(_doubt, compared) if doubt),
-    ]
-
-
-def card_lines(baselines: Sequence[Baseline]) -> list[str]:
-    """The baselines as rows of the model card's table, and below it what training brings over them."""
-    rows = [f"| {each.name}, {_size(each)} | {each.validation:.4f} | {each.test:.4f} |" for each in baselines]
-    said = [f"Training brings {_gain(each)}." for each in _compared(baselines)]
-    doubts = [f"No gain: {doubt}." for doubt in map(_doubt, _compared(baselines)) if doubt]
-    return [*rows, *(line for text in [*said, *doubts] for line in ("", text))]
-
-
-def _size(baseline: Baseline) -> str:
-    same = "" if baseline.name == FLOAT_COSINE else " as the trained codes"
-    return f"{baseline.bytes_per_item:,} bytes an item{same}"
-
-
-def _compared(baselines: Sequence[Baseline]) -> list[Baseline]:
-    """Those that training is held against: the best codes without it, and the features themselves."""
-    return [each for name in (ITQ, FLOAT_COSINE) for each in baselines if each.name == name]
-
-
-def _gain(baseline: Baseline) -> str:
-    known = not math.isnan(baseline.gain_low)
-    interval = f"95 % interval {baseline.gain_low:+.4f} to {baseline.gain_high:+.4f}" if known else "interval unknown"
-    return f"{baseline.gain:+.4f} test mAP over {baseline.name} ({interval})"
-
-
-def _doubt(baseline: Baseline) -> str:
-    """Why no gain over a baseline can be claimed; empty where one can."""
-    if baseline.gain_low > 0:
-        return ""
-    if baseline.gain_high < 0:
-        return f"{baseline.name} ranks better than the trained codes"
-    if math.isnan(baseline.gain_low):
-        return f"too few test queries to compare the trained codes with {baseline.name}"
-    return f"on these test queries the trained codes are not measurably better than {baseline.name}"

@@ -13,9 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+import torch
+from ray import tune
 from ray.exceptions import RayError
 
 from crh_tune.settings.base import SettingsError
+from crh_tune.settings.search import BudgetSettings
 from crh_tune.settings.trial import ScalingSettings
 from crh_tune.tuning.ray_private import end_at_once, node_socket, quiet_signals
 
@@ -195,3 +198,35 @@ def _limit(name: str) -> float:
         return float(text)
     except ValueError:
         raise SettingsError(f"{name}: expected a number, got {text!r}") from None
+
+
+def trial_resources(scaling: ScalingSettings) -> tune.PlacementGroupFactory:
+    """What Tune reserves for a trial: its worker's share, or one byte where a worker group reserves its own.
+
+    Tune wants something reserved; a fraction of a CPU would keep a group from getting the machine's last one.
+    """
+    if scaling.workers_per_trial > 1:
+        return tune.PlacementGroupFactory([{"memory": 1}])
+    return tune.PlacementGroupFactory([{"CPU": scaling.cpus_per_worker, "GPU": scaling.gpus_per_worker}])
+
+
+def concurrency(scaling: ScalingSettings, budget: BudgetSettings) -> int:
+    """How many trials at once: as set, or as many as the cluster has (or can scale up to) CPUs and GPUs for.
+
+    Raises SettingsError when not even one fits.
+    """
+    check_it_fits(scaling)
+    if budget.concurrent != "auto":
+        return int(budget.concurrent)
+    return max(1, int(min(has(kind) / amount for kind, amount in needs(scaling).items() if amount)))
+
+
+def device_of(scaling: ScalingSettings) -> torch.device:
+    """The device of a lone worker. Raises SettingsError where more GPUs are asked for than there are."""
+    asked = scaling.gpus_per_worker
+    if asked == 0:
+        return torch.device("cpu")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked > there:
+        raise SettingsError(f"scaling.gpus_per_worker: {asked:g} asked for, there are {there}")
+    return torch.device("cuda")

@@ -30,7 +30,7 @@ from crh_tune.training.frozen import FeaturesMissing
 from crh_tune.training.opening import open_data
 from crh_tune.tuning.cluster import check_it_fits
 from crh_tune.tuning.progress import Say
-from crh_tune.tuning.trial import RESTARTS
+from crh_tune.tuning.worker import RESTARTS
 
 _LOOK_SECONDS = 0.2
 _SHARED = "CRH_TUNE_CACHE has to name a folder that all nodes share, and weights of a file have to be there too"

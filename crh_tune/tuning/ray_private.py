@@ -6,12 +6,14 @@
 * ``GroupTrainer``: two helpers and a signal handler of Ray Train's that no option leaves out.
 * ``groups_of``: the public table of placement groups says neither whose they are nor whether their maker is dead.
 * ``take_for_death``: Tune takes no error but RayActorError for the death of a trial's process.
+* ``keep_processes``: Tune keeps the processes of trials that have ended, but only as many as trials wait for, and one;
+  between stages none waits, and a new process takes seconds.
 * ``fill_rungs``, ``rename_in_rungs``: Tune's ASHA saves its rungs with everything else of a run, or not at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -28,6 +30,7 @@ from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 from ray.tune.execution import tune_controller
 from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.utils.object_cache import _ObjectCache
 from ray.util.placement_group import PlacementGroup
 
 _E = TypeVar("_E", bound=Exception)
@@ -112,6 +115,24 @@ def take_for_death(kind: type[_E], reason: Callable[[_E], str]) -> None:
             super()._actor_start_failed(tracked_actor, death(exception))
 
     tune_controller.RayActorManager = ActorManager  # type: ignore[attr-defined]
+
+
+class _ProcessCache(_ObjectCache):
+    """Keeps all there are until the search is over: never more than run at once, and all of the same resources."""
+
+    def cache_object(self, key: Any, obj: Any) -> bool:
+        self._cached_objects[key].append(obj)
+        self._num_cached_objects += 1
+        return True
+
+    def flush_cached_objects(self, force_all: bool = False) -> Generator[Any, None, None]:
+        if force_all:
+            yield from super().flush_cached_objects(force_all=True)
+
+
+def keep_processes() -> None:
+    """Have every run of Tune from now on keep the processes of its trials until it is over."""
+    tune_controller._ObjectCache = _ProcessCache  # type: ignore[attr-defined]
 
 
 def fill_rungs(scheduler: AsyncHyperBandScheduler, name: str, values: dict[int, float]) -> None:

@@ -10,13 +10,16 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from crh_tune import ground
 from crh_tune.data.splits import Stage
-from crh_tune.settings.base import SettingsError, validated
+from crh_tune.settings.base import Settings, SettingsError, one_line, validated
 from crh_tune.settings.search import SearchSettings
 
 SETTINGS_FILE = "search.json"
@@ -26,6 +29,7 @@ SUMMARY_FILE = "summary.json"
 CLOCK_FILE = "seconds_used"
 OUTCOMES_FOLDER = "outcomes"
 COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
+Kind = TypeVar("Kind")
 
 
 @dataclass
@@ -41,21 +45,33 @@ class Outcome:
     error: str = ""
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a file that is whole or as it was. Raises OSError where the disk is full or gone."""
-    ground.write_json(path, content, indent=2)
+def write_record(path: Path, content: object) -> None:
+    """Write plain values or a dataclass as JSON: the file is whole, or as it was.
+
+    Raises OSError where the disk is full or gone.
+    """
+    ground.write_json(path, to_jsonable_python(content, inf_nan_mode="constants"), indent=2)
+
+
+def read_record(kind: type[Kind], path: Path) -> Kind:
+    """What ``write_record`` wrote, as the dataclass or type it was. Raises SettingsError, naming the file."""
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise SettingsError(f"{path}: not as this version writes it: {one_line(error, Settings)}") from None
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path}: not readable: {error}") from None
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     """Keep how a run of a search's folder ended. Raises OSError where the disk is full or gone."""
     (folder / OUTCOMES_FOLDER).mkdir(exist_ok=True)
-    write_json(folder / OUTCOMES_FOLDER / f"{outcome.name}.json", asdict(outcome))
+    write_record(folder / OUTCOMES_FOLDER / f"{outcome.name}.json", outcome)
 
 
 def read_outcomes(folder: Path) -> dict[str, Outcome]:
-    """The outcomes of all runs of a search's folder that have ended, by name."""
-    paths = sorted((folder / OUTCOMES_FOLDER).glob("*.json"))
-    found = [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    """The outcomes of all runs of a search's folder that have ended, by name. Raises SettingsError."""
+    found = [read_record(Outcome, path) for path in sorted((folder / OUTCOMES_FOLDER).glob("*.json"))]
     return {outcome.name: outcome for outcome in found}
 
 
@@ -83,7 +99,7 @@ def new_folder(storage: Path, settings: SearchSettings) -> Path:
         folder = storage.resolve() / f"{settings.name}-{number:03d}"
         try:
             folder.mkdir()
-            write_json(folder / SETTINGS_FILE, settings.model_dump(mode="json"))
+            write_record(folder / SETTINGS_FILE, settings)
         except FileExistsError:
             number += 1
             continue
@@ -104,23 +120,19 @@ def find_folder(storage: Path, name: str) -> Path:
 def read_settings(folder: Path) -> SearchSettings:
     """The settings a search was begun with. Raises SettingsError."""
     path = folder / SETTINGS_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: not readable: {error}") from None
-    return validated(SearchSettings, content, str(path))
+    return validated(SearchSettings, read_record(dict[str, Any], path), str(path))
 
 
 def same_splits(folder: Path, splits: Mapping[Stage, str]) -> None:
     """Keep the fingerprint of each stage's split. Raises SettingsError where a search was begun with others."""
     path = folder / SPLITS_FILE
-    begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else splits
+    begun = read_record(dict[str, str], path) if path.exists() else splits
     if begun != splits:
         raise SettingsError(
             f"{folder.name} was begun on other data (split {begun['search']}, now {splits['search']}): "
             "bring the data back as it was, or begin a new search"
         )
-    write_json(path, splits)
+    write_record(path, splits)
 
 
 @contextmanager

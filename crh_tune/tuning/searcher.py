@@ -1,9 +1,8 @@
-"""Optuna as a Ray Tune searcher. Every trial's life is in Optuna's storage, so that a study can be gone on with.
+"""What Optuna proposes. Every trial's life is in Optuna's storage, so that a study can be resumed.
 
 Ray's own OptunaSearch records a trial that a scheduler stopped as complete with the value it had got to, which misleads
 the sampler, and leaves one that ends in NaN running for ever. Here a stopped trial is pruned with its intermediate
-values, and one without a usable result has failed. The search's own events tell the study of results and ends
-(``runs.RunEvents``): after they are on disk, which Tune's calls of a searcher would not wait for.
+values, and one without a usable result has failed. The study is told of results and ends once they are on disk.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ from typing import Any
 
 import optuna
 from optuna.trial import TrialState
-from ray.tune.search.searcher import Searcher
 
-from crh_tune.settings.base import SettingsError
+from crh_tune.settings.base import SettingsError, validated
 from crh_tune.settings.search import SearchSettings
+from crh_tune.settings.trial import TrialSettings
 from crh_tune.tuning.optuna_private import has_reported, taken_up
 from crh_tune.tuning.proposals import START, enqueue_drawn, every_setting, propose, same
 from crh_tune.tuning.record import COMPLETE, PRUNED, Outcome
+from crh_tune.tuning.run import SEARCH, Run
 
 SETTINGS = "settings"
 """User attribute: the resolved settings of the trial, as plain values."""
@@ -36,18 +36,25 @@ def trial_name(number: int) -> str:
     return f"trial-{number:04d}"
 
 
-class OptunaSearcher(Searcher):
+class OptunaSearcher:
     """Hands out the study's trials that are still running, then asks it for new ones until the budget is spent.
 
     All trials have one seed, so a setting that was tried is not tried again: a proposal of it is told to the study as
     failed, which its sampler does not look at. Where all settings of the space have been tried, the search is over.
+    ``fingerprint`` is that of the search split, which the trials see.
     """
 
     def __init__(
-        self, study: optuna.Study, settings: SearchSettings, classes: int, multi_label: bool, budget: int
+        self,
+        study: optuna.Study,
+        settings: SearchSettings,
+        classes: int,
+        multi_label: bool,
+        budget: int,
+        fingerprint: str = "",
     ) -> None:
-        super().__init__(metric=settings.objective.metric, mode=settings.objective.mode)
         self._study, self._settings, self._classes, self._multi_label = study, settings, classes, multi_label
+        self._metric, self._fingerprint = settings.objective.metric, fingerprint
         begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
         self._again = [taken_up(study, t) for t in begun if t.state == TrialState.RUNNING]
         tried = [t.user_attrs[SETTINGS] for t in begun if SETTINGS in t.user_attrs]
@@ -64,10 +71,13 @@ class OptunaSearcher(Searcher):
         """Whether a trial is left to run."""
         return bool(self._again) or self._left > 0
 
-    def suggest(self, trial_id: str) -> Any:
-        """The next trial as ``{"run": {name, settings, stage, start}}``; "FINISHED" once the budget is spent."""
+    def propose(self) -> Run | None:
+        """The next trial; None once the budget is spent.
+
+        Raises SettingsError where one that was begun has settings that this version does not know.
+        """
         if not self.has_work:
-            return Searcher.FINISHED
+            return None
         if self._again and SETTINGS in self._again[0].user_attrs:
             trial = self._again.pop(0)
             content = trial.user_attrs[SETTINGS]
@@ -75,11 +85,19 @@ class OptunaSearcher(Searcher):
             new = self._new_setting()
             if new is None:
                 self._left = 0
-                return Searcher.FINISHED
+                return None
             trial, content = new
-        self._running[trial_name(trial.number)] = trial
-        start = trial.user_attrs.get(START, "drawn")
-        return {"run": {"name": trial_name(trial.number), "settings": content, "stage": "search", "start": start}}
+        name, start = trial_name(trial.number), trial.user_attrs.get(START, "drawn")
+        self._running[name] = trial
+        settings = validated(TrialSettings, content, f"{name} was begun by another version: begin a new search")
+        return Run(name, settings, "search", self._fingerprint, SEARCH, start)
+
+    def stop(self) -> None:
+        """Propose no new setting any more, only trials that were begun and have not ended."""
+        self._left = 0
+        for trial in [each for each in self._again if SETTINGS not in each.user_attrs]:
+            self._again.remove(trial)
+            self._study.tell(self._running.pop(trial_name(trial.number)), state=TrialState.FAIL)
 
     def _new_setting(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
         """A trial with a setting that was not tried yet, as the sampler proposes it or else any; None without one."""
@@ -128,7 +146,7 @@ class OptunaSearcher(Searcher):
 
     def report(self, name: str, metrics: dict[str, float]) -> None:
         """Keep a running trial's intermediate value, under its epoch, once."""
-        trial, value, epoch = self._running.get(name), metrics.get(self.metric), int(metrics["epoch"])
+        trial, value, epoch = self._running.get(name), metrics.get(self._metric), int(metrics["epoch"])
         if trial is None or value is None or not math.isfinite(value):
             return
         if not has_reported(self._study, trial, epoch):
@@ -140,7 +158,7 @@ class OptunaSearcher(Searcher):
         if trial is None:
             return
         self._again = [other for other in self._again if other is not trial]
-        value = outcome.metrics.get(str(self.metric))
+        value = outcome.metrics.get(self._metric)
         if outcome.metrics:
             trial.set_user_attr(METRICS, outcome.metrics)
         if outcome.status not in (COMPLETE, PRUNED) or value is None or not math.isfinite(value):
@@ -149,37 +167,3 @@ class OptunaSearcher(Searcher):
             self._study.tell(trial, value)
         else:
             self._study.tell(trial, state=TrialState.PRUNED)
-
-    def unfinished(self) -> list[Outcome]:
-        """The trials that were handed out, now or before the search was resumed, and have not ended."""
-        attributes = {name: trial.user_attrs for name, trial in self._running.items()}
-        return [Outcome(n, of[SETTINGS], of.get(START, "drawn")) for n, of in attributes.items() if SETTINGS in of]
-
-    def give_up(self) -> None:
-        """Tell the study that the trials which were handed out and have not ended never will."""
-        for trial in self._running.values():
-            self._study.tell(trial, state=TrialState.FAIL)
-        self._running.clear()
-        self._again.clear()
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tune's own call, before anything is on disk: nothing to do."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune writes its searcher down to restore it; this one is made anew from the study."""
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the study's storage holds it all."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: the study's storage holds it all."""
-
-
-def plain_metrics(result: dict[str, Any]) -> dict[str, float]:
-    """The trial's own metrics out of a Tune result: those of a name with a slash, and the epoch."""
-    return {
-        name: float(value)
-        for name, value in result.items()
-        if ("/" in name and not name.startswith("config/") and isinstance(value, int | float)) or name == "epoch"
-    }

@@ -1,4 +1,4 @@
-"""What ends a search before its work is done: a person, its hours, or trials that all fail."""
+"""What ends a search before its work is done: a person, its hours, or a failure."""
 
 from __future__ import annotations
 
@@ -47,23 +47,19 @@ class Stop(tune.Stopper):
         self.interrupted = False
         self.search_id = ""
         """The search that can be gone on with; empty before there is one."""
-        self.hopeless = ""
+        self.failure: Exception | None = None
         """Why it makes no sense to go on."""
-        self.out_of_time = False
-        self._clock: Clock | None = None
         self._running = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        self.out_of_time = self._clock is not None and self._clock.over()
-        return self.interrupted or bool(self.hopeless) or self.out_of_time
+        return self.interrupted or self.failure is not None
 
     @contextmanager
-    def while_running(self, clock: Clock | None) -> Iterator[None]:
+    def while_running(self) -> Iterator[None]:
         """Within it, Tune's steps ask what to do: a signal stops the runs in order. Raises Interrupted after one."""
-        self._clock = clock
         with self.in_order():
             yield
         self.raise_if_interrupted()

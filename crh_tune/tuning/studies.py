@@ -22,13 +22,16 @@ from crh_tune.settings.training import TrainingSettings
 from crh_tune.settings.trial import DatasetSettings
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.tuning import tracking
+from crh_tune.tuning.engine import drive
+from crh_tune.tuning.events import Place
 from crh_tune.tuning.feature_pass import open_on_cluster
-from crh_tune.tuning.progress import Progress, Say
+from crh_tune.tuning.progress import Say
 from crh_tune.tuning.record import COMPLETE, held, make_storage, read_outcomes
-from crh_tune.tuning.runs import Place, run_trials
+from crh_tune.tuning.run import TEST, Run
+from crh_tune.tuning.stages import FixedRuns
 from crh_tune.tuning.stopping import Stop
 from crh_tune.tuning.tracking import PATIENCE, SHORT_PATIENCE
-from crh_tune.tuning.trial import start_aggregator
+from crh_tune.tuning.worker import start_aggregator
 
 ROW, STUDY = "crh_tune.row", "crh_tune.study"
 RANDOM = "Random"
@@ -61,18 +64,18 @@ def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop:
     with tracking.answering(uri):
         done = _complete(uri, experiment)
     key = f"{study.name}-{dataset}"
-    missing = [run for run in runs if f"{key}/{run['name']}" not in done]
+    missing = [run for run in runs if f"{key}/{run.name}" not in done]
     say(f"study {key}: {len(runs)} runs, {len(runs) - len(missing)} there already, {len(missing)} to do")
     folder = storage.resolve() / key
     folder.mkdir(exist_ok=True)
     with held(folder):
         known = read_outcomes(folder)
-        if any(run["name"] in known and known[run["name"]].status == COMPLETE for run in missing):
+        if any(run.name in known and known[run.name].status == COMPLETE for run in missing):
             (folder / tracking.SENT_FILE).unlink(missing_ok=True)  # MLflow has lost them: it is told all of it again
         tracker = tracking.Tracker(uri, study.name, storage, folder)
         tracker.start_run(key, key, tags={STUDY: study.name, "crh_tune.stage": "parent"})
         aggregator = f"crh-aggregator-{key}-{time.time_ns()}"
-        place = Place(key, folder, aggregator, tracker, {"final": split.fingerprint}, stop)
+        place = Place(key, folder, aggregator, tracker, stop)
         status = "KILLED"
         try:
             for bits in study.on(dataset).bits or study.bits if study.random_draws else ():
@@ -85,29 +88,28 @@ def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop:
     return failed
 
 
-def _run_missing(study: StudySettings, dataset: str, missing: list[dict[str, Any]], place: Place, say: Say) -> int:
+def _run_missing(study: StudySettings, dataset: str, missing: list[Run], place: Place, say: Say) -> int:
     aggregator = start_aggregator(place.aggregator)
-    progress = Progress(say, len(missing), "test/map", "max")
     try:
-        outcomes = run_trials(place, study.scaling_on(dataset), study.budget, progress, fixed=missing)
+        outcomes = drive(place, study.scaling_on(dataset), study.budget, [FixedRuns(missing, say)])
     finally:
         ray.kill(aggregator)
-    return sum(outcomes[run["name"]].status != COMPLETE for run in missing)
+    return sum(outcomes[run.name].status != COMPLETE for run in missing)
 
 
-def _runs(study: StudySettings, dataset: str, split: Split, say: Say) -> list[dict[str, Any]]:
+def _runs(study: StudySettings, dataset: str, split: Split, say: Say) -> list[Run]:
     """The study's runs, named by their settings and row; says which ones the dataset makes impossible."""
-    runs: list[dict[str, Any]] = []
+    runs: list[Run] = []
     for row, settings in study.trials(dataset):
         try:
-            content = settings.resolve(split.classes, split.multi_label).model_dump(mode="json")
+            resolved = settings.resolve(split.classes, split.multi_label)
         except SettingsError as error:
             say(f"left out: {row} at {settings.trial.bits} bits: {error}")
             continue
-        identity = json.dumps([row, content, split.fingerprint], sort_keys=True)
+        identity = json.dumps([row, resolved.model_dump(mode="json"), split.fingerprint], sort_keys=True)
         name = f"{settings.method}-{settings.trial.bits}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
         tags = {ROW: row, STUDY: study.name}
-        runs.append({"name": name, "settings": content, "stage": "final", "start": "cell", "tags": tags})
+        runs.append(Run(name, resolved, "final", split.fingerprint, TEST, "cell", tags))
     return runs
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
-import statistics
 import time
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -22,17 +18,19 @@ from ray.tune import TuneError
 from crh_tune.data.splits import Split, Stage, final_split, search_split
 from crh_tune.errors import SearchFailed
 from crh_tune.settings.search import SearchSettings, drawn
-from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.models import build_network
 from crh_tune.training.opening import open_data
 from crh_tune.tuning import tracking
-from crh_tune.tuning.baselines import Baseline, compare_with_baselines
+from crh_tune.tuning.asha import asha
+from crh_tune.tuning.baselines import compare_with_baselines
+from crh_tune.tuning.cluster import concurrency
+from crh_tune.tuning.engine import drive
+from crh_tune.tuning.events import OUT_OF_TIME, Place
 from crh_tune.tuning.feature_pass import open_on_cluster
-from crh_tune.tuning.progress import Progress, Say
-from crh_tune.tuning.proposals import enqueue, paper_values, planned, start_points
+from crh_tune.tuning.progress import Say
+from crh_tune.tuning.proposals import enqueue, planned, start_points
 from crh_tune.tuning.record import (
     CLOCK_FILE,
-    COMPLETE,
     SETTINGS_FILE,
     STUDY_FILE,
     SUMMARY_FILE,
@@ -40,58 +38,16 @@ from crh_tune.tuning.record import (
     held,
     make_storage,
     new_folder,
-    read_outcomes,
     same_splits,
-    write_json,
+    write_record,
 )
-from crh_tune.tuning.runs import OUT_OF_TIME, Place, asha, concurrency, run_trials
+from crh_tune.tuning.results import SearchResult, read_result
 from crh_tune.tuning.searcher import OptunaSearcher
+from crh_tune.tuning.stages import ConfirmStage, SearchStage, TestStage
 from crh_tune.tuning.stopping import Clock, Interrupted, Stop
-from crh_tune.tuning.trial import start_aggregator
+from crh_tune.tuning.worker import start_aggregator
 
 SKIPPED_FILE = "skipped_images.txt"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A setting that was confirmed: the trial it comes from, its settings, its values with fresh seeds."""
-
-    trial: str
-    settings: dict[str, Any]
-    values: list[float]
-    frozen: float | None = None
-    """Where all layers were trained: what its trial had on the frozen backbone's features."""
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
-
-    @property
-    def std(self) -> float:
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search that has ended found. ``best_test`` and ``paper_test`` are the test mAP, each asked once.
-
-    ``tracking_uri`` is without a password: the result is kept and printed.
-    """
-
-    search_id: str
-    folder: Path
-    tracking_uri: str
-    best: Candidate
-    paper: Candidate
-    best_test: Outcome
-    paper_test: Outcome
-    ended: str
-    """How it ended: ``finished``, or ``stopped by budget`` and where."""
-    baselines: tuple[Baseline, ...] = ()
-    """What needs no training, on the same queries; none where the inputs are images that no network has seen."""
-    unsent: int = 0
-    """How many entries the tracking server has not got, and why."""
-    unsent_why: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +59,11 @@ class Prepared:
     skipped: tuple[str, ...] = ()
     confirming: dict[Stage, str] = field(default_factory=dict)
     """The fingerprints of the splits that finalists are confirmed and tested on, where they see other inputs."""
+
+    @property
+    def splits(self) -> dict[Stage, str]:
+        """The fingerprints of the splits that trials see."""
+        return {"search": self.first.fingerprint, "final": self.last.fingerprint}
 
 
 def prepare(settings: SearchSettings, say: Say) -> Prepared:
@@ -162,12 +123,12 @@ def run_search(
     stop.search_id = folder.name
     with held(folder):
         if (folder / SUMMARY_FILE).exists():
-            return read_result(folder, uri)
-        splits: dict[Stage, str] = {"search": prepared.first.fingerprint, "final": prepared.last.fingerprint}
-        same_splits(folder, splits)
+            unsent = tracking.unsent_in(folder, uri)
+            return replace(read_result(folder), tracking_uri=tracking.shown(uri), unsent=unsent)
+        same_splits(folder, prepared.splits)
         tracker = tracking.Tracker(uri, settings.name, storage, folder)
         name = f"crh-aggregator-{folder.name}-{time.time_ns()}"
-        place = Place(folder.name, folder, name, tracker, splits, stop)
+        place = Place(folder.name, folder, name, tracker, stop)
         first = prepared.first
         say(
             f"search {place.search_id}: {settings.method} on {settings.dataset.name} "
@@ -214,42 +175,33 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
 
 
 def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str, say: Say) -> SearchResult:
+    """The stages of the search, then what needs no training, and the summary. Raises SearchFailed."""
     classes, multi_label = prepared.first.classes, prepared.first.multi_label
     study = _open_study(settings, place)
     enqueue(study, settings, classes, multi_label)
-    searcher = OptunaSearcher(study, settings, classes, multi_label, settings.trials)
+    splits = prepared.confirming or prepared.splits
+    searcher = OptunaSearcher(study, settings, classes, multi_label, settings.trials, prepared.first.fingerprint)
     clock = Clock(place.folder / CLOCK_FILE, settings.budget.hours * 3600) if settings.budget.hours else None
-    before = [outcome for outcome in read_outcomes(place.folder).values() if outcome.start != "fixed"]
-    progress = Progress(
-        say, searcher.total, settings.objective.metric, settings.objective.mode, before, settings.search
-    )
-    outcomes = run_trials(
-        place, settings.scaling, settings.budget, progress, searcher=searcher, scheduler=asha(settings, study),
-        clock=clock,
-    )  # fmt: skip
-    if place.stop.hopeless:
-        raise SearchFailed(place.stop.hopeless)
-    outcomes = {name: outcome for name, outcome in outcomes.items() if outcome.start != "fixed"}
-    finalists, paper = _finalists(settings, outcomes, classes, multi_label)
-    place = replace(place, splits=prepared.confirming or place.splits)
-
-    def confirmed(tried: dict[str, Any]) -> dict[str, Any]:
-        resolved = settings.confirmed(TrialSettings.model_validate(tried), classes, multi_label)
-        return resolved.model_dump(mode="json")
-
-    candidates = _confirm(settings, place, finalists, paper, say, confirmed if prepared.confirming else dict)
-    sign = 1 if settings.objective.mode == "max" else -1
-    best = max(candidates, key=lambda candidate: sign * candidate.mean)
-    confirmed_paper = candidates[-1]
-    best_test, paper_test = _test(settings, place, best, confirmed_paper, say)
+    search = SearchStage(settings, searcher, say, clock)
+    confirm = ConfirmStage(settings, search, classes, multi_label, splits["search"], say)
+    test = TestStage(settings, confirm, splits["final"], say)
+    drive(place, settings.scaling, settings.budget, [search, confirm, test], asha(settings, study))
+    best_test, paper_test = test.tested()
     baselines = compare_with_baselines(place, prepared.first, prepared.last, best_test, settings.seed, say)
-    ended = how_it_ended(settings, list(outcomes.values()), searcher.total)
     result = SearchResult(
-        place.search_id, place.folder, uri, best, confirmed_paper, best_test, paper_test, ended, baselines
+        search_id=place.search_id,
+        folder=place.folder,
+        tracking_uri=uri,
+        best=test.best,
+        paper=test.paper,
+        best_test=best_test,
+        paper_test=paper_test,
+        ended=how_it_ended(settings, list(search.outcomes.values()), searcher.total),
+        baselines=baselines,
     )
-    write_json(place.folder / SUMMARY_FILE, {name: _plain(value) for name, value in vars(result).items()})
+    write_record(place.folder / SUMMARY_FILE, result)
     place.tracker.artifact(place.search_id, place.folder / SUMMARY_FILE)
-    place.tracker.metrics(place.search_id, _parent_metrics(best, confirmed_paper, best_test, paper_test), 0)
+    place.tracker.metrics(place.search_id, _parent_metrics(result), 0)
     return result
 
 
@@ -259,110 +211,6 @@ def how_it_ended(settings: SearchSettings, outcomes: list[Outcome], trials: int)
     if in_time or settings.budget.hours is None:
         return "finished"
     return f"stopped by budget: {settings.budget.hours:g} hours were over after {len(outcomes)} of {trials} trials"
-
-
-def read_result(folder: Path, uri: str) -> SearchResult:
-    """The result of a search that has ended."""
-    summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    summary |= {name: Candidate(**summary[name]) for name in ("best", "paper")}
-    summary |= {name: Outcome(**summary[name]) for name in ("best_test", "paper_test")}
-    summary["baselines"] = tuple(Baseline(**each) for each in summary.get("baselines", []))
-    known = {"folder": folder, "tracking_uri": tracking.shown(uri), "unsent": tracking.unsent_in(folder, uri)}
-    return SearchResult(**{**summary, **known})
-
-
-def _finalists(
-    settings: SearchSettings, outcomes: dict[str, Outcome], classes: int, multi_label: bool
-) -> tuple[list[Outcome], Outcome]:
-    """The best complete trials, best first, each setting once, and the paper's as the run it was, or would be.
-
-    Raises SearchFailed when no trial is complete and has the metric.
-    """
-    metric, sign = settings.objective.metric, 1 if settings.objective.mode == "max" else -1
-    complete = [each for each in outcomes.values() if each.status == COMPLETE and metric in each.metrics]
-    if not complete:
-        reasons = {outcome.error for outcome in outcomes.values() if outcome.error}
-        reasons |= {f"no {metric}" for outcome in outcomes.values() if outcome.status == COMPLETE}
-        raise SearchFailed(
-            f"none of {len(outcomes)} trials came to its end: {'; '.join(sorted(reasons)[:3]) or 'no time'}"
-        )
-    complete.sort(key=lambda outcome: -sign * outcome.metrics[metric])
-    paper = next((outcome for outcome in outcomes.values() if outcome.start == "paper"), None)
-    if paper is None:
-        values = paper_values(settings, classes, multi_label)
-        resolved = settings.trial_settings(values, settings.seed).resolve(classes, multi_label)
-        paper = Outcome("paper", resolved.model_dump(mode="json"), "paper")
-    different: dict[str, Outcome] = {}
-    for outcome in complete:
-        different.setdefault(json.dumps(outcome.settings, sort_keys=True), outcome)
-    return list(different.values())[: settings.confirm.top], paper
-
-
-def _confirm(
-    settings: SearchSettings,
-    place: Place,
-    finalists: list[Outcome],
-    paper: Outcome,
-    say: Say,
-    confirmed: Callable[[dict[str, Any]], dict[str, Any]] = dict,
-) -> list[Candidate]:
-    """Run the finalists, and last the paper's setting, with fresh seeds; a finalist of which all fail is left out.
-
-    ``confirmed`` makes what is run of what was tried.
-
-    Raises SearchFailed where all runs of the paper's setting fail, which everything is compared with.
-    """
-    metric = settings.objective.metric
-    chosen = [outcome for outcome in finalists if outcome.settings != paper.settings] + [paper]
-    seeds = [settings.seed + 1 + n for n in range(settings.confirm.seeds)]
-    whole = settings.confirm.freeze is False
-    say(f"confirming {len(chosen)} settings with {len(seeds)} fresh seeds each{', all layers trained' * whole}")
-    runs = [
-        _fixed(f"confirm-{outcome.name}-seed{seed}", confirmed(outcome.settings), seed, "search")
-        for outcome in chosen
-        for seed in seeds
-    ]
-    progress = Progress(say, len(runs), metric, settings.objective.mode, _before(place, runs), settings.search)
-    done = run_trials(place, settings.scaling, settings.budget, progress, fixed=runs)
-    candidates = []
-    for outcome in chosen:
-        mine = [done[f"confirm-{outcome.name}-seed{seed}"] for seed in seeds]
-        values = [run.metrics[metric] for run in mine if run.status == COMPLETE and metric in run.metrics]
-        if not values and outcome is paper:
-            raise SearchFailed(f"the paper's setting could not be confirmed: {mine[0].error}")
-        if not values:
-            say(f"{outcome.name} is left out, it could not be confirmed: {mine[0].error}")
-            continue
-        frozen = outcome.metrics.get(metric) if whole else None
-        candidates.append(Candidate(outcome.name, confirmed(outcome.settings), values, frozen))
-    return candidates
-
-
-def _test(
-    settings: SearchSettings, place: Place, best: Candidate, paper: Candidate, say: Say
-) -> tuple[Outcome, Outcome]:
-    """Retrain the winner, and the paper's setting to compare, on all training samples; ask the test queries once."""
-    say("retraining on all training samples, and asking the test queries once")
-    runs = [_fixed("final-best", best.settings, settings.seed, "final")]
-    if paper is not best:
-        runs.append(_fixed("final-paper", paper.settings, settings.seed, "final"))
-    progress = Progress(say, len(runs), "test/map", "max", _before(place, runs), settings.search)
-    done = run_trials(place, settings.scaling, settings.budget, progress, fixed=runs)
-    for run in runs:
-        if done[run["name"]].status != COMPLETE:
-            raise SearchFailed(f"{run['name']} did not come to its end: {done[run['name']].error}")
-    return done["final-best"], done[runs[-1]["name"]]
-
-
-def _before(place: Place, runs: list[dict[str, Any]]) -> list[Outcome]:
-    """The outcomes of those runs that are complete already."""
-    known = read_outcomes(place.folder)
-    return [known[run["name"]] for run in runs if run["name"] in known and known[run["name"]].status == COMPLETE]
-
-
-def _fixed(name: str, settings: dict[str, Any], seed: int, stage: str) -> dict[str, Any]:
-    content = {**settings, "trial": {**settings["trial"], "seed": seed}}
-    return {"name": name, "settings": content, "stage": stage, "start": "fixed"}
 
 
 def _open_study(settings: SearchSettings, place: Place) -> optuna.Study:
@@ -380,14 +228,14 @@ def _open_study(settings: SearchSettings, place: Place) -> optuna.Study:
     return study
 
 
-def _parent_metrics(best: Candidate, paper: Candidate, best_test: Outcome, paper_test: Outcome) -> dict[str, float]:
+def _parent_metrics(result: SearchResult) -> dict[str, float]:
     return {
-        "best/mean": best.mean,
-        "best/std": best.std,
-        "paper/mean": paper.mean,
-        "paper/std": paper.std,
-        "best/test_map": best_test.metrics["test/map"],
-        "paper/test_map": paper_test.metrics["test/map"],
+        "best/mean": result.best.mean,
+        "best/std": result.best.std,
+        "paper/mean": result.paper.mean,
+        "paper/std": result.paper.std,
+        "best/test_map": result.best_test.metrics["test/map"],
+        "paper/test_map": result.paper_test.metrics["test/map"],
     }
 
 
@@ -396,9 +244,3 @@ def _last_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [asdict(each) for each in value]
-    return asdict(value) if isinstance(value, Candidate | Outcome) else str(value)

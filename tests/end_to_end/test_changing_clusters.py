@@ -35,9 +35,12 @@ from crh_tune.training.loop import TrainingRun
 from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
 from crh_tune.tuning import tracking
-from crh_tune.tuning.record import read_outcomes, write_json
-from crh_tune.tuning.runs import Place, run_trials
-from crh_tune.tuning.trial import start_aggregator
+from crh_tune.tuning.engine import drive
+from crh_tune.tuning.events import Place
+from crh_tune.tuning.record import read_outcomes, write_record
+from crh_tune.tuning.run import Run
+from crh_tune.tuning.stages import FixedRuns
+from crh_tune.tuning.worker import start_aggregator
 from tests.tuning.test_groups import train_undisturbed
 
 PROJECT = Path(__file__).parents[2]
@@ -130,21 +133,21 @@ class Losses:
             run.join()
             self.said[name] |= {"reached": reached, "lost": lost}
         assert self.tracker.close() == 0
-        write_json(self.storage / "said.json", self.said)
+        write_record(self.storage / "said.json", self.said)
         while (
             os.getppid() == self.test
         ):  # which kills this and its cluster; only if it is gone itself, they end in order
             time.sleep(0.5)
 
     def run(self, name: str) -> None:
-        settings, content, folder = settings_of(name), content_of(name), self.storage / name
+        settings, folder = settings_of(name), self.storage / name
+        resolved = TrialSettings.model_validate(content_of(name))
         folder.mkdir()
-        split = open_split(TrialSettings.model_validate(content), "search").fingerprint
-        place = Place(name, folder, f"aggregator-{name}", self.tracker, {"search": split})
+        run = Run(name, resolved, "search", open_split(resolved, "search").fingerprint)
+        place = Place(name, folder, f"aggregator-{name}", self.tracker)
         self.tracker.start_run(name, name)
         aggregator = start_aggregator(place.aggregator)
-        fixed = [{"name": name, "settings": content, "stage": "search", "start": "fixed"}]
-        outcomes = run_trials(place, settings.scaling, settings.budget, lambda outcome: None, fixed=fixed)
+        outcomes = drive(place, settings.scaling, settings.budget, [FixedRuns([run], print)])
         self.said[name] = asdict(outcomes[name])
         ray.kill(aggregator)
 

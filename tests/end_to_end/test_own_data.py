@@ -28,7 +28,7 @@ from crh_tune.settings.search import read_search
 from crh_tune.settings.trial import DatasetSettings
 from crh_tune.spaces import shipped
 from crh_tune.training.opening import open_data
-from crh_tune.tuning.baselines import Baseline, last_lines
+from crh_tune.tuning.results import Baseline, last_lines
 from crh_tune.tuning.study import prepare
 
 FOX = "red 'fox' \"🦊\", 50%"

@@ -8,7 +8,8 @@ import optuna
 import pytest
 
 from crh_tune.settings.search import SearchSettings
-from crh_tune.tuning.runs import Asha, asha
+from crh_tune.tuning.asha import Asha, asha
+from crh_tune.tuning.run import Run
 
 SETTINGS = SearchSettings.model_validate(
     {
@@ -21,8 +22,9 @@ SETTINGS = SearchSettings.model_validate(
 )
 
 
-def tune_trial(number: int, identity: str) -> SimpleNamespace:
-    return SimpleNamespace(trial_id=identity, config={"run": {"name": f"trial-{number:04d}"}})
+def tune_trial(number: int, identity: str, stage: str = "search") -> SimpleNamespace:
+    run = Run(f"trial-{number:04d}", SETTINGS.trial_settings({}, 0), "search", "split", stage)
+    return SimpleNamespace(trial_id=identity, config={"run": run})
 
 
 def rungs(scheduler: Asha, names: dict[str, str]) -> list[tuple[float, dict[str, float]]]:
@@ -83,3 +85,14 @@ def test_rungs_reach_to_the_most_epochs_that_can_be_drawn():
     scheduler.on_trial_add(None, trial)
     assert report(scheduler, trial, 18, 0.5) == "CONTINUE"
     assert report(scheduler, trial, 54, 0.5) == "STOP"
+
+
+def test_runs_of_other_stages_are_neither_stopped_nor_counted(before):
+    _, scheduler, names = before
+    counted = rungs(scheduler, names)
+    confirming = tune_trial(0, "confirming", stage="confirm")
+    scheduler.on_trial_add(None, confirming)
+    assert [report(scheduler, confirming, epoch, 0.01) for epoch in (2, 6, 18)] == ["CONTINUE"] * 3
+    scheduler.on_trial_complete(None, confirming, {"epoch": 18, "val/map": 0.01})
+    scheduler.on_trial_remove(None, confirming)
+    assert rungs(scheduler, names) == counted

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from crh_tune.tuning.baselines import Baseline, card_lines, last_lines
+from crh_tune.tuning.results import Baseline, card_lines, last_lines
 
 
 def baseline(name: str, low: float, high: float) -> Baseline:

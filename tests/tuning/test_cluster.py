@@ -16,9 +16,10 @@ import ray
 import torch
 
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.trial import TrialSettings
-from crh_tune.tuning.cluster import _is_cluster
-from crh_tune.tuning.trial import device_of, train_group
+from crh_tune.settings.search import BudgetSettings
+from crh_tune.settings.trial import ScalingSettings, TrialSettings
+from crh_tune.tuning.cluster import _is_cluster, concurrency, device_of, trial_resources
+from crh_tune.tuning.groups import train_group
 
 CODE = """
 import functools, os, time
@@ -98,6 +99,83 @@ def test_a_worker_group_with_more_gpus_than_there_are_is_refused(ray_session):
 def test_a_lone_worker_with_more_gpus_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert device_of(settings(gpus_per_worker=1)).type == "cuda"
+    assert device_of(settings(gpus_per_worker=1).scaling).type == "cuda"
     with pytest.raises(SettingsError, match=r"^scaling.gpus_per_worker: 2 asked for, there are 1$"):
-        device_of(settings(gpus_per_worker=2))
+        device_of(settings(gpus_per_worker=2).scaling)
+
+
+def cluster(monkeypatch, *nodes: dict[str, float], dead: tuple[dict[str, float], ...] = ()) -> None:
+    """A cluster of these nodes, and others that it has lost."""
+    total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+    known = [{"Alive": node in nodes, "Resources": node} for node in (*nodes, *dead)]
+    monkeypatch.setattr("crh_tune.tuning.cluster.ray.cluster_resources", lambda: total)
+    monkeypatch.setattr("crh_tune.tuning.cluster.ray.nodes", lambda: known)
+
+
+@pytest.fixture
+def one_gpu(monkeypatch):
+    monkeypatch.delenv("CRH_TUNE_MAX_CPUS", raising=False)
+    monkeypatch.delenv("CRH_TUNE_MAX_GPUS", raising=False)
+    cluster(monkeypatch, {"CPU": 16.0, "GPU": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("scaling", "at_once"),
+    [
+        ({"gpus_per_worker": 0.25}, 4),
+        ({"gpus_per_worker": 0.5, "cpus_per_worker": 2}, 2),
+        ({"gpus_per_worker": 1}, 1),
+        ({"gpus_per_worker": 0.25, "cpus_per_worker": 8}, 2),
+        ({}, 16),
+        ({"workers_per_trial": 4, "cpus_per_worker": 2}, 2),
+    ],
+)
+def test_trials_share_what_there_is_gpus_by_fractions(one_gpu, scaling, at_once):
+    settings = ScalingSettings(**scaling)
+    assert concurrency(settings, BudgetSettings()) == at_once
+    assert concurrency(settings, BudgetSettings(concurrent=3)) == 3
+    if settings.workers_per_trial == 1:
+        [bundle] = trial_resources(settings).bundles
+        wanted = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+        assert bundle == {kind: amount for kind, amount in wanted.items() if amount}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "line"),
+    [
+        ({"workers_per_trial": 2, "gpus_per_worker": 1}, "scaling.gpus_per_worker: a trial needs 2 GPUs (2 workers)"),
+        ({"cpus_per_worker": 32}, "scaling.cpus_per_worker: a trial needs 32 CPUs (1 workers), there are 16"),
+    ],
+)
+def test_a_trial_that_does_not_fit_is_refused_in_one_line(one_gpu, scaling, line):
+    with pytest.raises(SettingsError) as caught:
+        concurrency(ScalingSettings(**scaling), BudgetSettings())
+    assert str(caught.value).startswith(line)
+
+
+SMALL, LARGE, HEAD = {"CPU": 3.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_fits_no_single_node_is_refused_in_one_line(one_gpu, monkeypatch, workers):
+    scaling = ScalingSettings(workers_per_trial=workers, cpus_per_worker=4, gpus_per_worker=1)
+    cluster(monkeypatch, HEAD, SMALL, SMALL, dead=(LARGE,))
+    with pytest.raises(SettingsError) as caught:
+        concurrency(scaling, BudgetSettings(concurrent=2))
+    assert str(caught.value) == (
+        "scaling: a worker needs 4 CPUs and 1 GPUs on one node, the nodes have 3 and 1, 8 and 0: "
+        "lower cpus_per_worker or gpus_per_worker"
+    )
+    cluster(monkeypatch, HEAD, SMALL, LARGE)
+    assert concurrency(scaling, BudgetSettings()) == 2 // workers
+
+
+def test_nodes_that_may_still_come_are_not_judged(one_gpu, monkeypatch):
+    scaling = ScalingSettings(cpus_per_worker=4, gpus_per_worker=1)
+    cluster(monkeypatch, HEAD)
+    monkeypatch.setenv("CRH_TUNE_MAX_CPUS", "24")
+    monkeypatch.setenv("CRH_TUNE_MAX_GPUS", "4")
+    assert concurrency(scaling, BudgetSettings()) == 4
+    cluster(monkeypatch, HEAD, *[{"CPU": 4.0}] * 4, *[{"GPU": 1.0}] * 4)  # as large as it gets
+    with pytest.raises(SettingsError, match="4 CPUs and 1 GPUs on one node"):
+        concurrency(scaling, BudgetSettings())

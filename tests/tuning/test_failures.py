@@ -17,14 +17,16 @@ from mlflow import MlflowClient
 from optuna.exceptions import StorageInternalError
 
 from benchmarks.soak import differences, processes_below
+from crh_tune.errors import SearchFailed
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.training import checkpoints
 from crh_tune.tuning import study
+from crh_tune.tuning.events import Place
 from crh_tune.tuning.record import Outcome, held, read_outcomes
-from crh_tune.tuning.runs import Place
+from crh_tune.tuning.results import SearchResult
 from crh_tune.tuning.stopping import Clock
-from crh_tune.tuning.study import SearchFailed, SearchResult, how_it_ended, prepare, run_search
+from crh_tune.tuning.study import how_it_ended, prepare, run_search
 
 SEARCH = "failing-001"
 GRID = {"learning_rate": {"grid": [1.0e-3, 2.0e-3]}}
@@ -181,7 +183,7 @@ WAITING = """
 import sys, time
 from crh_tune.tuning.stopping import Stop
 stop = Stop()
-with stop.on_signals(), stop.while_running(None):
+with stop.on_signals(), stop.while_running():
     print("up", flush=True)
     while not stop.stop_all():
         time.sleep(0.01)

@@ -23,9 +23,12 @@ from crh_tune.training.loop import TrainingRun
 from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
 from crh_tune.tuning import tracking
+from crh_tune.tuning.engine import drive
+from crh_tune.tuning.events import Place
 from crh_tune.tuning.record import Outcome
-from crh_tune.tuning.runs import Place, run_trials
-from crh_tune.tuning.trial import start_aggregator
+from crh_tune.tuning.run import Run
+from crh_tune.tuning.stages import FixedRuns
+from crh_tune.tuning.worker import start_aggregator
 
 SPACE = {
     "name": "groups",
@@ -53,12 +56,12 @@ def run_group(storage: Path, settings: SearchSettings, content: dict) -> Outcome
     """One run in a group of workers, through Ray Tune."""
     uri = tracking.default_tracking_uri(storage)
     tracker = tracking.Tracker(uri, "groups", storage, storage)
-    split = open_split(TrialSettings.model_validate(content), "search").fingerprint
-    place = Place("groups", storage, "aggregator-groups", tracker, {"search": split})
+    resolved = TrialSettings.model_validate(content)
+    place = Place("groups", storage, "aggregator-groups", tracker)
     tracker.start_run("groups", "groups")
     aggregator = start_aggregator(place.aggregator)
-    run = {"name": "group", "settings": content, "stage": "search", "start": "fixed"}
-    outcomes = run_trials(place, settings.scaling, settings.budget, lambda outcome: None, fixed=[run])
+    run = Run("group", resolved, "search", open_split(resolved, "search").fingerprint)
+    outcomes = drive(place, settings.scaling, settings.budget, [FixedRuns([run], print)])
     ray.kill(aggregator)
     assert tracker.close() == 0
     return outcomes["group"]

@@ -21,7 +21,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from benchmarks.soak import Driver
 from crh_tune.tuning.record import read_outcomes
-from crh_tune.tuning.trial import reason_of
+from crh_tune.tuning.worker import reason_of
 
 TOO_MANY_WORDS = 2**40
 SPACE = {

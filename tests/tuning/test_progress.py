@@ -11,7 +11,7 @@ from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning import study
 from crh_tune.tuning.progress import Progress, describe
 from crh_tune.tuning.record import Outcome
-from crh_tune.tuning.study import Candidate, SearchResult
+from crh_tune.tuning.results import Candidate, SearchResult
 
 SEARCH = {
     "method": {"choice": ["crh", "mds"]},

@@ -36,12 +36,11 @@ def searcher(settings: SearchSettings, storage: str | None = None, seed: int = 0
 def handed_out(source: OptunaSearcher, limit: int = 100) -> list[dict[str, Any]]:
     """The settings of all its trials, each told a value that is the higher, the smaller margin and interval are."""
     made = []
-    for given in itertools.islice(iter(lambda: source.suggest("x"), OptunaSearcher.FINISHED), limit):
-        run = given["run"]
-        trial = run["settings"]["trial"]
-        value = 1 - trial["margin"] - trial["update_interval"] / 100
-        source.tell(Outcome(run["name"], run["settings"], run["start"], COMPLETE, {"val/map": value, "epoch": 1.0}))
-        made.append(run["settings"])
+    for run in itertools.islice(iter(source.propose, None), limit):
+        settings = run.settings.model_dump(mode="json")
+        value = 1 - (run.settings.trial.margin or 0.0) - run.settings.trial.update_interval / 100
+        source.tell(Outcome(run.name, settings, run.start, COMPLETE, {"val/map": value, "epoch": 1.0}))
+        made.append(settings)
     return made
 
 
@@ -91,10 +90,11 @@ def test_a_search_that_is_resumed_tries_what_is_left(tmp_path: Path):
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     first = searcher(space(CHOICES), storage)
     made = handed_out(first, limit=5)
-    interrupted = first.suggest("x")["run"]["settings"]
+    interrupted = first.propose()
+    assert interrupted is not None
     again = searcher(space(CHOICES), storage, seed=1)
     rest = handed_out(again)
-    assert rest[0] == interrupted
+    assert rest[0] == interrupted.settings.model_dump(mode="json")
     assert len({same(each) for each in [*made, *rest]}) == len(made) + len(rest) == 9
 
 

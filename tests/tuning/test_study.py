@@ -14,21 +14,26 @@ import ray
 import torch
 import yaml
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Run as Logged
 
 from crh_tune.cli import main
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import final_split
+from crh_tune.errors import SearchFailed
 from crh_tune.export import load_encoder, load_index
 from crh_tune.export.of_search import export_search
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import read_trial
 from crh_tune.tuning import tracking
+from crh_tune.tuning.engine import drive
+from crh_tune.tuning.events import Place, RunEvents
 from crh_tune.tuning.record import Outcome
-from crh_tune.tuning.runs import Place, run_trials
-from crh_tune.tuning.study import SearchFailed, SearchResult, _confirm, _finalists, prepare, run_search
-from crh_tune.tuning.trial import start_aggregator
+from crh_tune.tuning.results import SearchResult
+from crh_tune.tuning.run import Run
+from crh_tune.tuning.stages import FixedRuns
+from crh_tune.tuning.study import prepare, run_search
+from crh_tune.tuning.worker import start_aggregator
 
 SPACE = {
     "name": "small",
@@ -58,21 +63,37 @@ def search(settings: SearchSettings, storage: Path, say) -> SearchResult:
 @dataclass
 class Finished:
     result: SearchResult
-    runs: dict[str, Run]
-    parent: Run
+    runs: dict[str, Logged]
+    parent: Logged
     storage: Path
     said: list[str]
+    processes: dict[str, set[int]]
+    """The processes that the runs of each stage were in."""
 
 
 @pytest.fixture(scope="module")
 def finished(ray_session, tmp_path_factory) -> Finished:
     storage = tmp_path_factory.mktemp("search") / "runs"
     said: list[str] = []
-    result = search(space(), storage, said.append)
+    processes: dict[str, set[int]] = {}
+    reported = RunEvents.on_trial_result
+
+    def note(events, iteration, trials, trial, result, **info) -> None:
+        processes.setdefault(trial.config["run"].stage, set()).add(result["pid"])
+        reported(events, iteration, trials, trial, result, **info)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunEvents, "on_trial_result", note)
+        result = search(space(), storage, said.append)
     client = MlflowClient(result.tracking_uri)
     experiment = client.get_experiment_by_name("small")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    return Finished(result, runs, runs.pop(result.search_id), storage, said)
+    return Finished(result, runs, runs.pop(result.search_id), storage, said, processes)
+
+
+def test_the_processes_of_trials_are_kept_from_stage_to_stage(finished: Finished):
+    assert set(finished.processes) == {"search", "confirm", "test"}
+    assert finished.processes["confirm"] | finished.processes["test"] <= finished.processes["search"]
 
 
 def test_mlflow_has_one_parent_and_every_run_once_with_its_status(finished: Finished):
@@ -85,6 +106,12 @@ def test_mlflow_has_one_parent_and_every_run_once_with_its_status(finished: Fini
     outcomes = [finished.runs[name].data.tags["crh_tune.outcome"] for name in trials]
     assert set(outcomes) == {"complete", "pruned"}
     assert finished.result.unsent == 0
+
+
+def test_mlflow_has_the_stage_of_every_run(finished: Finished):
+    expected = {"trial": "search", "confirm": "confirm", "final": "test"}
+    for name, run in finished.runs.items():
+        assert run.data.tags["crh_tune.stage"] == expected[name.split("-")[0]]
 
 
 def test_every_run_has_all_settings_and_all_metrics(finished: Finished):
@@ -194,47 +221,6 @@ def test_a_search_is_exported_from_wherever_its_folder_was_moved_to(finished: Fi
     assert str(checkpoint.parent) in capsys.readouterr().err.splitlines()[-1]
 
 
-def outcome_of(name: str, margin: float, value: float, **changes) -> Outcome:
-    settings = space().trial_settings({"margin": margin}, 0).resolve(100, False).model_dump(mode="json")
-    metrics = {"epoch": 6.0, "val/map": value}
-    return Outcome(name, settings, **{"start": "drawn", "status": "complete", "metrics": metrics, **changes})
-
-
-def test_finalists_are_different_settings_that_have_the_metric():
-    outcomes = {
-        "trial-0000": outcome_of("trial-0000", 0.2, 0.5, start="paper"),
-        "trial-0001": outcome_of("trial-0001", 0.3, 0.7),
-        "trial-0002": outcome_of("trial-0002", 0.3, 0.7),
-        "trial-0003": outcome_of("trial-0003", 0.4, 0.6),
-        "trial-0004": outcome_of("trial-0004", 0.1, 0.9, metrics={"epoch": 6.0}),
-        "trial-0005": outcome_of("trial-0005", 0.1, 0.9, status="pruned"),
-    }
-    finalists, paper = _finalists(space(), outcomes, 100, False)
-    assert [outcome.name for outcome in finalists] == ["trial-0001", "trial-0003"]
-    assert paper.name == "trial-0000"
-
-
-def test_a_finalist_that_cannot_be_confirmed_is_left_out_and_the_papers_setting_is_needed(tmp_path, monkeypatch):
-    paper, good, bad = (outcome_of(f"trial-{n}", margin, 0.5) for n, margin in enumerate((0.2, 0.3, 0.4)))
-    failing = {"trial-2"}
-
-    def done(*_, fixed, **__) -> dict[str, Outcome]:
-        names = [run["name"] for run in fixed]
-        return {
-            name: outcome_of(name, 0.0, 0.6, error="it died", status="failed" if name[8:15] in failing else "complete")
-            for name in names
-        }
-
-    monkeypatch.setattr("crh_tune.tuning.study.run_trials", done)
-    place, said = Place("small", tmp_path, "", None, {}), []
-    candidates = _confirm(space(), place, [bad, good], paper, said.append)
-    assert [candidate.trial for candidate in candidates] == ["trial-1", "trial-0"]
-    assert said[-1] == "trial-2 is left out, it could not be confirmed: it died"
-    failing.add("trial-0")
-    with pytest.raises(SearchFailed, match="the paper's setting could not be confirmed: it died"):
-        _confirm(space(), place, [bad, good], paper, said.append)
-
-
 def test_progress_names_every_run_and_counts_to_the_budget(finished: Finished):
     assert sum("trial-" in line and "confirm" not in line and "/8]" in line for line in finished.said) == 8
     assert any(line.startswith("[  8/8]") for line in finished.said)
@@ -280,15 +266,15 @@ def test_a_trial_of_two_workers_reports_and_reassigns_like_one(ray_session, fini
 def fixed_run(finished: Finished, settings: SearchSettings, name: str) -> Outcome:
     """One run of the paper's setting on the final split, through Ray Tune, beside a finished search."""
     dataset = open_dataset("digit_pairs", {"images_per_class": 5})
-    resolved = settings.trial_settings({}, 0).resolve(100, False).model_dump(mode="json")
+    resolved = settings.trial_settings({}, 0).resolve(100, False)
     folder = finished.storage / name
     folder.mkdir()
     tracker = tracking.Tracker(finished.result.tracking_uri, "small", finished.storage, folder)
-    place = Place(name, folder, f"aggregator-{name}", tracker, {"final": final_split(dataset).fingerprint})
+    place = Place(name, folder, f"aggregator-{name}", tracker)
     tracker.start_run(name, name)
     aggregator = start_aggregator(place.aggregator)
-    run = {"name": name, "settings": resolved, "stage": "final", "start": "fixed"}
-    outcomes = run_trials(place, settings.scaling, settings.budget, lambda outcome: None, fixed=[run])
+    run = Run(name, resolved, "final", final_split(dataset).fingerprint)
+    outcomes = drive(place, settings.scaling, settings.budget, [FixedRuns([run], print)])
     ray.kill(aggregator)
     assert tracker.close() == 0
     return outcomes[name]

@@ -1,0 +1,241 @@
+"""The stages of a search without Ray: what they propose, what they make of outcomes, when they are done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from ray.tune.search.searcher import Searcher
+
+from crh_tune.errors import SearchFailed
+from crh_tune.settings.search import BudgetSettings, SearchSettings
+from crh_tune.tuning.engine import Engine
+from crh_tune.tuning.events import OUT_OF_TIME
+from crh_tune.tuning.proposals import enqueue
+from crh_tune.tuning.record import COMPLETE, FAILED, Outcome, read_outcomes, write_outcome
+from crh_tune.tuning.run import Run
+from crh_tune.tuning.searcher import OptunaSearcher
+from crh_tune.tuning.stages import ConfirmStage, FixedRuns, SearchStage, Stage, TestStage, finalists_of
+from crh_tune.tuning.stopping import Stop
+from crh_tune.tuning.tracking import Tracker, default_tracking_uri
+
+SETTINGS = SearchSettings.model_validate(
+    {
+        "name": "small",
+        "dataset": {"name": "digit_pairs"},
+        "trial": {"bits": 16, "epochs": 6},
+        "search": {"margin": {"uniform": [0.0, 0.5]}},
+        "confirm": {"top": 2, "seeds": 2},
+        "budget": {"trials": 8},
+    }
+)
+
+
+def outcome_of(name: str, margin: float, value: float, **changes) -> Outcome:
+    settings = SETTINGS.trial_settings({"margin": margin}, 0).resolve(100, False).model_dump(mode="json")
+    metrics = {"epoch": 6.0, "val/map": value}
+    return Outcome(name, settings, **{"start": "drawn", "status": "complete", "metrics": metrics, **changes})
+
+
+def ended(run: Run, **changes) -> Outcome:
+    metrics = {"epoch": 6.0, "val/map": run.settings.trial.margin, "test/map": 0.5}
+    content = {"status": COMPLETE, "metrics": metrics, **changes}
+    return Outcome(run.name, run.settings.model_dump(mode="json"), run.start, **content)
+
+
+def search_stage(study: optuna.Study | None = None, clock: object = None) -> SearchStage:
+    study = study or optuna.create_study(direction="maximize")
+    enqueue(study, SETTINGS, 100, False)
+    searcher = OptunaSearcher(study, SETTINGS, 100, False, SETTINGS.trials, "of-search")
+    return SearchStage(SETTINGS, searcher, lambda line: None, clock)  # type: ignore[arg-type]
+
+
+def the_stages(say=lambda line: None) -> tuple[SearchStage, ConfirmStage, TestStage]:
+    search = search_stage()
+    confirm = ConfirmStage(SETTINGS, search, 100, False, "of-search", say)
+    return search, confirm, TestStage(SETTINGS, confirm, "of-test", say)
+
+
+def engine_of(folder: Path, *stages: Stage, tracker: object = None) -> Engine:
+    tracker = tracker or MagicMock()
+    place = SimpleNamespace(folder=folder, tracker=tracker, key=str, search_id="small-001", stop=Stop())
+    return Engine(place, BudgetSettings(), stages, in_groups=False)  # type: ignore[arg-type]
+
+
+def go(engine: Engine, folder: Path, runs: int = 100) -> list[Run]:
+    """Hand out so many runs, one at a time, each of which ends well; those that were handed out."""
+    handed_out: list[Run] = []
+    while len(handed_out) < runs and (given := engine.suggest("x")) != Searcher.FINISHED:
+        run = given["run"]
+        handed_out.append(run)
+        trial = SimpleNamespace(config={"run": run}, num_failures=0, max_failures=3)
+        engine.events.on_trial_start(0, [], trial)
+        engine.events.on_trial_result(0, [], trial, {**ended(run).metrics, "final": 1.0})
+        engine.events.on_trial_complete(0, [], trial)
+    return handed_out
+
+
+def test_one_engine_takes_all_stages_to_their_end_and_a_resumed_one_proposes_the_rest(tmp_path: Path):
+    """Killed after any number of runs, it proposes what an undisturbed one would, and nothing twice."""
+    (tmp_path / "whole").mkdir()
+    search, confirm, test = the_stages()
+    engine = engine_of(tmp_path / "whole", search, confirm, test)
+    engine.begin()
+    whole = go(engine, tmp_path / "whole")
+    assert [run.stage for run in whole] == ["search"] * 8 + ["confirm"] * 6 + ["test"] * 2
+    assert len({run.name for run in whole}) == 16
+    assert {(run.split, run.fingerprint) for run in whole} == {("search", "of-search"), ("final", "of-test")}
+    assert all(stage.done for stage in (search, confirm, test))
+    assert search.outcomes[test.best.trial].metrics["val/map"] == max(run.settings.trial.margin for run in whole[:8])
+    for killed_after in (0, 3, 8, 10, 14, 15, 16):
+        folder = tmp_path / str(killed_after)
+        folder.mkdir()
+        study = optuna.create_study(direction="maximize")
+        stages = the_stages()
+        begun = search_stage(study)
+        for run in whole[:killed_after]:  # the study and the outcomes as they were left
+            if run.stage == "search":
+                assert begun.propose()
+            write_outcome(folder, read_outcomes(tmp_path / "whole")[run.name])
+        searcher = search_stage(study)
+        confirm = ConfirmStage(SETTINGS, searcher, 100, False, "of-search", lambda line: None)
+        resumed = engine_of(folder, searcher, confirm, TestStage(SETTINGS, confirm, "of-test", lambda line: None))
+        resumed.begin()
+        rest = go(resumed, folder)
+        assert [run.stage for run in rest] == [run.stage for run in whole[killed_after:]]
+        if killed_after >= 8:
+            assert rest == whole[killed_after:]
+        assert not stages[0].done
+
+
+def test_a_stage_waits_for_its_last_runs_before_the_next_begins(tmp_path: Path):
+    settings = SETTINGS.trial_settings({}, 0)
+    first, second = (FixedRuns([Run(name, settings, "search", "s")], print) for name in ("first", "second"))
+    engine = engine_of(tmp_path, first, second)
+    engine.begin()
+    given = engine.suggest("x")
+    assert engine.suggest("y") is None
+    trial = SimpleNamespace(config=given)
+    engine.events.on_trial_start(0, [], trial)
+    engine.events.on_trial_complete(0, [], trial)
+    assert engine.suggest("y")["run"].name == "second"
+
+
+def test_a_process_that_dies_before_its_run_starts_has_the_run_proposed_again_three_times(tmp_path: Path):
+    stage = FixedRuns([Run("run", SETTINGS.trial_settings({}, 0), "search", "s")], lambda line: None)
+    engine = engine_of(tmp_path, stage)
+    engine.begin()
+    for _ in range(4):
+        trial = SimpleNamespace(config=engine.suggest("x"), num_failures=1, error_file=None)
+        assert not stage.done
+        engine.events.on_trial_error(0, [], trial)
+    assert engine.suggest("x") == Searcher.FINISHED
+    [outcome] = read_outcomes(tmp_path).values()
+    assert (outcome.status, outcome.error) == (FAILED, "its process died 1 times, the last time: without a word")
+
+
+def test_finalists_are_different_settings_that_have_the_metric():
+    outcomes = {
+        "trial-0000": outcome_of("trial-0000", 0.2, 0.5, start="paper"),
+        "trial-0001": outcome_of("trial-0001", 0.3, 0.7),
+        "trial-0002": outcome_of("trial-0002", 0.3, 0.7),
+        "trial-0003": outcome_of("trial-0003", 0.4, 0.6),
+        "trial-0004": outcome_of("trial-0004", 0.1, 0.9, metrics={"epoch": 6.0}),
+        "trial-0005": outcome_of("trial-0005", 0.1, 0.9, status="pruned"),
+    }
+    finalists, paper = finalists_of(SETTINGS, outcomes, 100, False)
+    assert [outcome.name for outcome in finalists] == ["trial-0001", "trial-0003"]
+    assert paper.name == "trial-0000"
+
+
+def test_a_finalist_that_cannot_be_confirmed_is_left_out_and_the_papers_setting_is_needed():
+    said: list[str] = []
+    search, confirm, test = the_stages(said.append)
+    tried = [("paper", 0.2, 0.5), ("drawn", 0.3, 0.6), ("drawn", 0.4, 0.7)]
+    search.begin({f"trial-{n}": outcome_of(f"trial-{n}", *of, start=start) for n, (start, *of) in enumerate(tried)})
+    confirm.begin({})
+    for run in iter(confirm.propose, None):
+        failing = {"status": FAILED, "error": "it died"} if run.name.startswith("confirm-trial-2") else {}
+        confirm.told(ended(run, **failing))
+    assert confirm.done
+    assert [candidate.trial for candidate in confirm.candidates()] == ["trial-1", "trial-0"]
+    assert said[-1] == "trial-2 is left out, it could not be confirmed: it died"
+    for seed in (1, 2):
+        confirm.told(outcome_of(f"confirm-trial-0-seed{seed}", 0.2, 0.5, status=FAILED, error="it died"))
+    with pytest.raises(SearchFailed, match="the paper's setting could not be confirmed: it died"):
+        test.begin({})
+
+
+def test_a_search_whose_first_trials_all_fail_ends_and_one_that_has_one_good_trial_does_not(tmp_path: Path):
+    stage = search_stage()
+    stage.begin({})
+    for _ in range(4):
+        run = stage.propose()
+        assert run is not None
+        stage.told(ended(run, status=FAILED, error="it died"))
+    run = stage.propose()
+    assert run is not None
+    with pytest.raises(SearchFailed, match=r"^all of 5 trials failed, the last one: it died$"):
+        stage.told(ended(run, status=FAILED, error="it died"))
+    stage.outcomes["trial-0000"].status = COMPLETE
+    stage.told(ended(run, status=FAILED, error="it died"))
+
+
+def test_hours_that_were_over_at_a_crash_end_the_trials_it_left_everywhere(tmp_path: Path):
+    """A process that ran three trials was killed after one; the one that resumes finds no time left for the others.
+
+    Then the next stage begins.
+    """
+    study = optuna.create_study(direction="maximize")
+    begun = search_stage(study)
+    runs = [begun.propose() for _ in range(3)]
+    study.ask()  # killed before it had drawn anything
+    assert runs[0] is not None
+    write_outcome(tmp_path, ended(runs[0]))
+    search = search_stage(study, clock=SimpleNamespace(over=lambda: True))
+    confirm = ConfirmStage(SETTINGS, search, 100, False, "of-search", lambda line: None)
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(uri, "small", tmp_path, tmp_path)
+    for name in ("small-001", "trial-0000", "trial-0001"):
+        tracker.start_run(name, name)
+    engine = engine_of(tmp_path, search, confirm, tracker=tracker)
+    engine.begin()
+    assert tracker.close() == 0
+    client = MlflowClient(uri)
+    logged = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    assert {run.info.run_name: run.info.status for run in logged} == {
+        "small-001": "RUNNING",
+        "trial-0000": "FINISHED",
+        "trial-0001": "FAILED",
+        "trial-0002": "FAILED",
+    }
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "FAIL", "FAIL"]
+    errors = {name: (outcome.status, outcome.error) for name, outcome in read_outcomes(tmp_path).items()}
+    assert errors == {
+        "trial-0000": (COMPLETE, ""),
+        "trial-0001": (FAILED, OUT_OF_TIME),
+        "trial-0002": (FAILED, OUT_OF_TIME),
+    }
+    assert engine.suggest("x")["run"].name == "confirm-trial-0000-seed1"
+
+
+def test_a_failure_of_a_stage_ends_the_search_in_order(tmp_path: Path):
+    """The search stage has ended, and no trial of it is good enough for the next to begin."""
+    search, confirm, _ = the_stages()
+    engine = engine_of(tmp_path, search, confirm)
+    engine.begin()
+    for _ in range(4):
+        trial = SimpleNamespace(config=engine.suggest("x"), num_failures=0, max_failures=3)
+        engine.events.on_trial_start(0, [], trial)
+        engine.events.on_trial_result(0, [], trial, {"error": "loss is nan"})
+        engine.events.on_trial_complete(0, [], trial)
+    stop = engine._place.stop
+    assert not stop.stop_all()
+    search._searcher._left = 0
+    assert engine.suggest("x") == Searcher.FINISHED
+    assert str(stop.failure) == "none of 4 trials came to its end: loss is nan"
+    assert stop.stop_all()

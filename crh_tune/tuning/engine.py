@@ -100,9 +100,12 @@ class Engine(Searcher):
         return self._stages[0] if self._stages else None
 
     def begin(self) -> None:
-        """Begin with the first stage that is not done. Raises what a stage raises."""
+        """Begin with the first stage that is not done; it is asked for runs, and its hours count, once Tune has started.
+
+        Raises what a stage raises.
+        """
         self._stages[0].begin(self._recorded)
-        self._ready += filter(None, [self._next()])
+        self._leave_what_is_done()
 
     def suggest(self, trial_id: str) -> Any:
         """The next run as ``{"run": Run}``; None while the stage waits for outcomes, FINISHED when all are done."""
@@ -124,11 +127,14 @@ class Engine(Searcher):
                 self.events.give_up(run)
             elif not stage.done:
                 return None
-            else:
-                self._stages.pop(0)
-                if self._stages:
-                    self._stages[0].begin(self._recorded)
+            self._leave_what_is_done()
         return None
+
+    def _leave_what_is_done(self) -> None:
+        while self._stages and self._stages[0].done:
+            self._stages.pop(0)
+            if self._stages:
+                self._stages[0].begin(self._recorded)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune's own call, before anything is on disk: the stages are told by the events, after it is."""

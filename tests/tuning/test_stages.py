@@ -185,6 +185,16 @@ def test_a_search_whose_first_trials_all_fail_ends_and_one_that_has_one_good_tri
     stage.told(ended(run, status=FAILED, error="it died"))
 
 
+def test_the_hours_do_not_count_while_tune_starts(tmp_path: Path):
+    asked = []
+    clock = SimpleNamespace(over=lambda: bool(asked.append("asked")))
+    engine = engine_of(tmp_path, search_stage(clock=clock))
+    engine.begin()
+    assert not asked
+    assert engine.suggest("a-trial")["run"].name == "trial-0000"
+    assert asked
+
+
 def test_hours_that_were_over_at_a_crash_end_the_trials_it_left_everywhere(tmp_path: Path):
     """A process that ran three trials was killed after one; the one that resumes finds no time left for the others.
 
@@ -204,6 +214,7 @@ def test_hours_that_were_over_at_a_crash_end_the_trials_it_left_everywhere(tmp_p
         tracker.start_run(name, name)
     engine = engine_of(tmp_path, search, confirm, tracker=tracker)
     engine.begin()
+    assert engine.suggest("x")["run"].name == "confirm-trial-0000-seed1"
     assert tracker.close() == 0
     client = MlflowClient(uri)
     logged = client.search_runs([client.get_experiment_by_name("small").experiment_id])
@@ -220,7 +231,6 @@ def test_hours_that_were_over_at_a_crash_end_the_trials_it_left_everywhere(tmp_p
         "trial-0001": (FAILED, OUT_OF_TIME),
         "trial-0002": (FAILED, OUT_OF_TIME),
     }
-    assert engine.suggest("x")["run"].name == "confirm-trial-0000-seed1"
 
 
 def test_a_failure_of_a_stage_ends_the_search_in_order(tmp_path: Path):

@@ -8,7 +8,9 @@ from crh_tune.data.datasets import DATASETS
 from crh_tune.errors import SearchFailed
 from crh_tune.reporting.figures import figure2, figure3, figure4
 from crh_tune.reporting.report import Section, write_report
-from crh_tune.reporting.tables import order_notes, study_table, to_markdown
+from crh_tune.reporting.search_report import REPORTS, TABLES
+from crh_tune.reporting.search_tables import write_table
+from crh_tune.reporting.tables import order_notes, printed_table, study_table, to_markdown
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.study import StudySettings, known_dataset
 from crh_tune.tuning.progress import Say
@@ -37,12 +39,14 @@ def report_lines(study: StudySettings, storage: Path) -> list[str]:
 
     Raises SettingsError when there is no complete run.
     """
-    folder = storage / "reports" / study.name
+    folder = storage / REPORTS / study.name
     sections = study_sections(study, storage, folder)
     printed: list[str] = []
     for section in sections:
         if section.table is not None:
             printed += [to_markdown(section.table)]
+            write_table(printed_table(section.table), folder / TABLES, study.name)
+            section.table.to_csv(folder / TABLES / f"{study.name}_cells.csv", index=False)
         printed += [*section.text, *map(str, section.figures)]
     markdown, html = write_report(study.name, study.title, sections, folder)
     return ["", *printed, "", f"reports  {markdown}  {html}"]

@@ -94,6 +94,13 @@ def to_markdown(table: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def printed_table(table: pd.DataFrame) -> pd.DataFrame:
+    """A study table as it is printed, for CSV and LaTeX: methods down, datasets x bits across, the cells as text."""
+    names = ["Method", *(f"{dataset_title(dataset)} {bits} bits" for dataset, bits in _columns(table))]
+    rows = [[row, *_row(table, cells, lambda text: text, "{}")] for row, cells in _by_row(table).items()]
+    return pd.DataFrame(rows, columns=names)
+
+
 def to_html(table: pd.DataFrame) -> str:
     """A study table as an HTML ``<table>``: the cells of ``to_markdown``, datasets spanning their bit lengths."""
     columns = _columns(table)

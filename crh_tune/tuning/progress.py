@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from crh_tune.settings.trial import TrialSettings
@@ -59,12 +59,16 @@ class Progress:
 
 
 def describe(settings: dict[str, Any], searched: Collection[str] = ()) -> str:
+    """The settings of a trial on one line: ``told`` with its values shortened."""
+    return " ".join(f"{name}={short(value)}" for name, value in told(settings, searched).items())
+
+
+def told(settings: Mapping[str, Any], searched: Collection[str] = ()) -> dict[str, Any]:
     """The settings of a trial in the paper's symbols, and by name what else is searched; only what its method uses."""
     whole = TrialSettings.model_validate(settings)
     trial = whole.trial
-    told = {name: symbol.name for name, symbol in symbols(whole.method, trial).items() if symbol.told}
+    named = {name: symbol.name for name, symbol in symbols(whole.method, trial).items() if symbol.told}
     hidden = unread(whole.method, trial)
-    others = [name for name in searched if name not in (*told, *hidden, "codebook_ratio")]
+    others = [name for name in searched if name not in (*named, *hidden, "codebook_ratio")]
     values = {name: whole.method if name == "method" else getattr(trial, name) for name in others}
-    values = {**{symbol: getattr(trial, name) for name, symbol in told.items()}, **values}
-    return " ".join(f"{name}={short(value)}" for name, value in values.items())
+    return {**{symbol: getattr(trial, name) for name, symbol in named.items()}, **values}

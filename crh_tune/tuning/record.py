@@ -27,6 +27,8 @@ SPLITS_FILE = "splits.json"
 STUDY_FILE = "optuna.db"
 SUMMARY_FILE = "summary.json"
 CLOCK_FILE = "seconds_used"
+OUTBOX_FILE = "mlflow_outbox.jsonl"
+"""What MLflow is told of the search, a line an entry: every metric of every run is in it."""
 OUTCOMES_FOLDER = "outcomes"
 COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
 Kind = TypeVar("Kind")

@@ -30,6 +30,7 @@ from mlflow.exceptions import MlflowException
 
 from crh_tune.ground import first_line
 from crh_tune.settings.base import SettingsError
+from crh_tune.tuning.record import OUTBOX_FILE
 
 KEY_TAG = "crh_tune.key"
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
@@ -37,7 +38,7 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 # Without a kind, the UI takes an experiment for one of language-model traces.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _PARENT_TAG = "mlflow.parentRunId"
-OUTBOX_FILE, SENT_FILE = "mlflow_outbox.jsonl", "mlflow_sent"
+SENT_FILE = "mlflow_sent"
 PATIENCE, SHORT_PATIENCE = 30.0, 3.0
 """How many seconds the end of a search waits for the tracking server, and that of an interrupted one."""
 _BATCH = 100

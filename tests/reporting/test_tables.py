@@ -9,7 +9,7 @@ import statistics
 import pandas as pd
 import pytest
 
-from crh_tune.reporting.tables import order_notes, study_table, table_caption, to_html, to_markdown
+from crh_tune.reporting.tables import order_notes, printed_table, study_table, table_caption, to_html, to_markdown
 from tests.reporting.conftest import a_run
 
 ROWS = ["CRH", "CRH-M", "CRH-U"]
@@ -161,3 +161,11 @@ def test_what_is_wrong_with_the_input_is_said(ablation, change, message):
     runs, rows = change(ablation)
     with pytest.raises(ValueError, match=message):
         study_table("table2", runs, rows, ["stanford_cars"], [16], "map")
+
+
+def test_the_table_for_files_has_the_cells_of_the_markdown_without_its_marks(table):
+    printed = printed_table(table)
+    lines = to_markdown(table).splitlines()
+    assert [f"| {' | '.join(printed.columns)} |"] == lines[:1]
+    body = [f"| {' | '.join(row)} |" for row in printed.itertuples(index=False)]
+    assert body == [line.replace("**", "") for line in lines[2:]]

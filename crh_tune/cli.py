@@ -1,4 +1,4 @@
-"""The ``crh-tune`` command: search, train, export, report, sync, data check.
+"""The ``crh-tune`` command: search, train, export, report, compare, list, clean, sync, data check.
 
 What takes seconds to import is imported by the command that uses it: help and mistakes need none of it.
 """
@@ -27,7 +27,7 @@ from crh_tune.command import (
 )
 from crh_tune.errors import SearchFailed, printable
 from crh_tune.settings.base import SettingsError, did_you_mean, read_yaml
-from crh_tune.spaces import find_space, space_names
+from crh_tune.spaces import find_space, is_study, space_names
 
 SYNC_PATIENCE = 10.0
 """After how many seconds in which nothing could be sent ``sync`` gives up."""
@@ -166,25 +166,82 @@ def sync(
 @app.command(
     epilog="""Examples:
 
+crh-tune report digit-pairs-001
+
 crh-tune report table2"""
 )
 @ending("crh-tune report")
 def report(
-    study: Annotated[
+    name: Annotated[
         str,
         typer.Argument(
-            help="A study of search_spaces/paper/, such as table2, or a YAML file.", autocompletion=space_names
+            help="A search, such as digit-pairs-001, or a study, such as table2 or a YAML file.",
+            autocompletion=lambda: [*_searches(), *space_names()],
         ),
     ],
     storage: Storage = Path(DEFAULT_STORAGE),
 ) -> None:
-    """Write the report of a study again, from the runs in MLflow."""
-    path = find_space(study)
-    _readable(path)
-    from crh_tune.paper import report_lines
-    from crh_tune.settings.study import read_study
+    """Write the report of a search or of a study, finished or not: a page, its figures and its tables."""
+    storage = storage.expanduser()
+    path = _search_or_study(name, storage)
+    if path.is_dir():
+        from crh_tune.reporting.search_report import search_lines
 
-    print("\n".join(report_lines(read_study(path), storage.expanduser())))
+        lines = search_lines(path, storage, say)
+    else:
+        from crh_tune.paper import report_lines
+        from crh_tune.settings.study import read_study
+
+        lines = report_lines(read_study(path), storage)
+    print("\n".join(lines))
+
+
+@app.command(
+    epilog="""Examples:
+
+crh-tune compare digit-pairs-001 digit-pairs-002"""
+)
+@ending("crh-tune compare")
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Searches, two or more.", autocompletion=_searches)],
+    storage: Storage = Path(DEFAULT_STORAGE),
+) -> None:
+    """Put searches side by side, with the difference of those that were tested on the same queries."""
+    from crh_tune.reporting.compare import compare_lines
+
+    print("\n".join(compare_lines(storage.expanduser(), names)))
+
+
+@app.command(
+    "list",
+    epilog="""Examples:
+
+crh-tune list""",
+)
+@ending("crh-tune list")
+def list_all(storage: Storage = Path(DEFAULT_STORAGE)) -> None:
+    """List the searches there are: how far each is, its best value, and what it takes on disk."""
+    from crh_tune.tuning.housekeeping import list_lines
+
+    print("\n".join(list_lines(storage.expanduser())))
+
+
+@app.command(
+    epilog="""Examples:
+
+crh-tune clean digit-pairs-001"""
+)
+@ending("crh-tune clean")
+def clean(
+    search: Annotated[
+        str, typer.Argument(help="The search's name, such as digit-pairs-001.", autocompletion=_searches)
+    ],
+    storage: Storage = Path(DEFAULT_STORAGE),
+) -> None:
+    """Delete the checkpoints of a finished search that neither its export nor its report needs."""
+    from crh_tune.tuning.housekeeping import clean as clean_search
+
+    print("\n".join(clean_search(storage.expanduser(), search)))
 
 
 @data.callback()
@@ -242,6 +299,21 @@ def check(
         if findings.problems:
             found = counted(len(findings.problems), "problem")
             raise SettingsError(f"{path}: {found}: mend the files that are named above")
+
+
+def _search_or_study(name: str, storage: Path) -> Path:
+    """The folder of a search, or else the file of a study. Raises SettingsError with the searches there are."""
+    there = sorted(path.parent.name for path in storage.glob("*/search.json"))
+    if name in there:
+        return storage / name
+    searches = f"{did_you_mean(name, there)}there is {', '.join(there) or 'none'}"
+    try:
+        path = find_space(name)
+    except SettingsError as error:
+        raise SettingsError(f"no search {name!r} in {storage} ({searches}), and {error}") from None
+    if not is_study(path):
+        raise SettingsError(f"{name} is a search space: name a search that was run with it ({searches})")
+    return path
 
 
 def _readable(path: Path) -> None:

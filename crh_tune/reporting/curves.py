@@ -15,10 +15,12 @@ from crh_tune.retrieval.average_precision import (
     Floats,
     LabelledCodes,
     RankingProtocol,
+    ap_divisor,
+    check_ranking,
     mean_average_precision,
     relevance,
 )
-from crh_tune.retrieval.baselines import cosine_average_precisions, pca_itq, pca_rotation
+from crh_tune.retrieval.baselines import pca_itq, pca_rotation
 from crh_tune.retrieval.curves import retrieval_curves
 from crh_tune.retrieval.packing import hamming_distances, pack_codes
 from crh_tune.tuning.results import FLOAT_COSINE, ITQ, ROTATION
@@ -31,7 +33,7 @@ _PAIRS = 2**22
 
 @dataclass(frozen=True)
 class Curves:
-    """How one way to rank does, as means over queries; ties count with their expectation.
+    """How one way to rank does, as means over queries; ties by the rule of the search's ``evaluation``.
 
     ``precisions`` are the Q average precisions (NaN where nothing is relevant), ``map`` their mean. ``precision_at``
     and ``recall_at`` belong to ``ranks``; ``within_radius`` is the precision within Hamming distance 2 (None without
@@ -88,21 +90,26 @@ def code_curves(
 
 
 def _cosine_curves(evidence: Evidence, protocol: RankingProtocol, ranks: Sequence[int]) -> Curves:
-    """The curves of the features themselves, ranked by their cosine."""
+    """The curves of the features themselves, ranked by their cosine, once."""
     queries, database, at = evidence.split.queries, evidence.split.ranked, np.array(ranks)
-    values = cosine_average_precisions(queries.inputs, queries.labels, database.inputs, database.labels, protocol)
+    cutoff = check_ranking(len(database), protocol)
     ranked = _unit(database.inputs[slice(None)])
-    found, relevant_items = [], []
+    found, every, values = [], [], []
     for rows in _blocks(len(queries), len(database)):
         order = np.argsort(-(_unit(queries.inputs[rows]) @ ranked.T), axis=1, kind="stable")
-        relevant = relevance(queries.labels[rows], database.labels)
-        found.append(np.cumsum(np.take_along_axis(relevant, order, axis=1), axis=1)[:, at - 1])
-        relevant_items.append(relevant.sum(axis=1))
-    kept = ~np.isnan(values) | (protocol.no_relevant == "zero")
-    hits, every = np.concatenate(found)[kept], np.concatenate(relevant_items)[kept]
+        hits = np.take_along_axis(relevance(queries.labels[rows], database.labels), order, axis=1)
+        counts, relevant = np.cumsum(hits, axis=1, dtype=np.int64), hits.sum(axis=1)
+        precisions = (counts / np.arange(1, len(database) + 1) * hits)[:, :cutoff].sum(axis=1)
+        precisions /= ap_divisor(counts[:, cutoff - 1], relevant, cutoff, protocol.denominator)
+        values.append(np.where(relevant > 0, precisions, np.nan))
+        found.append(counts[:, at - 1])
+        every.append(relevant)
+    scored = np.concatenate(values)
+    kept = ~np.isnan(scored) | (protocol.no_relevant == "zero")
+    asked, there = np.concatenate(found)[kept], np.concatenate(every)[kept]
     return Curves(
-        FLOAT_COSINE, values, mean_average_precision(values, protocol.no_relevant), at,
-        (hits / at).mean(axis=0), (hits / np.maximum(every, 1)[:, None]).mean(axis=0), None,
+        FLOAT_COSINE, scored, mean_average_precision(scored, protocol.no_relevant), at,
+        (asked / at).mean(axis=0), (asked / np.maximum(there, 1)[:, None]).mean(axis=0), None,
     )  # fmt: skip
 
 

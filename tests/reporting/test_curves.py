@@ -24,6 +24,7 @@ from crh_tune.reporting.curves import (
 )
 from crh_tune.reporting.search_data import Evidence, Model
 from crh_tune.retrieval.average_precision import LabelledCodes, RankingProtocol
+from crh_tune.retrieval.baselines import cosine_average_precisions
 from crh_tune.retrieval.packing import pack_codes
 
 BITS, CLASSES = 12, 5
@@ -60,6 +61,12 @@ def test_curves_of_codes_and_of_features_are_those_of_a_plain_ranking():
     expected = np.mean([average_precision_score(r, s) for r, s in zip(relevant, similarity, strict=True)])
     assert cosine.map == pytest.approx(expected)
     assert cosine.within_radius is None
+    for protocol in (RankingProtocol(cutoff=7), RankingProtocol(cutoff=7, denominator="achievable")):
+        settings.evaluation.protocol = protocol
+        own = all_curves(SimpleNamespace(settings=settings), Evidence(split, [model]))[-1].precisions
+        labels = (model.queries.labels, model.database.labels)
+        known = cosine_average_precisions(inputs[1], labels[0], inputs[0], labels[1], protocol)
+        assert own.tolist() == pytest.approx(known.tolist(), nan_ok=True)
 
     distances = (codes(17, 0)[0][:, None] != codes(60, 1)[0][None]).sum(axis=2)
     draws = [np.argsort(distances + generator.random(distances.shape), axis=1)[:, :10] for _ in range(400)]

@@ -294,16 +294,19 @@ def _prepared(settings: SearchSettings, where: str, say: Say) -> Prepared:
 
 def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> list[str]:
     from crh_tune.tuning.progress import describe
-    from crh_tune.tuning.results import last_lines
+    from crh_tune.tuning.results import bound_lines, gain_lines, last_lines
 
     best, paper = result.best, result.paper
     metric = "validation mAP" if settings.objective.metric == "val/map" else settings.objective.metric
-    seeds = f"mean of {len(best.values)} fresh seeds"
+    counts = sorted({len(best.values), len(paper.values)})
+    seeds = f"mean of {' and '.join(map(str, counts))} fresh seeds"
     lines = [
         "",
         f"best settings    {describe(best.settings, settings.search)}  ({best.trial})",
         f"{metric:<17}{best.mean:.4f} ± {best.std:.4f}, the paper's setting "
         f"{paper.mean:.4f} ± {paper.std:.4f} ({seeds})",
+        *gain_lines(result, metric, settings.objective.mode),
+        *bound_lines(settings, best),
         *_what_all_layers_changed(best, metric),
         f"test mAP         {result.best_test.metrics['test/map']:.4f}, the paper's setting "
         f"{result.paper_test.metrics['test/map']:.4f}",

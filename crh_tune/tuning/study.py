@@ -198,6 +198,7 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
         paper_test=paper_test,
         ended=how_it_ended(settings, list(search.outcomes.values()), searcher.total),
         baselines=baselines,
+        gain=confirm.gain(test.best),
     )
     write_record(place.folder / SUMMARY_FILE, result)
     place.tracker.artifact(place.search_id, place.folder / SUMMARY_FILE)

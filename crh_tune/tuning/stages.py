@@ -6,6 +6,7 @@ makes them anew, and tells each the outcomes that are on disk.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 
@@ -282,15 +283,33 @@ class TestStage(FixedRuns):
         super().__init__((), say, searched=settings.search)
         self._settings, self._confirm, self._fingerprint = settings, confirm, fingerprint
 
+    def begin(self, outcomes: Mapping[str, Outcome]) -> None:
+        """What was tested before, of a search that trials were added to, is not tested again; it keeps its name.
+
+        Raises SearchFailed where the paper's setting could not be confirmed.
+        """
+        self._recorded = outcomes
+        super().begin(outcomes)
+
     def planned(self) -> Sequence[Run]:
-        """Raises SearchFailed where the paper's setting could not be confirmed."""
         candidates, sign = self._confirm.candidates(), 1 if self._settings.objective.mode == "max" else -1
         self.best, self.paper = max(candidates, key=lambda candidate: sign * candidate.mean), candidates[-1]
         self._say("retraining on all training samples, and asking the test queries once")
-        tested = {"final-best": self.best, **({} if self.paper is self.best else {"final-paper": self.paper})}
-        resolved = {name: TrialSettings.model_validate(candidate.settings) for name, candidate in tested.items()}
-        seed, seen = self._settings.seed, self._fingerprint
-        return [Run(name, _with_seed(of, seed), "final", seen, TEST) for name, of in resolved.items()]
+        runs = {
+            candidate.trial: self._run_of(candidate, name)
+            for candidate, name in ((self.best, "final-best"), (self.paper, "final-paper"))
+        }
+        self._names = runs[self.best.trial].name, runs[self.paper.trial].name
+        return list(runs.values())
+
+    def _run_of(self, candidate: Candidate, name: str) -> Run:
+        """The test of a candidate under this name, or name-2, ..., where another setting was tested under it."""
+        resolved = _with_seed(TrialSettings.model_validate(candidate.settings), self._settings.seed)
+        tested = {each: outcome for each, outcome in self._recorded.items() if each.startswith("final-")}
+        names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+        same_setting = [each for each in tested if TrialSettings.model_validate(tested[each].settings) == resolved]
+        free = next(each for each in names if each not in tested)
+        return Run(same_setting[0] if same_setting else free, resolved, "final", self._fingerprint, TEST)
 
     def told(self, outcome: Outcome) -> None:
         """Raises SearchFailed where the run did not come to its end."""
@@ -300,8 +319,8 @@ class TestStage(FixedRuns):
 
     def tested(self) -> tuple[Outcome, Outcome]:
         """The outcomes of the winner and of the paper's setting, which may be the same."""
-        best = self.outcomes["final-best"]
-        return best, self.outcomes.get("final-paper", best)
+        best, paper = self._names
+        return self.outcomes[best], self.outcomes[paper]
 
 
 def finalists_of(

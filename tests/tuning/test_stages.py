@@ -170,6 +170,30 @@ def test_a_finalist_that_cannot_be_confirmed_is_left_out_and_the_papers_setting_
         test.begin({})
 
 
+def test_trials_that_are_added_run_alone_and_only_what_is_new_is_confirmed_and_tested(tmp_path: Path):
+    """The winner of more trials is tested under a name of its own; the earlier one and the paper's are not again."""
+    study = optuna.create_study(direction="maximize")
+    ran: list[list[Run]] = []
+    tests: list[TestStage] = []
+    for trials in (8, 8, 30):
+        settings = SETTINGS.model_copy(update={"budget": BudgetSettings(trials=trials)})
+        enqueue(study, settings, 100, False)
+        search = SearchStage(settings, OptunaSearcher(study, settings, 100, False, trials, "s"), print, None)
+        confirm = ConfirmStage(settings, search, 100, False, "s", lambda line: None)
+        tests.append(TestStage(settings, confirm, "t", lambda line: None))
+        engine = engine_of(tmp_path, search, confirm, tests[-1])
+        engine.begin()
+        ran.append(go(engine, tmp_path))
+    first, again, more = ran
+    assert again == []
+    assert [run.stage for run in more].count("search") == 22
+    assert tests[2].best.settings["trial"]["margin"] > tests[0].best.settings["trial"]["margin"]
+    assert [run.name for run in more if run.stage == "test"] == ["final-best-2"]
+    assert not {run.name for run in first} & {run.name for run in more}
+    assert [outcome.name for outcome in tests[2].tested()] == ["final-best-2", "final-paper"]
+    assert tests[1].tested() == tests[0].tested()
+
+
 def race_of(values: dict[str, list[float]], seeds: int, known: dict[str, Outcome] | None = None):
     """A race of trials, ``paper`` among them, whose n-th fresh seed has these values; the stage, and what it ran."""
     content = {"confirm": {"top": len(values) - 1, "seeds": seeds}}

@@ -7,6 +7,7 @@ import is imported where it is used: help and mistakes need none of it.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
@@ -55,7 +56,11 @@ crh-tune search features --data embeddings.npz --json > result.json
 
 crh-tune search table2 --dataset digit_pairs
 
-crh-tune search --resume digit-pairs-001"""
+crh-tune search photos --data photos/ --hours 2
+
+crh-tune search --resume digit-pairs-001
+
+crh-tune search --resume digit-pairs-001 --trials 20"""
 
 
 def run_search(
@@ -64,6 +69,7 @@ def run_search(
     dataset: str | None = None,
     data: str | Path | None = None,
     trials: int | None = None,
+    hours: float | None = None,
     storage: str | Path = DEFAULT_STORAGE,
     say: Say | None = None,
 ) -> SearchResult:
@@ -77,6 +83,7 @@ def run_search(
         dataset: another dataset in place of the space's own.
         data: the folder (or .npz file) with the dataset's files.
         trials: how many trials, in place of the space's budget.
+        hours: after how many hours no new trial starts, in place of the space's budget.
         storage: the folder of searches; this one's is ``result.folder`` in it.
         say: called with every line of progress (None: nothing is said).
 
@@ -91,20 +98,30 @@ def run_search(
         Interrupted: it was interrupted; ``resume_search`` resumes it.
     """
     prepare_process()
-    settings, where = _settings(space, dataset, data, trials)
+    settings, where = _settings(space, dataset, data, trials, hours)
     return _run(settings, where, _folder(storage), None, say)
 
 
-def resume_search(name: str, *, storage: str | Path = DEFAULT_STORAGE, say: Say | None = None) -> SearchResult:
+def resume_search(
+    name: str,
+    *,
+    trials: int | None = None,
+    hours: float | None = None,
+    storage: str | Path = DEFAULT_STORAGE,
+    say: Say | None = None,
+) -> SearchResult:
     """Resume a search where it stopped, by its name (``digit-pairs-001``); of a finished one, its result again.
 
-    Arguments, result and errors are those of :func:`run_search`.
+    ``trials`` and ``hours`` are added to a search that has ended: it tries so many more, for so long at most, and
+    confirms and tests what wins now. Other arguments, result and errors are those of :func:`run_search`.
     """
     prepare_process()
-    from crh_tune.tuning.record import SETTINGS_FILE, find_folder, read_settings
+    from crh_tune.tuning.record import SETTINGS_FILE, find_folder, read_settings, with_more
 
     folder = find_folder(_folder(storage), name)
-    return _run(read_settings(folder), str(folder / SETTINGS_FILE), _folder(storage), folder, say)
+    _check_budget(trials, hours)
+    settings = read_settings(folder) if trials is None and hours is None else with_more(folder, trials, hours)
+    return _run(settings, str(folder / SETTINGS_FILE), _folder(storage), folder, say)
 
 
 def _run(settings: SearchSettings, where: str, storage: Path, resume: Path | None, say: Say | None) -> SearchResult:
@@ -154,9 +171,17 @@ def search(
     trials: Annotated[
         int | None, typer.Option(metavar="N", help="How many trials.", show_default="the search space's budget")
     ] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(metavar="H", help="For how many hours trials start.", show_default="the search space's budget"),
+    ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Resume a search, such as digit-pairs-001.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="Resume a search, such as digit-pairs-001; --trials and --hours add to one that has ended.",
+            show_default=False,
+        ),
     ] = None,
     storage: Storage = Path(DEFAULT_STORAGE),
     as_json: AsJson = False,
@@ -166,14 +191,16 @@ def search(
     tell, storage = silent if quiet else say, _folder(storage)
     with stdout_for_json(as_json) as print_json:
         if resume is not None:
-            if any(value is not None for value in (space, space_option, dataset, data, trials)):
-                raise SettingsError("--resume takes the search as it was begun: give no other argument than --storage")
-            result = resume_search(resume, storage=storage, say=tell)
+            if any(value is not None for value in (space, space_option, dataset, data)):
+                raise SettingsError(
+                    "--resume takes the search as it was begun: beside it go --storage, and --trials and --hours to add"
+                )
+            result = resume_search(resume, trials=trials, hours=hours, storage=storage, say=tell)
         elif is_study(path := _space_file(space, space_option)):
-            _study(path, dataset, data, trials, storage, tell, as_json)
+            _study(path, dataset, data, trials or hours, storage, tell, as_json)
             return
         else:
-            result = run_search(path, dataset=dataset, data=data, trials=trials, storage=storage, say=tell)
+            result = run_search(path, dataset=dataset, data=data, trials=trials, hours=hours, storage=storage, say=tell)
         if as_json:
             print_json(result)
         else:
@@ -230,11 +257,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _study(
-    path: Path, dataset: str | None, data: Path | None, trials: int | None, storage: Path, say: Say, as_json: bool
+    path: Path, dataset: str | None, data: Path | None, budget: float | None, storage: Path, say: Say, as_json: bool
 ) -> None:
     """Run a study on the dataset asked for, or on all it names, and report it. Raises SettingsError, SearchFailed."""
-    if trials is not None:
-        raise SettingsError("--trials: a study runs all its cells, it has no number of trials")
+    if budget is not None:
+        raise SettingsError(
+            "--trials, --hours: a study runs all its cells, it has no number of trials and no end of time"
+        )
     if as_json:
         raise SettingsError("--json: the result of a study is its report: leave --json out")
     from crh_tune.paper import report_lines, search_study
@@ -264,23 +293,33 @@ def _space_file(space: str | None, option: str | None) -> Path:
 
 
 def _settings(
-    space: str | Path | Mapping[str, Any], dataset: str | None, data: str | Path | None, trials: int | None
+    space: str | Path | Mapping[str, Any],
+    dataset: str | None,
+    data: str | Path | None,
+    trials: int | None,
+    hours: float | None,
 ) -> tuple[SearchSettings, str]:
     """The settings of a search as the arguments say, and where they come from. Raises SettingsError."""
-    if trials is not None and trials < 1:
-        raise SettingsError(f"--trials: expected at least 1, got {trials}")
+    _check_budget(trials, hours)
     where = "space" if isinstance(space, Mapping) else str(find_space(str(space)))
     content = space if isinstance(space, Mapping) else read_yaml(Path(where))
     from crh_tune.settings.search import search_settings
 
     settings = search_settings(content, where, dataset, None if data is None else _folder(data))
-    if trials is not None:
-        if settings.is_grid:
-            raise SettingsError(
-                f"--trials: {where}: search: a grid tries all its {settings.trials} cells: leave --trials out"
-            )
-        settings = settings.model_copy(update={"budget": settings.budget.model_copy(update={"trials": trials})})
-    return settings, where
+    if trials is not None and settings.is_grid:
+        raise SettingsError(
+            f"--trials: {where}: search: a grid tries all its {settings.trials} cells: leave --trials out"
+        )
+    given = {name: value for name, value in (("trials", trials), ("hours", hours)) if value is not None}
+    return settings.model_copy(update={"budget": settings.budget.model_copy(update=given)}), where
+
+
+def _check_budget(trials: int | None, hours: float | None) -> None:
+    """Raises SettingsError for a budget that allows nothing."""
+    if trials is not None and trials < 1:
+        raise SettingsError(f"--trials: expected at least 1, got {trials}")
+    if hours is not None and not 0 < hours < math.inf:
+        raise SettingsError(f"--hours: expected more than 0, got {hours:g}")
 
 
 def _prepared(settings: SearchSettings, where: str, say: Say) -> Prepared:
@@ -294,16 +333,19 @@ def _prepared(settings: SearchSettings, where: str, say: Say) -> Prepared:
 
 def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> list[str]:
     from crh_tune.tuning.progress import describe
-    from crh_tune.tuning.results import last_lines
+    from crh_tune.tuning.results import bound_lines, gain_lines, last_lines
 
     best, paper = result.best, result.paper
     metric = "validation mAP" if settings.objective.metric == "val/map" else settings.objective.metric
-    seeds = f"mean of {len(best.values)} fresh seeds"
+    counts = sorted({len(best.values), len(paper.values)})
+    seeds = f"mean of {' and '.join(map(str, counts))} fresh seeds"
     lines = [
         "",
         f"best settings    {describe(best.settings, settings.search)}  ({best.trial})",
         f"{metric:<17}{best.mean:.4f} ± {best.std:.4f}, the paper's setting "
         f"{paper.mean:.4f} ± {paper.std:.4f} ({seeds})",
+        *gain_lines(result, metric, settings.objective.mode),
+        *bound_lines(settings, best),
         *_what_all_layers_changed(best, metric),
         f"test mAP         {result.best_test.metrics['test/map']:.4f}, the paper's setting "
         f"{result.paper_test.metrics['test/map']:.4f}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -70,6 +71,23 @@ class Distribution(Settings):
         if self.kind == "int" and not isinstance(value, int):
             return False
         return isinstance(value, int | float) and bool(self.values[0] <= value <= self.values[1])
+
+    def beyond(self, value: Any) -> float | None:
+        """A value just beyond the end of a range that this value lies at, within a twentieth; None elsewhere.
+
+        A twentieth of the logarithms of a log_uniform range.
+        """
+        if self.kind not in ("uniform", "log_uniform", "int") or not self.contains(value):
+            return None
+        scale, back = (math.log, math.exp) if self.kind == "log_uniform" else (float, float)
+        low, high, at = (scale(each) for each in (*self.values, value))
+        near = (high - low) / 20
+        step = 1 if self.kind == "int" else near
+        for end, there in ((low, at - low <= near), (high, high - at <= near)):
+            if there:
+                past = back(end - step if end == low else end + step)
+                return int(past) if self.kind == "int" else past
+        return None
 
 
 def _kinds() -> str:

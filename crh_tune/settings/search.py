@@ -65,15 +65,15 @@ class SchedulerSettings(Settings):
 
 
 class ConfirmSettings(Settings):
-    """The ``top`` finalists and the paper's setting run again with ``seeds`` fresh seeds; the best mean wins.
+    """The ``top`` finalists and the paper's setting race with fresh seeds, ``seeds`` at most; the best mean wins.
 
     After a search on a frozen backbone, ``freeze: false`` trains all layers of them, for ``epochs`` epochs.
     """
 
     top: int = Field(3, ge=1)
-    """How many of the best trials run again."""
+    """How many of the best trials race."""
     seeds: int = Field(3, ge=1)
-    """With how many fresh seeds each of them runs."""
+    """With how many fresh seeds at most; after each, the worst of those still in the race drop out."""
     freeze: Literal[False] | None = None
     """false trains all layers of the finalists of a search on a frozen backbone."""
     epochs: int | None = Field(None, ge=1, le=1_000_000)

@@ -125,6 +125,38 @@ def read_settings(folder: Path) -> SearchSettings:
     return validated(SearchSettings, read_record(dict[str, Any], path), str(path))
 
 
+def with_more(folder: Path, trials: int | None, hours: float | None) -> SearchSettings:
+    """The settings of a search that has ended with more trials and hours than it has used; nothing is changed on disk.
+
+    Raises SettingsError where it has not ended, or what is added would change nothing.
+    """
+    settings = read_settings(folder)
+    if not (folder / SUMMARY_FILE).is_file():
+        raise SettingsError(f"{folder.name} has not ended: resume it without --trials and --hours, then add to it")
+    if settings.is_grid:
+        raise SettingsError(f"{folder.name} is a grid, which has tried all its {settings.trials} cells: nothing to add")
+    clock, budget = folder / CLOCK_FILE, settings.budget
+    used = float(clock.read_text()) / 3600 if clock.exists() else 0.0
+    if hours is None and budget.hours is not None and used >= budget.hours:
+        raise SettingsError(f"--trials: the {budget.hours:g} hours of {folder.name} are over: add some with --hours")
+    tried = sum(outcome.start != "fixed" for outcome in read_outcomes(folder).values())
+    if trials is None and tried >= budget.trials:
+        raise SettingsError(f"--hours: {folder.name} has tried its {budget.trials} trials: add some with --trials")
+    more = {"trials": budget.trials + (trials or 0), "hours": budget.hours if hours is None else used + hours}
+    return settings.model_copy(update={"budget": budget.model_copy(update=more)})
+
+
+def go_on_with(folder: Path, settings: SearchSettings) -> None:
+    """Let a search that has ended go on under these settings; its summary so far is kept as ``summary-1.json``, ..."""
+    (folder / SUMMARY_FILE).rename(folder / f"summary-{earlier_ends(folder) + 1}.json")
+    write_record(folder / SETTINGS_FILE, settings)  # last: before it, nothing has been added
+
+
+def earlier_ends(folder: Path) -> int:
+    """How often a search had ended before something was added to it."""
+    return len(list(folder.glob("summary-*.json")))
+
+
 def same_splits(folder: Path, splits: Mapping[Stage, str]) -> None:
     """Keep the fingerprint of each stage's split. Raises SettingsError where a search was begun with others."""
     path = folder / SPLITS_FILE

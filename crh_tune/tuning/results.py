@@ -9,6 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from crh_tune.settings.search import SearchSettings
+from crh_tune.settings.training import TrainingSettings
+from crh_tune.settings.used import short
+from crh_tune.tuning.race import Gain, clear
 from crh_tune.tuning.record import SUMMARY_FILE, Outcome, read_record
 from crh_tune.tuning.run import RUNS_FOLDER
 
@@ -69,6 +73,8 @@ class SearchResult:
     """How it ended: ``finished``, or ``stopped by budget`` and where."""
     baselines: tuple[Baseline, ...] = ()
     """What needs no training, on the same queries; none where the inputs are images that no network has seen."""
+    gain: Gain | None = None
+    """What the winner has over the paper's setting on fresh seeds; unknown of a search by an earlier version."""
     unsent: int = 0
     """How many entries the tracking server has not got, and why."""
     unsent_why: str = ""
@@ -82,6 +88,44 @@ def read_result(folder: Path) -> SearchResult:
 def checkpoint_in(folder: Path, outcome: Outcome) -> Path:
     """Where an outcome's checkpoint is, wherever the search's folder has been moved to."""
     return folder / RUNS_FOLDER / outcome.name / Path(str(outcome.checkpoint)).name
+
+
+def gain_lines(result: SearchResult, metric: str, mode: str) -> list[str]:
+    """What the winner has over the paper's setting on fresh seeds, and whether that is more than chance."""
+    gain, sign = result.gain, 1 if mode == "max" else -1
+    if result.best.trial == result.paper.trial:
+        return ["no gain          nothing that was tried is better than the paper's setting, which is the winner"]
+    if gain is None:
+        return []
+    known = not math.isnan(gain.low)
+    interval = (
+        f"95 % interval {gain.low:+.4f} to {gain.high:+.4f}" if known else "interval unknown: one seed is too few"
+    )
+    lines = [f"search gains     {gain.mean:+.4f} {metric} over the paper's setting ({interval})"]
+    if not clear(gain, sign):
+        lines.append("no gain          with these seeds it is not measurably better than the paper's setting")
+    return lines
+
+
+def bound_lines(settings: SearchSettings, best: Candidate) -> list[str]:
+    """Advice where the winner lies at the end of a range beyond which there are values that a trial can have."""
+    ends = []
+    for name, distribution in settings.search.items():
+        value = best.settings["method"] if name == "method" else best.settings["trial"].get(name)
+        past = distribution.beyond(value)
+        if past is not None and _possible(name, past):
+            ends.append(f"{name} {short(value)} of {list(distribution.values)}")
+    if not ends:
+        return []
+    return [f"on a bound       the winner lies at the end of what was searched: {', '.join(ends)}: search beyond it"]
+
+
+def _possible(name: str, value: float) -> bool:
+    try:
+        TrainingSettings.model_validate({name: value})
+    except ValueError:
+        return False
+    return True
 
 
 def last_lines(baselines: Sequence[Baseline]) -> list[str]:

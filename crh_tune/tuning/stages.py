@@ -6,11 +6,14 @@ makes them anew, and tells each the outcomes that are on disk.
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections.abc import Collection, Mapping, Sequence
 
 from crh_tune.errors import SearchFailed
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import TrialSettings
+from crh_tune.tuning import race
 from crh_tune.tuning.progress import Progress, Say
 from crh_tune.tuning.proposals import paper_values, same
 from crh_tune.tuning.record import COMPLETE, FAILED, Outcome
@@ -142,57 +145,128 @@ class FixedRuns(Stage):
         return len(self.outcomes) == self._total
 
 
-class ConfirmStage(FixedRuns):
-    """The finalists of a search, and last the paper's setting, each with fresh seeds.
+class ConfirmStage(Stage):
+    """A race of the finalists of a search, and the paper's setting: fresh seeds, one after another, for those in it.
 
-    ``fingerprint`` is that of the split they see; ``classes`` and ``multi_label`` say what it is of.
+    After each seed finalists drop out (:func:`race.stay`). It ends once the last one is clearly better or worse than
+    the paper's setting, or all seeds have run. What it decides follows from the outcomes alone, so that a resumed race
+    is the same race. ``fingerprint`` is that of the split they see; ``classes`` and ``multi_label`` say what it is of.
     """
 
     def __init__(
         self, settings: SearchSettings, search: SearchStage, classes: int, multi_label: bool, fingerprint: str, say: Say
     ) -> None:
-        super().__init__((), say, settings.objective.metric, settings.objective.mode, settings.search)
-        self._settings, self._search, self._fingerprint = settings, search, fingerprint
+        self._settings, self._search, self._fingerprint, self._say = settings, search, fingerprint, say
         self._classes, self._multi_label = classes, multi_label
-        self._seeds = [settings.seed + 1 + n for n in range(settings.confirm.seeds)]
+        self._metric, self._sign = settings.objective.metric, 1 if settings.objective.mode == "max" else -1
+        self._left: list[Run] = []
 
-    def planned(self) -> Sequence[Run]:
+    def begin(self, outcomes: Mapping[str, Outcome]) -> None:
         """Raises SearchFailed where the search has no finalist."""
-        trials = self._search.outcomes
-        finalists, paper = finalists_of(self._settings, trials, self._classes, self._multi_label)
-        self._chosen = [outcome for outcome in finalists if outcome.settings != paper.settings] + [paper]
-        self._confirmed = {outcome.name: self._as_confirmed(outcome) for outcome in self._chosen}
-        whole = ", all layers trained" * (self._settings.confirm.freeze is False)
-        self._say(f"confirming {len(self._chosen)} settings with {len(self._seeds)} fresh seeds each{whole}")
-        return [
-            Run(_name(outcome, seed), _with_seed(settings, seed), "search", self._fingerprint, CONFIRM)
-            for outcome, settings in zip(self._chosen, self._confirmed.values(), strict=True)
-            for seed in self._seeds
-        ]
+        settings, most = self._settings, self._settings.confirm.seeds
+        finalists, paper = finalists_of(settings, self._search.outcomes, self._classes, self._multi_label)
+        finalists = [outcome for outcome in finalists if outcome.settings != paper.settings]
+        self._chosen = {outcome.name: outcome for outcome in [*finalists, paper]}
+        self._confirmed = {name: self._as_confirmed(outcome) for name, outcome in self._chosen.items()}
+        self._paper, self._racing, self._finalists = paper.name, list(self._chosen), len(finalists)
+        self._known = {name: outcome for name, outcome in outcomes.items() if outcome.status == COMPLETE}
+        self.outcomes, self._seeds_run = {}, 0
+        whole = ", all layers trained" * (settings.confirm.freeze is False)
+        self._say(f"confirming {len(self._chosen)} settings with up to {most} fresh seeds each{whole}")
+        before = [outcome for name, outcome in self._known.items() if name.startswith("confirm-")]
+        total = race.most_runs(len(finalists), most)
+        self._progress = Progress(self._say, total, self._metric, settings.objective.mode, before, settings.search)
+        self._begin_round()
 
     def _as_confirmed(self, outcome: Outcome) -> TrialSettings:
         """What is run of what was tried."""
         tried = TrialSettings.model_validate(outcome.settings)
         return self._settings.confirmed(tried, self._classes, self._multi_label)
 
+    def propose(self) -> Run | None:
+        return self._left.pop(0) if self._left else None
+
+    def told(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.name] = outcome
+        self._progress(outcome)
+        if all(name in self.outcomes for name in self._round):
+            self._end_round()
+
+    @property
+    def done(self) -> bool:
+        return self._over
+
+    def _begin_round(self) -> None:
+        """Run those still in the race with the next seed; what a search that was resumed knows is not run again."""
+        seed, self._over = self._settings.seed + 1 + self._seeds_run, False
+        self._round = [_name(self._chosen[name], seed) for name in self._racing]
+        before = {name: self._known[name] for name in self._round if name in self._known}
+        self.outcomes |= before
+        self._left = [
+            Run(name, _with_seed(self._confirmed[of], seed), "search", self._fingerprint, CONFIRM)
+            for name, of in zip(self._round, self._racing, strict=True)
+            if name not in before
+        ]
+        if not self._left:
+            self._end_round()
+
+    def _end_round(self) -> None:
+        """Let finalists drop out, and go on to the next seed unless the race is over."""
+        self._seeds_run += 1
+        values, seeds = self._values(), self._settings.confirm.seeds
+        most = race.places(self._finalists, self._seeds_run, seeds)
+        left = race.stay({name: values[name] for name in self._racing}, self._paper, most, self._sign)
+        for name in self._racing:
+            if name not in (*left, self._paper):
+                self._say(f"{name} {self._why_out(name, values[name])}")
+        self._racing = [*left, self._paper]
+        self._over = self._seeds_run == seeds or self._decided(values)
+        if not self._over:
+            self._begin_round()
+
+    def _why_out(self, name: str, values: Sequence[float]) -> str:
+        if not values:
+            return f"is left out, it could not be confirmed: {self._first_error(name)}"
+        return f"drops out of the race: {statistics.fmean(values):.4f} in the mean of {len(values)} fresh seeds"
+
+    def _decided(self, values: race.Values) -> bool:
+        """Whether no finalist is left, or one that is clearly better than the paper's setting."""
+        finalists = self._racing[:-1]
+        if len(finalists) != 1 or not values[self._paper]:
+            return not finalists and self._finalists > 0
+        return race.clear(race.gain(values, finalists[0], self._paper), self._sign)
+
+    def _values(self) -> dict[str, list[float]]:
+        """What each setting has had, seed by seed; failed runs have nothing."""
+        seeds = [self._settings.seed + 1 + n for n in range(self._seeds_run)]
+        runs = {
+            name: [self.outcomes[run] for seed in seeds if (run := _name(outcome, seed)) in self.outcomes]
+            for name, outcome in self._chosen.items()
+        }
+        return {
+            name: [run.metrics[self._metric] for run in mine if run.status == COMPLETE and self._metric in run.metrics]
+            for name, mine in runs.items()
+        }
+
+    def _first_error(self, name: str) -> str:
+        return self.outcomes[_name(self._chosen[name], self._settings.seed + 1)].error
+
     def candidates(self) -> list[Candidate]:
-        """The settings with their values, the paper's last; a finalist of which all runs failed is left out.
+        """The settings that stayed to the end with their values, the paper's last.
 
         Raises SearchFailed where all runs of the paper's setting failed, which everything is compared with.
         """
-        found, metric = [], self._settings.objective.metric
-        for outcome in self._chosen:
-            mine = [self.outcomes[_name(outcome, seed)] for seed in self._seeds]
-            values = [run.metrics[metric] for run in mine if run.status == COMPLETE and metric in run.metrics]
-            if not values and outcome is self._chosen[-1]:
-                raise SearchFailed(f"the paper's setting could not be confirmed: {mine[0].error}")
-            if not values:
-                self._say(f"{outcome.name} is left out, it could not be confirmed: {mine[0].error}")
-                continue
-            frozen = outcome.metrics.get(metric) if self._settings.confirm.freeze is False else None
-            settings = self._confirmed[outcome.name].model_dump(mode="json")
-            found.append(Candidate(outcome.name, settings, values, frozen))
+        found, values = [], self._values()
+        if not values[self._paper]:
+            raise SearchFailed(f"the paper's setting could not be confirmed: {self._first_error(self._paper)}")
+        for name in self._racing:
+            frozen = self._chosen[name].metrics.get(self._metric) if self._settings.confirm.freeze is False else None
+            found.append(Candidate(name, self._confirmed[name].model_dump(mode="json"), values[name], frozen))
         return found
+
+    def gain(self, best: Candidate) -> race.Gain:
+        """What the winner has over the paper's setting in the mean; the noise is that of all runs of the race."""
+        return race.gain(self._values(), best.trial, self._paper)
 
 
 class TestStage(FixedRuns):
@@ -209,15 +283,33 @@ class TestStage(FixedRuns):
         super().__init__((), say, searched=settings.search)
         self._settings, self._confirm, self._fingerprint = settings, confirm, fingerprint
 
+    def begin(self, outcomes: Mapping[str, Outcome]) -> None:
+        """What was tested before, of a search that trials were added to, is not tested again; it keeps its name.
+
+        Raises SearchFailed where the paper's setting could not be confirmed.
+        """
+        self._recorded = outcomes
+        super().begin(outcomes)
+
     def planned(self) -> Sequence[Run]:
-        """Raises SearchFailed where the paper's setting could not be confirmed."""
         candidates, sign = self._confirm.candidates(), 1 if self._settings.objective.mode == "max" else -1
         self.best, self.paper = max(candidates, key=lambda candidate: sign * candidate.mean), candidates[-1]
         self._say("retraining on all training samples, and asking the test queries once")
-        tested = {"final-best": self.best, **({} if self.paper is self.best else {"final-paper": self.paper})}
-        resolved = {name: TrialSettings.model_validate(candidate.settings) for name, candidate in tested.items()}
-        seed, seen = self._settings.seed, self._fingerprint
-        return [Run(name, _with_seed(of, seed), "final", seen, TEST) for name, of in resolved.items()]
+        runs = {
+            candidate.trial: self._run_of(candidate, name)
+            for candidate, name in ((self.best, "final-best"), (self.paper, "final-paper"))
+        }
+        self._names = runs[self.best.trial].name, runs[self.paper.trial].name
+        return list(runs.values())
+
+    def _run_of(self, candidate: Candidate, name: str) -> Run:
+        """The test of a candidate under this name, or name-2, ..., where another setting was tested under it."""
+        resolved = _with_seed(TrialSettings.model_validate(candidate.settings), self._settings.seed)
+        tested = {each: outcome for each, outcome in self._recorded.items() if each.startswith("final-")}
+        names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+        same_setting = [each for each in tested if TrialSettings.model_validate(tested[each].settings) == resolved]
+        free = next(each for each in names if each not in tested)
+        return Run(same_setting[0] if same_setting else free, resolved, "final", self._fingerprint, TEST)
 
     def told(self, outcome: Outcome) -> None:
         """Raises SearchFailed where the run did not come to its end."""
@@ -227,8 +319,8 @@ class TestStage(FixedRuns):
 
     def tested(self) -> tuple[Outcome, Outcome]:
         """The outcomes of the winner and of the paper's setting, which may be the same."""
-        best = self.outcomes["final-best"]
-        return best, self.outcomes.get("final-paper", best)
+        best, paper = self._names
+        return self.outcomes[best], self.outcomes[paper]
 
 
 def finalists_of(

@@ -35,9 +35,12 @@ from crh_tune.tuning.record import (
     STUDY_FILE,
     SUMMARY_FILE,
     Outcome,
+    earlier_ends,
+    go_on_with,
     held,
     make_storage,
     new_folder,
+    read_settings,
     same_splits,
     write_record,
 )
@@ -108,6 +111,8 @@ def run_search(
 ) -> SearchResult:
     """Run a search to its end, in a new folder of ``storage`` or in the one that is resumed; Ray is up already.
 
+    One that has ended goes on where its settings have more trials or hours than those it ended with.
+
     Raises SettingsError before anything starts where the machine is too small, MLflow does not answer, another process
     runs this search or it was begun on other data; SearchFailed where no trial ends well or storage fails; Interrupted,
     with the search's name, where ``stop`` was signalled.
@@ -122,10 +127,13 @@ def run_search(
     folder = resume or new_folder(storage, settings)
     stop.search_id = folder.name
     with held(folder):
-        if (folder / SUMMARY_FILE).exists():
+        ended = (folder / SUMMARY_FILE).exists()
+        if ended and settings == read_settings(folder):
             unsent = tracking.unsent_in(folder, uri)
             return replace(read_result(folder), tracking_uri=tracking.shown(uri), unsent=unsent)
         same_splits(folder, prepared.splits)
+        if ended:
+            go_on_with(folder, settings)
         tracker = tracking.Tracker(uri, settings.name, storage, folder)
         name = f"crh-aggregator-{folder.name}-{time.time_ns()}"
         place = Place(folder.name, folder, name, tracker, stop)
@@ -198,10 +206,11 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
         paper_test=paper_test,
         ended=how_it_ended(settings, list(search.outcomes.values()), searcher.total),
         baselines=baselines,
+        gain=confirm.gain(test.best),
     )
     write_record(place.folder / SUMMARY_FILE, result)
     place.tracker.artifact(place.search_id, place.folder / SUMMARY_FILE)
-    place.tracker.metrics(place.search_id, _parent_metrics(result), 0)
+    place.tracker.metrics(place.search_id, _parent_metrics(result), earlier_ends(place.folder))
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from crh_tune.search import _last_lines
 from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning import study
 from crh_tune.tuning.progress import Progress, describe
+from crh_tune.tuning.race import Gain
 from crh_tune.tuning.record import Outcome
-from crh_tune.tuning.results import Candidate, SearchResult
+from crh_tune.tuning.results import Candidate, SearchResult, bound_lines, gain_lines
 
 SEARCH = {
     "method": {"choice": ["crh", "mds"]},
@@ -71,6 +73,62 @@ def test_the_last_lines_name_what_was_searched_and_what_it_was_judged_by(metric,
     lines = _last_lines(space(objective={"metric": metric}), result, tmp_path / "export")
     assert " method=mds learning_rate=0.002 centers=mds  (trial-0001)" in lines[1]
     assert lines[2].startswith(f"{label:<17}0.4000 ± ")
+
+
+@pytest.mark.parametrize(
+    ("values", "gain", "said"),
+    [
+        (
+            [0.8, 0.81],
+            Gain(0.1, 0.05, 0.15),
+            ["search gains     +0.1000 val/map over the paper's setting (95 % interval +"],
+        ),
+        (
+            [0.8, 0.81],
+            Gain(0.1, -0.05, 0.15),
+            ["search gains     ", "no gain          with these seeds it is not meas"],
+        ),
+        (
+            [0.8],
+            Gain(0.1, math.nan, math.nan),
+            ["search gains     +0.1000 val/map over", "no gain          with these "],
+        ),
+        (
+            None,
+            Gain(0.0, 0.0, 0.0),
+            ["no gain          nothing that was tried is better than the paper's setting, which"],
+        ),
+        ([0.8], None, []),
+    ],
+)
+def test_the_last_lines_say_what_the_search_gains_and_where_that_may_be_chance(values, gain, said, tmp_path: Path):
+    tested = Outcome("final", resolved(), metrics={"test/map": 0.5})
+    paper = Candidate("trial-0000", resolved(), [0.7])
+    best = paper if values is None else Candidate("trial-0001", resolved(), values)
+    result = SearchResult("m-001", tmp_path, "", best, paper, tested, tested, "finished", gain=gain)
+    lines = gain_lines(result, "val/map", "max")
+    assert [line.startswith(start) for line, start in zip(lines, said, strict=True)] == [True] * len(said)
+
+
+@pytest.mark.parametrize(
+    ("searched", "trial", "advice"),
+    [
+        ({"quantization_weight": {"log_uniform": [0.01, 1.0]}}, {"quantization_weight": 0.85}, True),
+        ({"quantization_weight": {"log_uniform": [0.01, 1.0]}}, {"quantization_weight": 0.75}, False),
+        ({"quantization_weight": {"log_uniform": [0.01, 1.0]}}, {"quantization_weight": 0.0}, False),
+        ({"margin": {"uniform": [0.0, 0.5]}}, {"margin": 0.49}, True),
+        ({"margin": {"uniform": [0.0, 0.5]}}, {"margin": 0.01}, False),  # there is nothing below 0
+        ({"update_interval": {"int": [1, 10]}}, {"update_interval": 10}, True),
+        ({"update_interval": {"int": [1, 10]}}, {"update_interval": 1}, False),
+        ({"codebook_ratio": {"choice": [1, 2]}}, {"codebook_size": 200}, False),
+    ],
+)
+def test_a_winner_at_the_end_of_a_range_brings_advice_where_there_is_something_beyond(searched, trial, advice):
+    settings = SearchSettings.model_validate({**space().model_dump(), "search": searched})
+    content = {**resolved(), "trial": {**resolved()["trial"], **trial}}
+    lines = bound_lines(settings, Candidate("trial-0001", content, [0.5]))
+    assert len(lines) == advice
+    assert all(f"{name} " in line for name in searched for line in lines)
 
 
 def test_the_first_line_counts_trials_and_settings(monkeypatch, tmp_path: Path):

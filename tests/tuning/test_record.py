@@ -16,11 +16,14 @@ from crh_tune.training.opening import open_split
 from crh_tune.tuning.proposals import enqueue
 from crh_tune.tuning.record import (
     Outcome,
+    earlier_ends,
     find_folder,
+    go_on_with,
     new_folder,
     read_outcomes,
     read_settings,
     same_splits,
+    with_more,
     write_outcome,
 )
 from crh_tune.tuning.run import Run
@@ -127,3 +130,47 @@ def test_a_search_does_not_go_on_with_other_data(tmp_path: Path):
     same_splits(folder, {"search": "abc", "final": "def"})
     with pytest.raises(SettingsError, match=r"^left-001 was begun on other data \(split abc, now xyz\): bring"):
         same_splits(folder, {"search": "xyz", "final": "def"})
+
+
+def ended_search(storage: Path, hours: float | None = None, used: float = 0.0) -> Path:
+    settings = SETTINGS.model_copy(update={"budget": SETTINGS.budget.model_copy(update={"hours": hours})})
+    folder = new_folder(storage, settings)
+    for number in range(4):
+        write_outcome(folder, Outcome(f"trial-{number:04d}", {}, "drawn", "complete"))
+    write_outcome(folder, Outcome("confirm-trial-0000-seed1", {}, "fixed", "complete"))
+    if used:
+        (folder / "seconds_used").write_text(str(used * 3600))
+    (folder / "summary.json").write_text("{}")
+    return folder
+
+
+def test_what_is_added_to_a_search_that_has_ended_comes_on_top_of_what_it_has_used(tmp_path: Path):
+    folder = ended_search(tmp_path, hours=2, used=1.5)
+    more = with_more(folder, 20, 3)
+    assert (more.budget.trials, more.budget.hours) == (24, 4.5)
+    assert read_settings(folder).budget.trials == 4
+    go_on_with(folder, more)
+    assert read_settings(folder) == more
+    assert [path.name for path in folder.glob("summary*")] == ["summary-1.json"]
+    (folder / "summary.json").write_text("{}")
+    go_on_with(folder, more)
+    assert earlier_ends(folder) == 2
+
+
+@pytest.mark.parametrize(
+    ("ended", "trials", "hours", "message"),
+    [
+        ({}, None, 1.0, "--hours: left-001 has tried its 4 trials: add some with --trials"),
+        ({"hours": 2, "used": 2.1}, 3, None, "--trials: the 2 hours of left-001 are over: add some with --hours"),
+    ],
+)
+def test_what_would_add_nothing_is_refused(tmp_path: Path, ended, trials, hours, message):
+    with pytest.raises(SettingsError, match=f"^{message}$"):
+        with_more(ended_search(tmp_path, **ended), trials, hours)
+
+
+def test_nothing_is_added_to_a_search_that_has_not_ended(tmp_path: Path):
+    folder = ended_search(tmp_path)
+    (folder / "summary.json").unlink()
+    with pytest.raises(SettingsError, match=r"^left-001 has not ended: resume it without --trials and --hours"):
+        with_more(folder, 3, None)

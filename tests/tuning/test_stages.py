@@ -86,12 +86,12 @@ def test_one_engine_takes_all_stages_to_their_end_and_a_resumed_one_proposes_the
     engine = engine_of(tmp_path / "whole", search, confirm, test)
     engine.begin()
     whole = go(engine, tmp_path / "whole")
-    assert [run.stage for run in whole] == ["search"] * 8 + ["confirm"] * 6 + ["test"] * 2
-    assert len({run.name for run in whole}) == 16
+    assert [run.stage for run in whole] == ["search"] * 8 + ["confirm"] * 5 + ["test"] * 2  # a finalist drops out
+    assert len({run.name for run in whole}) == 15
     assert {(run.split, run.fingerprint) for run in whole} == {("search", "of-search"), ("final", "of-test")}
     assert all(stage.done for stage in (search, confirm, test))
     assert search.outcomes[test.best.trial].metrics["val/map"] == max(run.settings.trial.margin for run in whole[:8])
-    for killed_after in (0, 3, 8, 10, 14, 15, 16):
+    for killed_after in (0, 3, 8, 10, 11, 13, 14, 15):
         folder = tmp_path / str(killed_after)
         folder.mkdir()
         study = optuna.create_study(direction="maximize")
@@ -163,11 +163,93 @@ def test_a_finalist_that_cannot_be_confirmed_is_left_out_and_the_papers_setting_
         confirm.told(ended(run, **failing))
     assert confirm.done
     assert [candidate.trial for candidate in confirm.candidates()] == ["trial-1", "trial-0"]
-    assert said[-1] == "trial-2 is left out, it could not be confirmed: it died"
+    assert "trial-2 is left out, it could not be confirmed: it died" in said
     for seed in (1, 2):
         confirm.told(outcome_of(f"confirm-trial-0-seed{seed}", 0.2, 0.5, status=FAILED, error="it died"))
     with pytest.raises(SearchFailed, match="the paper's setting could not be confirmed: it died"):
         test.begin({})
+
+
+def test_trials_that_are_added_run_alone_and_only_what_is_new_is_confirmed_and_tested(tmp_path: Path):
+    """The winner of more trials is tested under a name of its own; the earlier one and the paper's are not again."""
+    study = optuna.create_study(direction="maximize")
+    ran: list[list[Run]] = []
+    tests: list[TestStage] = []
+    for trials in (8, 8, 30):
+        settings = SETTINGS.model_copy(update={"budget": BudgetSettings(trials=trials)})
+        enqueue(study, settings, 100, False)
+        search = SearchStage(settings, OptunaSearcher(study, settings, 100, False, trials, "s"), print, None)
+        confirm = ConfirmStage(settings, search, 100, False, "s", lambda line: None)
+        tests.append(TestStage(settings, confirm, "t", lambda line: None))
+        engine = engine_of(tmp_path, search, confirm, tests[-1])
+        engine.begin()
+        ran.append(go(engine, tmp_path))
+    first, again, more = ran
+    assert again == []
+    assert [run.stage for run in more].count("search") == 22
+    assert tests[2].best.settings["trial"]["margin"] > tests[0].best.settings["trial"]["margin"]
+    assert [run.name for run in more if run.stage == "test"] == ["final-best-2"]
+    assert not {run.name for run in first} & {run.name for run in more}
+    assert [outcome.name for outcome in tests[2].tested()] == ["final-best-2", "final-paper"]
+    assert tests[1].tested() == tests[0].tested()
+
+
+def race_of(values: dict[str, list[float]], seeds: int, known: dict[str, Outcome] | None = None):
+    """A race of trials, ``paper`` among them, whose n-th fresh seed has these values; the stage, and what it ran."""
+    content = {"confirm": {"top": len(values) - 1, "seeds": seeds}}
+    settings = SearchSettings.model_validate({**SETTINGS.model_dump(), **content})
+    starts = {name: "paper" if name == "paper" else "drawn" for name in values}
+    tried = {
+        name: outcome_of(name, 0.2 + 0.01 * n, 0.5 + 0.01 * n, start=starts[name]) for n, name in enumerate(values)
+    }
+    confirm = ConfirmStage(settings, SimpleNamespace(outcomes=tried), 100, False, "of-search", lambda line: None)  # type: ignore[arg-type]
+    confirm.begin(known or {})
+    ran: list[Outcome] = []
+    while (run := confirm.propose()) is not None:
+        name, seed = run.name.removeprefix("confirm-").split("-seed")
+        assert (run.settings.trial.seed, run.start) == (int(seed), "fixed")
+        ran.append(ended(run, metrics={"epoch": 6.0, "val/map": values[name][int(seed) - 1]}))
+        confirm.told(ran[-1])
+    assert confirm.done
+    return confirm, ran
+
+
+def names_of(ran: list[Outcome]) -> list[str]:
+    return [outcome.name.removeprefix("confirm-").replace("-seed", " ") for outcome in ran]
+
+
+def test_equally_many_finalists_drop_out_after_each_seed_and_the_last_one_races_the_paper_to_the_end():
+    values = {"paper": [0.5, 0.6, 0.5], "a": [0.51, 0.6, 0.6], "b": [0.55, 0.5, 0.99], "c": [0.4, 0.99, 0.99]}
+    confirm, ran = race_of(values, seeds=3)
+    assert sorted(names_of(ran)[:4]) == ["a 1", "b 1", "c 1", "paper 1"]
+    assert sorted(names_of(ran)[4:7]) == ["a 2", "b 2", "paper 2"]
+    assert sorted(names_of(ran)[7:]) == ["a 3", "paper 3"]
+    assert [(each.trial, each.values) for each in confirm.candidates()] == [
+        ("a", values["a"]),
+        ("paper", values["paper"]),
+    ]
+
+
+def test_a_race_ends_when_its_winner_is_clear_and_when_no_finalist_is_left():
+    confirm, ran = race_of({"paper": [0.5, 0.502, 0.5, 0.5], "a": [0.7, 0.703, 0.9, 0.9]}, seeds=4)
+    assert names_of(ran) == ["a 1", "paper 1", "a 2", "paper 2"]
+    best = confirm.candidates()[0]
+    assert best.trial == "a"
+    assert confirm.gain(best).low > 0.15
+    confirm, ran = race_of({"paper": [0.7, 0.702, 0.5], "a": [0.5, 0.503, 0.9]}, seeds=3)
+    assert names_of(ran) == ["a 1", "paper 1", "a 2", "paper 2"]
+    assert [each.trial for each in confirm.candidates()] == ["paper"]
+
+
+def test_a_race_that_is_resumed_after_any_of_its_runs_is_the_same_race():
+    values = {name: [0.5 + (7 * n + 3 * m) % 5 / 50 for m in range(4)] for n, name in enumerate(("paper", *"abcde"))}
+    confirm, whole = race_of(values, seeds=4)
+    for killed_after in range(len(whole) + 1):
+        known = {outcome.name: outcome for outcome in whole[:killed_after]}
+        resumed, rest = race_of(values, 4, known)
+        assert names_of(rest) == names_of(whole[killed_after:])
+        assert resumed.candidates() == confirm.candidates()
+        assert resumed.outcomes == confirm.outcomes
 
 
 def test_a_search_whose_first_trials_all_fail_ends_and_one_that_has_one_good_trial_does_not(tmp_path: Path):

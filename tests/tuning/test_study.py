@@ -28,8 +28,8 @@ from crh_tune.settings.trial import read_trial
 from crh_tune.tuning import tracking
 from crh_tune.tuning.engine import drive
 from crh_tune.tuning.events import Place, RunEvents
-from crh_tune.tuning.record import Outcome
-from crh_tune.tuning.results import SearchResult
+from crh_tune.tuning.record import Outcome, with_more
+from crh_tune.tuning.results import SearchResult, read_result
 from crh_tune.tuning.run import Run
 from crh_tune.tuning.stages import FixedRuns
 from crh_tune.tuning.study import prepare, run_search
@@ -170,7 +170,8 @@ def test_the_winner_has_the_best_mean_over_fresh_seeds(finished: Finished):
     for name, run in finished.runs.items():
         if name.startswith("confirm-"):
             means.setdefault(name.rsplit("-seed", 1)[0], []).append(run.data.metrics["val/map"])
-    best = max(means, key=lambda name: np.mean(means[name]))
+    stayed = {name: values for name, values in means.items() if len(values) == max(map(len, means.values()))}
+    best = max(stayed, key=lambda name: np.mean(stayed[name]))
     assert f"confirm-{finished.result.best.trial}" == best
     assert finished.result.best.mean >= finished.result.paper.mean
 
@@ -316,3 +317,24 @@ def test_the_search_space_files_of_the_package_are_valid():
     assert paths
     for path in paths:
         assert SearchSettings.model_validate(yaml.safe_load(path.read_text())).name
+
+
+def test_trials_are_added_to_a_search_that_has_ended(finished: Finished):
+    """The last test: it changes the search that the others look at."""
+    folder = finished.result.folder
+    before = {path.name: path.read_bytes() for path in (folder / "outcomes").iterdir()}
+    summary = (folder / "summary.json").read_bytes()
+    more = with_more(folder, 2, None)
+    result = run_search(more, prepare(more, print), finished.storage, print, resume=folder)
+    after = {path.name: path.read_bytes() for path in (folder / "outcomes").iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert sum(name.startswith("trial-") for name in after) == 10
+    assert (folder / "summary-1.json").read_bytes() == summary
+    assert read_result(folder).best == result.best
+    assert run_search(more, prepare(more, print), finished.storage, print, resume=folder).best == result.best
+    client = MlflowClient(result.tracking_uri)
+    runs = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    assert len({run.info.run_name for run in runs}) == len(runs)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    [parent] = [run for run in runs if run.info.run_name == folder.name]
+    assert parent.data.metrics["best/mean"] == pytest.approx(result.best.mean)

@@ -203,6 +203,19 @@ def _in_symbols(settings: TrialSettings) -> str:
     return f"{told}{rounds}"
 
 
+def on_unseen_classes(metrics: dict[str, float], held: int | None = None) -> str:
+    """What is known of classes that training has not seen, in one line; ``held`` is how many were held out."""
+    found = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(("val/", "test/"))}
+    if "map_unseen" not in found:
+        return "On classes it has not seen: not measured (validation.classes: 0.2 holds every fifth class out)."
+    free = f", training-free (PCA + ITQ): {found['map_unseen_itq']:.4f}" if "map_unseen_itq" in found else ""
+    which = "" if held is None else f" ({held} held out)"
+    return (
+        f"On classes it has not seen{which}: mAP {found['map_unseen']:.4f}{free}; all classes in one database: "
+        f"{found['map_mixed']:.4f}."
+    )
+
+
 def model_card(settings: TrialSettings, split: Split, metrics: dict[str, float], lines: list[str]) -> str:
     """The model card: what it is, what it was trained on, what was measured, how to use it."""
     trial, evaluation = settings.trial, settings.evaluation
@@ -222,6 +235,8 @@ def model_card(settings: TrialSettings, split: Split, metrics: dict[str, float],
             "",
             f"mAP@{cutoff}, ties {evaluation.ties}, denominator {evaluation.denominator}, queries without a relevant "
             f"item: {evaluation.no_relevant}.",
+            "",
+            on_unseen_classes(metrics, None if split.unseen is None else len(split.unseen.class_names)),
             "",
             *lines,
             "",

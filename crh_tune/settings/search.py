@@ -42,8 +42,8 @@ Value = float | int | str
 class ObjectiveSettings(Settings):
     """What the search optimises: a metric of the validation queries or of the centres."""
 
-    metric: Literal["val/map", "centers/pcc"] = "val/map"
-    """mAP of the validation queries, or how well centres agree with what looks alike."""
+    metric: Literal["val/map", "val/map_harmonic", "centers/pcc"] = "val/map"
+    """mAP of the validation queries, its harmonic mean with that of classes held out, or how well centres agree."""
     mode: Literal["max", "min"] = "max"
     """Whether more of it is better, or less."""
 
@@ -177,6 +177,8 @@ class SearchSettings(Settings):
         for index, start in enumerate(self.start_from):
             self._check_start(index, start)
         self._check_frozen()
+        if self.objective.metric == "val/map_harmonic" and not self.validation.classes:
+            raise ValueError("objective.metric: val/map_harmonic needs validation.classes, such as 0.2")
         return self
 
     def _check_frozen(self) -> None:

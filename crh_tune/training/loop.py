@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crh_tune.data.splits import Samples, Split
+from crh_tune.data.splits import Samples, Split, Unseen
 from crh_tune.data.store.stored import Rows
 from crh_tune.hashing.assignment import Rule, class_statistic, reassigned_share
 from crh_tune.hashing.centers import CodebookSpec, build_codebook, first_table
@@ -36,9 +36,12 @@ from crh_tune.training.evaluation import (
     center_metrics,
     encode_share,
     gather_codes,
+    harmonic_mean,
     outputs_share,
     ranking_map,
     reference_similarity,
+    unseen_maps,
+    untrained_unseen_map,
 )
 from crh_tune.training.models import build_network
 from crh_tune.training.similarity import Reached, State, classifier_scores
@@ -296,20 +299,35 @@ class TrainingRun:
     def _evaluate(self, train_codes: Tensor) -> Metrics:
         """mAP of the split's queries against its database (the training samples, encoded already, by default).
 
-        After the last epoch also that of the queries' real outputs against the stored bits.
+        Where classes are held out, theirs too. After the last epoch also that of the queries' real outputs against the
+        stored bits, and that of the held-out classes without training.
         """
-        split, protocol = self.split, self.settings.evaluation.protocol
+        split, protocol, last = self.split, self.settings.evaluation.protocol, self.epoch == self.trial.epochs
         with self._timed("encoding"):
             outputs = outputs_share(self.network, split.queries, self.workers)
         database_codes = train_codes if split.database is None else self._encode(split.database)
         with self._timed("evaluation"):
             queries = gather_codes(outputs >= 0, split.queries, self.workers)
-            database: LabelledCodes = gather_codes(database_codes, split.database or split.train, self.workers)
-            name = f"{split.metric_prefix}/map"
-            scores = {name: ranking_map(queries, database, protocol, self.workers)}
-            if self.epoch == self.trial.epochs:
-                scores[f"{name}_asymmetric"] = asymmetric_map(outputs, split.queries, database, protocol, self.workers)
-        return scores
+            database = gather_codes(database_codes, split.ranked, self.workers)
+            scores = {"map": ranking_map(queries, database, protocol, self.workers)}
+            if last:
+                scores["map_asymmetric"] = asymmetric_map(outputs, split.queries, database, protocol, self.workers)
+        if split.unseen is not None:
+            scores |= self._evaluate_unseen(split.unseen, queries, database)
+            scores["map_harmonic"] = harmonic_mean(scores["map"], scores["map_unseen"])
+            if last:
+                bits, seed = self.trial.bits, self.trial.seed
+                free = self.workers.from_first(lambda: untrained_unseen_map(split, bits, seed, protocol))
+                scores |= {} if free is None else {"map_unseen_itq": free}
+        return {f"{split.metric_prefix}/{name}": value for name, value in scores.items()}
+
+    def _evaluate_unseen(self, unseen: Unseen, queries: LabelledCodes, database: LabelledCodes) -> Metrics:
+        """mAP of the classes held out, and of all classes in one database."""
+        shares = [(self._encode(part), part) for part in (unseen.queries, unseen.database)]
+        with self._timed("evaluation"):
+            asked, ranked = (gather_codes(share, part, self.workers) for share, part in shares)
+            protocol = self.settings.evaluation.protocol
+            return unseen_maps((queries, database), (asked, ranked), self.split.classes, protocol, self.workers)
 
     def _reassign(self, rows: Rows, codes: Tensor) -> float:
         """One round of reassignment with the codes of some training samples; the share of classes it moved."""

@@ -124,6 +124,7 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible"
             "objective.metric: ",
             ["centers/pcc", "method dtsh", "val/map"],
         ),
+        ("objective: {metric: val/map_harmonic}", "objective.metric: ", ["val/map_harmonic", "validation.classes"]),
         ("search: {betas: {choice: [[0.5, 0.999]]}}", "search.betas", ["a pair of numbers cannot be searched"]),
         ("start_from: [papr]", "start_from.0: ", ["'paper'", "got 'papr'"]),
         ("start_from: [paper, {scale: 3}]", "start_from.1.scale: ", ["not searched over", "margin"]),

@@ -247,20 +247,28 @@ def _with_unseen(split: Split, share: float, seed: int) -> Split:
     count = max(1, round(share * split.classes))
     if split.classes - count < 2:
         raise ValueError(f"validation.classes = {share} leaves {split.classes - count} of {split.classes} classes")
-    held = np.sort(np.random.default_rng([seed, count]).permutation(split.classes)[:count])
+    held = np.random.default_rng([seed, count]).permutation(split.classes)[:count]
+    try:
+        return hold_out(split, np.sort(held))
+    except ValueError as error:
+        raise ValueError(f"validation.classes = {share}: {error}") from None
+
+
+def hold_out(split: Split, held: Array) -> Split:
+    """The split without these classes (indices, ascending), which are searched only: :class:`Unseen`.
+
+    Raises ValueError where nothing is left to train on or ask for, or nothing of those held out can be found.
+    """
     seen = np.setdiff1d(np.arange(split.classes), held)
     train, unseen_train = _apart(split.train, seen, held)
     queries, unseen_queries = _apart(split.queries, seen, held)
     database, unseen_database = (None, unseen_train) if split.database is None else _apart(split.database, seen, held)
     if not len(train) or not len(queries):
-        raise ValueError(f"validation.classes = {share}: every image shows one of the {count} classes held out")
+        raise ValueError(f"every image shows one of the {len(held)} classes held out")
     unseen = Unseen(tuple(split.class_names[c] for c in held), unseen_queries, unseen_database)
     asked, ranked = (unseen_labels(part, len(seen)) for part in (unseen_queries, unseen_database))
     if not len(asked) or none_answered(asked, ranked):
-        raise ValueError(
-            f"validation.classes = {share}: none of the {len(asked)} queries of the {count} classes held out has "
-            "anything to find"
-        )
+        raise ValueError(f"none of the {len(asked)} queries of the {len(held)} classes held out has anything to find")
     names = tuple(split.class_names[c] for c in seen)
     reference = None if split.reference is None else split.reference[np.ix_(seen, seen)]
     return Split(split.stage, names, train, queries, database, reference, unseen)

@@ -127,6 +127,7 @@ def _encoder_content(run: TrainingRun, network: HashNetwork) -> dict[str, Any]:
         "span": getattr(run.split.train.inputs, "span", None) or run.settings.dataset.options.get("range"),
         "megapixels": run.settings.dataset.options.get("max_megapixels", MEGAPIXELS),
         "bits": run.trial.bits,
+        "open_bits": run.trial.open_bits,
         "hash_layer": run.trial.hash_layer,
         "class_names": list(run.split.class_names),
         "weights": network.state_dict(),
@@ -146,7 +147,10 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu") -> Enco
         shape, inputs = tuple(content["shape"]), tuple(content["inputs"])
         blank, fit = torch.zeros(shape[0]), STRETCHED
         network: HashNetwork | FrozenHashNetwork
-        network = HashNetwork(content["backbone"], shape, content["bits"], blank, blank, content["hash_layer"])
+        bits, open_bits = content["bits"], content.get("open_bits", 0)
+        network = HashNetwork(
+            content["backbone"], shape, bits - open_bits, blank, blank, content["hash_layer"], open_bits=open_bits
+        )
         frozen = content.get("pretrained")
         if frozen is not None:
             fit, colours = Fit(frozen["crop"], frozen["interpolation"]), torch.zeros(3)
@@ -199,6 +203,8 @@ def _in_symbols(settings: TrialSettings) -> str:
     trial = settings.trial
     values = ((symbol.name, getattr(trial, name)) for name, symbol in symbols(settings.method, trial).items())
     told = ", ".join(f"{name} = {value}" for name, value in values if value is not None)
+    if trial.open_bits:
+        told += f", of which {trial.open_bits} bits are open (fitted to the inputs, not trained)"
     rounds = "" if trial.reassignment == "none" else f" after {trial.early_epochs} epochs"
     return f"{told}{rounds}"
 

@@ -253,7 +253,8 @@ class SearchSettings(Settings):
             known(value, METHODS, "method")
             return
         bits = [self.trial.bits] if name == "bits" else drawn(self, "bits")
-        if name == "head_dim" and isinstance(value, int) and value >= 1 and any(k % value == 0 for k in bits):
+        learned = [k - free for k, free in itertools.product(bits, drawn(self, "open_bits"))]
+        if name == "head_dim" and isinstance(value, int) and value >= 1 and any(k % value == 0 for k in learned):
             return
         try:
             made = TrainingSettings(**{"bits": max(bits), name: value})
@@ -349,7 +350,7 @@ class SearchSettings(Settings):
                 except SettingsError as error:
                     raise SettingsError(f"search: {cell}: {error}") from None
             return
-        named = [name for name in ("reassignment", "objective", "hash_layer") if name in self.search]
+        named = [name for name in ("reassignment", "objective", "hash_layer", "open_bits") if name in self.search]
         others = [drawn(self, name) for name in named]
         parts = itertools.product(drawn(self, "bits"), self._drawn_methods(), drawn(self, "centers"), *others)
         for bits, method, centers, *rest in parts:
@@ -380,10 +381,11 @@ class SearchSettings(Settings):
             head_dim(trial, size, METHODS[settings.method].heads == "single")
         except ValueError as error:
             raise SettingsError(f"search: {error}") from None
-        if not allowed_head_dims(self, trial.bits, size):
+        bits = trial.learned_bits
+        if not allowed_head_dims(self, bits, size):
             raise SettingsError(
-                f"search.head_dim: none of {list(self.search['head_dim'].values)} divides bits K = {trial.bits} and "
-                f"holds M = {size} codewords: one of {feasible_head_dims(trial.bits, int(size))}"
+                f"search.head_dim: none of {list(self.search['head_dim'].values)} divides bits K = {bits} and "
+                f"holds M = {size} codewords: one of {feasible_head_dims(bits, int(size))}"
             )
 
 

@@ -44,6 +44,7 @@ from crh_tune.training.evaluation import (
     untrained_unseen_map,
 )
 from crh_tune.training.models import build_network
+from crh_tune.training.open_bits import fit_open_bits
 from crh_tune.training.similarity import Reached, State, classifier_scores
 from crh_tune.training.workers import Workers
 
@@ -72,8 +73,8 @@ class Model(nn.Module):
         self.network, self.objective = network, objective
 
     def forward(self, inputs: Tensor, targets: Tensor, centers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The objective's terms, and the codes the batch had: B x K, boolean, True for +1."""
-        outputs = self.network(inputs)
+        """The objective's terms, and the codes the batch had: B x learned bits, boolean, True for +1."""
+        outputs = self.network.learned(inputs)
         return self.objective(outputs, targets, centers), outputs.detach() >= 0
 
 
@@ -105,9 +106,9 @@ class TrainingRun:
 
     @property
     def centers(self) -> Codes:
-        """The present centres, C x K; a method without centres has zeros, which its objective does not look at."""
+        """The present centres, C x learned bits; zeros for a method without centres, whose objective looks at none."""
         if self.codebook_spec is None:
-            return np.zeros((self.split.classes, self.trial.bits), dtype=np.int8)
+            return np.zeros((self.split.classes, self.trial.learned_bits), dtype=np.int8)
         return self.codebook.centers(self.table)
 
     def take_first_centers(self, report: Report | None = None) -> None:
@@ -171,7 +172,7 @@ class TrainingRun:
         if self._seen:
             return np.concatenate([rows for rows, _ in self._seen]), torch.cat([codes for _, codes in self._seen])
         assert encoded is not None
-        return self.workers.share(np.arange(len(self.split.train))), encoded
+        return self.workers.share(np.arange(len(self.split.train))), encoded[:, : self.trial.learned_bits]
 
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint. Raises checkpoints.CheckpointError when it is broken or of other settings."""
@@ -355,11 +356,11 @@ def first_codebook(
     assert trial.head_dim is not None
     assert trial.centers is not None
     seed = trial.seed if trial.center_seed is None else trial.center_seed
-    spec = CodebookSpec(trial.bits, trial.codebook_size, trial.head_dim, seed, trial.centers)
+    spec = CodebookSpec(trial.learned_bits, trial.codebook_size, trial.head_dim, seed, trial.centers)
     if trial.centers != "shc":
         return spec
     scores = classifier_scores(settings, split, workers, begun, reached)
-    words = workers.from_first(lambda: shc_centers(class_similarity(scores), trial.bits, seed))
+    words = workers.from_first(lambda: shc_centers(class_similarity(scores), trial.learned_bits, seed))
     return replace(spec, words=np.ascontiguousarray(words).tobytes())
 
 
@@ -394,7 +395,13 @@ def build_schedule(optimizer: torch.optim.Optimizer, trial: TrainingSettings) ->
 def _build_model(trial: TrainingSettings, split: Split, workers: Workers) -> Model:
     assert trial.objective is not None
     assert trial.hash_layer is not None
-    network = build_network(trial, split, trial.bits, trial.hash_layer)
+    network = build_network(trial, split, trial.learned_bits, trial.hash_layer, trial.open_bits)
+    if trial.open_bits:
+        open_ = workers.from_first(
+            lambda: fit_open_bits(split.train, network.shape, split.classes, trial.open_bits, trial.seed)
+        )
+        network.open_mean.copy_(torch.from_numpy(open_.mean))
+        network.open_projection.copy_(torch.from_numpy(open_.projection))
     options = objective_options(trial, trial.objective, split.classes, split.multi_label)
     objective = OBJECTIVES[trial.objective](options)
     if workers.size > 1:

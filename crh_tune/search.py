@@ -331,6 +331,14 @@ def _prepared(settings: SearchSettings, where: str, say: Say) -> Prepared:
         raise SettingsError(f"{where}: {error}") from None
 
 
+def _on_unseen_classes(metrics: dict[str, float]) -> list[str]:
+    if "test/map_unseen" not in metrics:
+        return []
+    from crh_tune.export.bundle import on_unseen_classes
+
+    return [on_unseen_classes(metrics)]
+
+
 def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> list[str]:
     from crh_tune.tuning.progress import describe
     from crh_tune.tuning.results import bound_lines, gain_lines, last_lines
@@ -349,6 +357,7 @@ def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) ->
         *_what_all_layers_changed(best, metric),
         f"test mAP         {result.best_test.metrics['test/map']:.4f}, the paper's setting "
         f"{result.paper_test.metrics['test/map']:.4f}",
+        *_on_unseen_classes(result.best_test.metrics),
         *last_lines(result.baselines),
         f"exported to      {_near(target)}",
     ]

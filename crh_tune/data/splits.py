@@ -2,12 +2,14 @@
 
 A search sees the search split only: its queries are held out of the training samples, and the dataset's test
 queries are not in it at all. The final split trains on all training samples and is evaluated on the test queries.
+
+Both can hold whole classes out as well, the same ones: their samples are then searched, and nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -69,8 +71,24 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class Unseen:
+    """Classes that are held out whole, to be searched only: training, centres and statistics never see them.
+
+    Labels count on from the split's own C classes: C is the first of ``class_names``. Multi-hot rows have the columns
+    of all classes, the split's own first.
+    """
+
+    class_names: tuple[str, ...]
+    queries: Samples
+    database: Samples
+
+
+@dataclass(frozen=True)
 class Split:
-    """What one training run sees: it trains on ``train`` and ranks ``database`` (None: ``train``) for ``queries``."""
+    """What one training run sees: it trains on ``train`` and ranks ``database`` (None: ``train``) for ``queries``.
+
+    ``unseen`` is what it does not see; none of its samples is among the others.
+    """
 
     stage: Stage
     class_names: tuple[str, ...]
@@ -78,6 +96,7 @@ class Split:
     queries: Samples
     database: Samples | None
     reference: npt.NDArray[np.float64] | None
+    unseen: Unseen | None = None
 
     @property
     def classes(self) -> int:
@@ -98,6 +117,8 @@ class Split:
         parts = [self.stage, self.train.fingerprint(), self.queries.fingerprint()]
         if self.database is not None:
             parts.append(self.database.fingerprint())
+        if self.unseen is not None:
+            parts += ["unseen", self.unseen.queries.fingerprint(), self.unseen.database.fingerprint()]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
     @property
@@ -131,11 +152,12 @@ def _answered(queries: Array, ranked: Array) -> npt.NDArray[np.bool_]:
     return np.isin(queries, ranked)
 
 
-def search_split(dataset: Dataset, fraction: float, seed: int, queries: int | None = None) -> Split:
+def search_split(dataset: Dataset, fraction: float, seed: int, queries: int | None = None, classes: float = 0) -> Split:
     """Hold ``fraction`` of the training samples out as validation queries; groups stay whole.
 
     ``queries`` is the most that are held out, as near as groups come to it. What is held out is taken out of the
     database too. Without groups, single labels are held out class by class, and the last sample of a class never is.
+    ``classes`` is the share of the classes that are held out whole (:class:`Unseen`).
     Raises ValueError for a fraction outside (0, 1), one that leaves nothing on a side, and queries of which none has
     anything relevant to find.
     """
@@ -150,7 +172,8 @@ def search_split(dataset: Dataset, fraction: float, seed: int, queries: int | No
     if database is not None and dataset.train_ids is not None and dataset.database_ids is not None:
         database = database[np.flatnonzero(~np.isin(dataset.database_ids, dataset.train_ids[held]))]
     names, reference = dataset.class_names, dataset.reference
-    return _answerable(Split("search", names, train[np.sort(kept)], train[np.sort(held)], database, reference))
+    whole = Split("search", names, train[np.sort(kept)], train[np.sort(held)], database, reference)
+    return _answerable(_with_unseen(whole, classes, seed))
 
 
 def _held_out(dataset: Dataset, fraction: float, seed: int, queries: int | None) -> tuple[Rows, Rows]:
@@ -203,7 +226,68 @@ def _answerable(split: Split) -> Split:
     return split
 
 
-def final_split(dataset: Dataset) -> Split:
-    """All training samples, and the test queries. Raises ValueError where none of these has anything to find."""
+def final_split(dataset: Dataset, classes: float = 0, seed: int = 0) -> Split:
+    """All training samples, and the test queries; without the classes that a search holds out with the same arguments.
+
+    Raises ValueError where no query has anything to find.
+    """
     names, reference = dataset.class_names, dataset.reference
-    return _answerable(Split("final", names, dataset.train, dataset.queries, dataset.database, reference))
+    whole = Split("final", names, dataset.train, dataset.queries, dataset.database, reference)
+    return _answerable(_with_unseen(whole, classes, seed))
+
+
+def _with_unseen(split: Split, share: float, seed: int) -> Split:
+    """The split without a share of its C classes, drawn by the seed, which are held out whole; itself for share 0.
+
+    An image with several labels is held out where one of them is. Raises ValueError where too few classes are left,
+    or nothing of those held out can be asked for.
+    """
+    if not share:
+        return split
+    count = max(1, round(share * split.classes))
+    if split.classes - count < 2:
+        raise ValueError(f"validation.classes = {share} leaves {split.classes - count} of {split.classes} classes")
+    held = np.random.default_rng([seed, count]).permutation(split.classes)[:count]
+    try:
+        return hold_out(split, np.sort(held))
+    except ValueError as error:
+        raise ValueError(f"validation.classes = {share}: {error}") from None
+
+
+def hold_out(split: Split, held: Array) -> Split:
+    """The split without these classes (indices, ascending), which are searched only: :class:`Unseen`.
+
+    Raises ValueError where nothing is left to train on or ask for, or nothing of those held out can be found.
+    """
+    seen = np.setdiff1d(np.arange(split.classes), held)
+    train, unseen_train = _apart(split.train, seen, held)
+    queries, unseen_queries = _apart(split.queries, seen, held)
+    database, unseen_database = (None, unseen_train) if split.database is None else _apart(split.database, seen, held)
+    if not len(train) or not len(queries):
+        raise ValueError(f"every image shows one of the {len(held)} classes held out")
+    unseen = Unseen(tuple(split.class_names[c] for c in held), unseen_queries, unseen_database)
+    asked, ranked = (unseen_labels(part, len(seen)) for part in (unseen_queries, unseen_database))
+    if not len(asked) or none_answered(asked, ranked):
+        raise ValueError(f"none of the {len(asked)} queries of the {len(held)} classes held out has anything to find")
+    names = tuple(split.class_names[c] for c in seen)
+    reference = None if split.reference is None else split.reference[np.ix_(seen, seen)]
+    return Split(split.stage, names, train, queries, database, reference, unseen)
+
+
+def _apart(samples: Samples, seen: Array, held: Array) -> tuple[Samples, Samples]:
+    """The samples without a held-out class, and those with one, labels in the order of the seen and the held."""
+    order = np.concatenate([seen, held])
+    if samples.labels.ndim == 2:
+        outside = samples.labels[:, held].any(axis=1)
+        labels = samples.labels[:, order]
+    else:
+        outside = np.isin(samples.labels, held)
+        labels = np.argsort(order).astype(samples.labels.dtype)[samples.labels]
+    relabelled = replace(samples, labels=labels)
+    own, other = relabelled[np.flatnonzero(~outside)], relabelled[np.flatnonzero(outside)]
+    return (replace(own, labels=own.labels[:, : len(seen)]) if labels.ndim == 2 else own), other
+
+
+def unseen_labels(samples: Samples, classes: int) -> Array:
+    """What samples of held-out classes are relevant by among themselves: class indices, or held-out columns only."""
+    return samples.labels[:, classes:] if samples.labels.ndim == 2 else samples.labels

@@ -127,6 +127,7 @@ def _encoder_content(run: TrainingRun, network: HashNetwork) -> dict[str, Any]:
         "span": getattr(run.split.train.inputs, "span", None) or run.settings.dataset.options.get("range"),
         "megapixels": run.settings.dataset.options.get("max_megapixels", MEGAPIXELS),
         "bits": run.trial.bits,
+        "open_bits": run.trial.open_bits,
         "hash_layer": run.trial.hash_layer,
         "class_names": list(run.split.class_names),
         "weights": network.state_dict(),
@@ -146,7 +147,10 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu") -> Enco
         shape, inputs = tuple(content["shape"]), tuple(content["inputs"])
         blank, fit = torch.zeros(shape[0]), STRETCHED
         network: HashNetwork | FrozenHashNetwork
-        network = HashNetwork(content["backbone"], shape, content["bits"], blank, blank, content["hash_layer"])
+        bits, open_bits = content["bits"], content.get("open_bits", 0)
+        network = HashNetwork(
+            content["backbone"], shape, bits - open_bits, blank, blank, content["hash_layer"], open_bits=open_bits
+        )
         frozen = content.get("pretrained")
         if frozen is not None:
             fit, colours = Fit(frozen["crop"], frozen["interpolation"]), torch.zeros(3)
@@ -199,8 +203,23 @@ def _in_symbols(settings: TrialSettings) -> str:
     trial = settings.trial
     values = ((symbol.name, getattr(trial, name)) for name, symbol in symbols(settings.method, trial).items())
     told = ", ".join(f"{name} = {value}" for name, value in values if value is not None)
+    if trial.open_bits:
+        told += f", of which {trial.open_bits} bits are open (fitted to the inputs, not trained)"
     rounds = "" if trial.reassignment == "none" else f" after {trial.early_epochs} epochs"
     return f"{told}{rounds}"
+
+
+def on_unseen_classes(metrics: dict[str, float], held: int | None = None) -> str:
+    """What is known of classes that training has not seen, in one line; ``held`` is how many were held out."""
+    found = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(("val/", "test/"))}
+    if "map_unseen" not in found:
+        return "On classes it has not seen: not measured (validation.classes: 0.2 holds every fifth class out)."
+    free = f", training-free (PCA + ITQ): {found['map_unseen_itq']:.4f}" if "map_unseen_itq" in found else ""
+    which = "" if held is None else f" ({held} held out)"
+    return (
+        f"On classes it has not seen{which}: mAP {found['map_unseen']:.4f}{free}; all classes in one database: "
+        f"{found['map_mixed']:.4f}."
+    )
 
 
 def model_card(settings: TrialSettings, split: Split, metrics: dict[str, float], lines: list[str]) -> str:
@@ -222,6 +241,8 @@ def model_card(settings: TrialSettings, split: Split, metrics: dict[str, float],
             "",
             f"mAP@{cutoff}, ties {evaluation.ties}, denominator {evaluation.denominator}, queries without a relevant "
             f"item: {evaluation.no_relevant}.",
+            "",
+            on_unseen_classes(metrics, None if split.unseen is None else len(split.unseen.class_names)),
             "",
             *lines,
             "",

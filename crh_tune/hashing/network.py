@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -18,11 +19,14 @@ class HashNetwork(nn.Module):
     """f: inputs B x shape -> u, B x K, in float32 whatever the precision.
 
     Inputs are standardised by ``mean`` and ``std``, one a channel; images larger than the shape are cropped at their
-    centre. With precision bf16 the backbone runs under autocast.
+    centre. With precision bf16 the backbone runs under autocast. K is ``bits`` that are trained, and behind them
+    ``open_bits`` that are not: (inputs - open_mean) open_projection, which are zero until they are set.
     """
 
     mean: Tensor
     std: Tensor
+    open_mean: Tensor
+    open_projection: Tensor
 
     def __init__(
         self,
@@ -33,9 +37,10 @@ class HashNetwork(nn.Module):
         std: Tensor,
         hash_layer: HashLayer = "linear",
         precision: Precision = "fp32",
+        open_bits: int = 0,
     ) -> None:
         super().__init__()
-        self.bits, self.shape, self.precision = bits, shape, precision
+        self.bits, self.open_bits, self.shape, self.precision = bits + open_bits, open_bits, shape, precision
         self.memory_format = torch.contiguous_format
         self.backbone = build_backbone(backbone, shape)
         features = self.backbone.features
@@ -49,6 +54,9 @@ class HashNetwork(nn.Module):
         per_channel = (1, -1) + (1,) * (len(shape) - 1)
         self.register_buffer("mean", mean.double().reshape(per_channel).clone())
         self.register_buffer("std", std.double().reshape(per_channel).clone())
+        if open_bits:
+            self.register_buffer("open_mean", torch.zeros(math.prod(shape)))
+            self.register_buffer("open_projection", torch.zeros(math.prod(shape), open_bits))
 
     def in_channels_last(self) -> None:
         """Keep images and convolution weights in channels-last order: the same numbers, another place in memory."""
@@ -56,6 +64,15 @@ class HashNetwork(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        learned = self.learned(inputs)
+        return torch.cat([learned, self._open(inputs)], dim=1) if self.open_bits else learned
+
+    def _open(self, inputs: Tensor) -> Tensor:
+        inputs = center_crop(inputs, self.shape) if len(self.shape) == 3 else inputs
+        return (inputs.flatten(1).float() - self.open_mean) @ self.open_projection
+
+    def learned(self, inputs: Tensor) -> Tensor:
+        """The outputs that are trained, without those of the open bits."""
         inputs = center_crop(inputs, self.shape) if len(self.shape) == 3 else inputs
         values = standardised(inputs, self.mean, self.std).contiguous(memory_format=self.memory_format)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.precision == "bf16"):

@@ -76,7 +76,7 @@ def pca_rotation(train_features: Features, bits: int, seed: int) -> LinearCodes:
     if len(train_features) == 0:
         raise ValueError("PCA needs at least one training row")
     mean, axes = _principal_axes(train_features, _fit_rows(len(train_features), seed), bits)
-    return LinearCodes(mean, axes @ _random_rotation(bits, seed)[: axes.shape[1]])
+    return LinearCodes(mean, axes @ random_rotation(bits, seed)[: axes.shape[1]])
 
 
 def pca_itq(
@@ -227,7 +227,7 @@ def _fit_rows(count: int, seed: int) -> npt.NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).choice(count, _FIT_ROWS, replace=False))
 
 
-def _random_rotation(size: int, seed: int) -> npt.NDArray[np.float32]:
+def random_rotation(size: int, seed: int) -> npt.NDArray[np.float32]:
     """A rotation drawn uniformly: Q of a Gaussian matrix's QR decomposition, with the signs of R's diagonal."""
     q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((size, size)))
     return (q * np.where(np.diag(r) < 0, -1, 1)).astype(np.float32)

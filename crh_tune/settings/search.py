@@ -42,8 +42,8 @@ Value = float | int | str
 class ObjectiveSettings(Settings):
     """What the search optimises: a metric of the validation queries or of the centres."""
 
-    metric: Literal["val/map", "centers/pcc"] = "val/map"
-    """mAP of the validation queries, or how well centres agree with what looks alike."""
+    metric: Literal["val/map", "val/map_harmonic", "centers/pcc"] = "val/map"
+    """mAP of the validation queries, its harmonic mean with that of classes held out, or how well centres agree."""
     mode: Literal["max", "min"] = "max"
     """Whether more of it is better, or less."""
 
@@ -177,6 +177,8 @@ class SearchSettings(Settings):
         for index, start in enumerate(self.start_from):
             self._check_start(index, start)
         self._check_frozen()
+        if self.objective.metric == "val/map_harmonic" and not self.validation.classes:
+            raise ValueError("objective.metric: val/map_harmonic needs validation.classes, such as 0.2")
         return self
 
     def _check_frozen(self) -> None:
@@ -251,7 +253,8 @@ class SearchSettings(Settings):
             known(value, METHODS, "method")
             return
         bits = [self.trial.bits] if name == "bits" else drawn(self, "bits")
-        if name == "head_dim" and isinstance(value, int) and value >= 1 and any(k % value == 0 for k in bits):
+        learned = [k - free for k, free in itertools.product(bits, drawn(self, "open_bits"))]
+        if name == "head_dim" and isinstance(value, int) and value >= 1 and any(k % value == 0 for k in learned):
             return
         try:
             made = TrainingSettings(**{"bits": max(bits), name: value})
@@ -347,7 +350,7 @@ class SearchSettings(Settings):
                 except SettingsError as error:
                     raise SettingsError(f"search: {cell}: {error}") from None
             return
-        named = [name for name in ("reassignment", "objective", "hash_layer") if name in self.search]
+        named = [name for name in ("reassignment", "objective", "hash_layer", "open_bits") if name in self.search]
         others = [drawn(self, name) for name in named]
         parts = itertools.product(drawn(self, "bits"), self._drawn_methods(), drawn(self, "centers"), *others)
         for bits, method, centers, *rest in parts:
@@ -378,10 +381,11 @@ class SearchSettings(Settings):
             head_dim(trial, size, METHODS[settings.method].heads == "single")
         except ValueError as error:
             raise SettingsError(f"search: {error}") from None
-        if not allowed_head_dims(self, trial.bits, size):
+        bits = trial.learned_bits
+        if not allowed_head_dims(self, bits, size):
             raise SettingsError(
-                f"search.head_dim: none of {list(self.search['head_dim'].values)} divides bits K = {trial.bits} and "
-                f"holds M = {size} codewords: one of {feasible_head_dims(trial.bits, int(size))}"
+                f"search.head_dim: none of {list(self.search['head_dim'].values)} divides bits K = {bits} and "
+                f"holds M = {size} codewords: one of {feasible_head_dims(bits, int(size))}"
             )
 
 

@@ -68,6 +68,8 @@ ROUND_NAMES = ("update_interval", "early_epochs", "reassignment_codes")
 class _BeforeTheObjectives(Settings):
     bits: Annotated[int, Symbol("K")] = Field(32, ge=2, le=4096)
     """The length of the codes."""
+    open_bits: int = Field(0, ge=0)
+    """How many of the bits are not trained but fitted to the inputs, for classes that training does not see."""
     epochs: int = Field(300, ge=1, le=1_000_000)
     """How many passes over the training samples."""
     batch_size: int = Field(128, ge=1)
@@ -163,7 +165,8 @@ class TrainingSettings(_WithTheObjectives):
     @model_serializer(mode="wrap")
     def _without_other_objectives(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = handler(self)
-        return {name: value for name, value in content.items() if value is not None or name not in OBJECTIVE_NAMES}
+        known = {name: value for name, value in content.items() if value is not None or name not in OBJECTIVE_NAMES}
+        return known if self.open_bits else {name: value for name, value in known.items() if name != "open_bits"}
 
     @field_validator("backbone")
     @classmethod
@@ -208,12 +211,16 @@ class TrainingSettings(_WithTheObjectives):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.learned_bits < 2:
+            raise ValueError(
+                f"open_bits {self.open_bits} of {self.bits} bits leave {self.learned_bits} to train: want 2"
+            )
         if self.codebook_ratio is not None and self.codebook_size is not None:
             raise ValueError("give codebook_size or codebook_ratio, not both")
-        if self.head_dim is not None and self.bits % self.head_dim:
-            raise ValueError(f"head_dim d = {self.head_dim} does not divide bits K = {self.bits}")
-        if isinstance(self.codebook_size, int) and self.codebook_size > 2**self.bits:
-            raise ValueError(f"codebook_size M = {self.codebook_size} is larger than 2^K = {2**self.bits}")
+        if self.head_dim is not None and self.learned_bits % self.head_dim:
+            raise ValueError(f"head_dim d = {self.head_dim} does not divide bits K = {self.learned_bits}")
+        if isinstance(self.codebook_size, int) and self.codebook_size > 2**self.learned_bits:
+            raise ValueError(f"codebook_size M = {self.codebook_size} is larger than 2^K = {2**self.learned_bits}")
         if self.freeze:
             self._can_be_frozen()
         elif self.head is not None:
@@ -232,6 +239,11 @@ class TrainingSettings(_WithTheObjectives):
             )
 
     @property
+    def learned_bits(self) -> int:
+        """The K of the method: of the bits, those that are trained."""
+        return self.bits - self.open_bits
+
+    @property
     def augmentation(self) -> Augmentation:
         return Augmentation(self.crop, self.padding, self.flip)
 
@@ -243,7 +255,7 @@ def objective_options(trial: TrainingSettings, objective: str, classes: int = 3,
     """
     kind = OBJECTIVES[objective].options_type
     given = {name: getattr(trial, name) for name in kind.own() if getattr(trial, name) is not None}
-    return kind(bits=trial.bits, classes=classes, multi_label=multi_label, **given)
+    return kind(bits=trial.learned_bits, classes=classes, multi_label=multi_label, **given)
 
 
 def optimizer_defaults(optimizer: Optimizer, pretrained: bool) -> dict[str, Any]:
@@ -276,16 +288,18 @@ def codebook_of(
             "codebook_size": size,
             "head_dim": head_dim(given, size, method.heads == "single"),
         }
-    for name, own in (("codebook_ratio", 1), ("codebook_size", classes), ("head_dim", given.bits)):
+    for name, own in (("codebook_ratio", 1), ("codebook_size", classes), ("head_dim", given.learned_bits)):
         if getattr(given, name) not in (None, own):
             raise ValueError(f"{name} has no meaning with centers {centers}: leave it out, or use centers codebook")
     if centers == "none":
         if reassignment != "none":
             raise ValueError(f"reassignment {reassignment} needs centres: centers is none")
         return {}
-    if classes > 2**given.bits:
-        raise ValueError(f"bits K = {given.bits} give 2^K = {2**given.bits} centres for C = {classes} classes")
-    return {"codebook_ratio": None, "codebook_size": classes, "head_dim": given.bits}
+    if classes > 2**given.learned_bits:
+        raise ValueError(
+            f"bits K = {given.learned_bits} give 2^K = {2**given.learned_bits} centres for C = {classes} classes"
+        )
+    return {"codebook_ratio": None, "codebook_size": classes, "head_dim": given.learned_bits}
 
 
 def codebook_size(trial: TrainingSettings, classes: int) -> int | Full:
@@ -296,36 +310,40 @@ def codebook_size(trial: TrainingSettings, classes: int) -> int | Full:
     if "full" in (trial.codebook_size, trial.codebook_ratio):
         if trial.reassignment == "hungarian":
             raise ValueError("reassignment hungarian is for listed codewords: with codebook_size full use greedy")
-        if trial.bits > WHOLE_SPACE_MAX_BITS:
-            raise ValueError(f"codebook_size full needs bits <= {WHOLE_SPACE_MAX_BITS}, got {trial.bits}")
-        if classes > 2**trial.bits:
-            raise ValueError(f"bits K = {trial.bits} give 2^K = {2**trial.bits} codewords for C = {classes} classes")
+        if trial.learned_bits > WHOLE_SPACE_MAX_BITS:
+            raise ValueError(f"codebook_size full needs bits <= {WHOLE_SPACE_MAX_BITS}, got {trial.learned_bits}")
+        if classes > 2**trial.learned_bits:
+            raise ValueError(
+                f"bits K = {trial.learned_bits} give 2^K = {2**trial.learned_bits} codewords for C = {classes} classes"
+            )
         return "full"
     size = trial.codebook_size
     if size is None and trial.codebook_ratio is None:
-        size = max(min(2 * classes, 2**trial.bits), classes)
+        size = max(min(2 * classes, 2**trial.learned_bits), classes)
     elif size is None:
         size = round(float(trial.codebook_ratio or 2) * classes)
     assert isinstance(size, int)
     if size < classes:
         raise ValueError(f"codebook_size M = {size} is smaller than the number of classes C = {classes}")
-    if size > 2**trial.bits:
-        raise ValueError(f"codebook_size M = {size} is larger than 2^K = {2**trial.bits} (bits K = {trial.bits})")
+    if size > 2**trial.learned_bits:
+        raise ValueError(
+            f"codebook_size M = {size} is larger than 2^K = {2**trial.learned_bits} (bits K = {trial.learned_bits})"
+        )
     return size
 
 
 def head_dim(trial: TrainingSettings, size: int | Full, single: bool) -> int:
     """d for M codewords: as given, K for one head, or the paper's. Raises ValueError when 2^d < M."""
     if size == "full":
-        if trial.head_dim not in (None, trial.bits):
+        if trial.head_dim not in (None, trial.learned_bits):
             raise ValueError(
-                f"codebook_size full has one head: head_dim is {trial.bits} or left out, got {trial.head_dim}"
+                f"codebook_size full has one head: head_dim is {trial.learned_bits} or left out, got {trial.head_dim}"
             )
-        return trial.bits
+        return trial.learned_bits
     if trial.head_dim is None:
-        return trial.bits if single else paper_head_dim(trial.bits, size)
+        return trial.learned_bits if single else paper_head_dim(trial.learned_bits, size)
     if size > 2**trial.head_dim:
-        allowed = feasible_head_dims(trial.bits, size)
+        allowed = feasible_head_dims(trial.learned_bits, size)
         raise ValueError(
             f"head_dim d = {trial.head_dim} cannot hold M = {size} distinct codewords "
             f"(2^d = {2**trial.head_dim}): one of {allowed}"

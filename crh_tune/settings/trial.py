@@ -77,7 +77,12 @@ class EvaluationSettings(Settings):
 
 
 class ValidationSettings(Settings):
-    """The share of the training samples held out as validation queries, at most ``queries``; ``seed`` picks them."""
+    """The share of the training samples held out as validation queries, at most ``queries``; ``seed`` picks them.
+
+    ``classes`` holds whole classes out as well: neither a search nor its final runs train on them, they are searched
+    only. ``val/map_unseen`` (and ``test/map_unseen``) is the mAP among themselves, ``val/map_mixed`` that of all
+    queries in one database.
+    """
 
     fraction: float = Field(0.2, gt=0, lt=1)
     """The share of the training samples that are held out."""
@@ -85,6 +90,13 @@ class ValidationSettings(Settings):
     """How many are held out at most."""
     seed: Seed = 0
     """What picks them."""
+    classes: float = Field(0, ge=0, lt=1)
+    """The share of the classes that are held out whole, and only searched."""
+
+    @property
+    def held_classes(self) -> dict[str, Any]:
+        """What ``final_split`` is told, so that it holds the same classes out as the search."""
+        return {"classes": self.classes, "seed": self.seed}
 
 
 class ScalingSettings(Settings):

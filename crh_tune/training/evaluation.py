@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from crh_tune.data.splits import Samples, Split
+from crh_tune.data.splits import Samples, Split, unseen_labels
 from crh_tune.data.store.stored import prototype_vectors
 from crh_tune.hashing.codebook import Codes, center_distances
 from crh_tune.hashing.network import FrozenHashNetwork, HashNetwork
@@ -21,6 +22,7 @@ from crh_tune.retrieval.average_precision import (
     average_precisions,
     mean_average_precision,
 )
+from crh_tune.retrieval.baselines import pca_itq
 from crh_tune.retrieval.packing import pack_codes
 from crh_tune.training.batches import load_inputs
 from crh_tune.training.workers import Workers
@@ -74,6 +76,57 @@ def asymmetric_map(
     outputs = share.cpu().numpy()
     values = workers.gather(asymmetric_average_precisions(outputs, mine, database, protocol, torch.get_num_threads()))
     return mean_average_precision(values.astype(np.float64), protocol.no_relevant)
+
+
+def unseen_maps(
+    seen: tuple[LabelledCodes, LabelledCodes],
+    unseen: tuple[LabelledCodes, LabelledCodes],
+    classes: int,
+    protocol: RankingProtocol,
+    workers: Workers,
+) -> dict[str, float]:
+    """mAP of the classes held out among themselves, and of all queries in one database.
+
+    ``seen`` and ``unseen`` are queries and database; ``classes`` is how many the training has.
+    """
+    among = [
+        replace(part, labels=part.labels[:, classes:] if part.labels.ndim == 2 else part.labels) for part in unseen
+    ]
+    mixed = [_together(*parts) for parts in zip(seen, unseen, strict=True)]
+    return {
+        "map_unseen": ranking_map(among[0], among[1], protocol, workers),
+        "map_mixed": ranking_map(mixed[0], mixed[1], protocol, workers),
+    }
+
+
+def _together(seen: LabelledCodes, unseen: LabelledCodes) -> LabelledCodes:
+    """Both as one; multi-hot rows of the seen get empty columns for the classes held out."""
+    labels = seen.labels
+    if labels.ndim == 2:
+        labels = np.pad(labels, ((0, 0), (0, unseen.labels.shape[1] - labels.shape[1])))
+    words = np.concatenate([seen.words, unseen.words])
+    return LabelledCodes(words, np.concatenate([labels, unseen.labels]), seen.bits)
+
+
+def harmonic_mean(first: float, second: float) -> float:
+    """Of two numbers that are not negative; 0 where one of them is."""
+    return 2 * first * second / (first + second) if first and second else 0.0
+
+
+def untrained_unseen_map(split: Split, bits: int, seed: int, protocol: RankingProtocol) -> float | None:
+    """mAP of the classes held out under PCA + ITQ of the inputs, fitted on the training samples.
+
+    None where no class is held out, or the inputs are no vectors.
+    """
+    unseen, inputs = split.unseen, split.train.inputs
+    if unseen is None or inputs.ndim != 2:
+        return None
+    fitted = pca_itq(inputs, bits, seed)
+    queries, database = (
+        LabelledCodes(pack_codes(fitted.encode(part.inputs)), unseen_labels(part, split.classes), bits)
+        for part in (unseen.queries, unseen.database)
+    )
+    return mean_average_precision(average_precisions(queries, database, protocol), protocol.no_relevant)
 
 
 def reference_similarity(split: Split) -> npt.NDArray[np.float64]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crh_tune.data.splits import Samples, Split
+from crh_tune.data.splits import Samples, Split, Unseen
 from crh_tune.data.store.stored import Rows
 from crh_tune.hashing.assignment import Rule, class_statistic, reassigned_share
 from crh_tune.hashing.centers import CodebookSpec, build_codebook, first_table
@@ -36,11 +36,15 @@ from crh_tune.training.evaluation import (
     center_metrics,
     encode_share,
     gather_codes,
+    harmonic_mean,
     outputs_share,
     ranking_map,
     reference_similarity,
+    unseen_maps,
+    untrained_unseen_map,
 )
 from crh_tune.training.models import build_network
+from crh_tune.training.open_bits import fit_open_bits
 from crh_tune.training.similarity import Reached, State, classifier_scores
 from crh_tune.training.workers import Workers
 
@@ -69,8 +73,8 @@ class Model(nn.Module):
         self.network, self.objective = network, objective
 
     def forward(self, inputs: Tensor, targets: Tensor, centers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The objective's terms, and the codes the batch had: B x K, boolean, True for +1."""
-        outputs = self.network(inputs)
+        """The objective's terms, and the codes the batch had: B x learned bits, boolean, True for +1."""
+        outputs = self.network.learned(inputs)
         return self.objective(outputs, targets, centers), outputs.detach() >= 0
 
 
@@ -102,9 +106,9 @@ class TrainingRun:
 
     @property
     def centers(self) -> Codes:
-        """The present centres, C x K; a method without centres has zeros, which its objective does not look at."""
+        """The present centres, C x learned bits; zeros for a method without centres, whose objective looks at none."""
         if self.codebook_spec is None:
-            return np.zeros((self.split.classes, self.trial.bits), dtype=np.int8)
+            return np.zeros((self.split.classes, self.trial.learned_bits), dtype=np.int8)
         return self.codebook.centers(self.table)
 
     def take_first_centers(self, report: Report | None = None) -> None:
@@ -168,7 +172,7 @@ class TrainingRun:
         if self._seen:
             return np.concatenate([rows for rows, _ in self._seen]), torch.cat([codes for _, codes in self._seen])
         assert encoded is not None
-        return self.workers.share(np.arange(len(self.split.train))), encoded
+        return self.workers.share(np.arange(len(self.split.train))), encoded[:, : self.trial.learned_bits]
 
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint. Raises checkpoints.CheckpointError when it is broken or of other settings."""
@@ -296,20 +300,35 @@ class TrainingRun:
     def _evaluate(self, train_codes: Tensor) -> Metrics:
         """mAP of the split's queries against its database (the training samples, encoded already, by default).
 
-        After the last epoch also that of the queries' real outputs against the stored bits.
+        Where classes are held out, theirs too. After the last epoch also that of the queries' real outputs against the
+        stored bits, and that of the held-out classes without training.
         """
-        split, protocol = self.split, self.settings.evaluation.protocol
+        split, protocol, last = self.split, self.settings.evaluation.protocol, self.epoch == self.trial.epochs
         with self._timed("encoding"):
             outputs = outputs_share(self.network, split.queries, self.workers)
         database_codes = train_codes if split.database is None else self._encode(split.database)
         with self._timed("evaluation"):
             queries = gather_codes(outputs >= 0, split.queries, self.workers)
-            database: LabelledCodes = gather_codes(database_codes, split.database or split.train, self.workers)
-            name = f"{split.metric_prefix}/map"
-            scores = {name: ranking_map(queries, database, protocol, self.workers)}
-            if self.epoch == self.trial.epochs:
-                scores[f"{name}_asymmetric"] = asymmetric_map(outputs, split.queries, database, protocol, self.workers)
-        return scores
+            database = gather_codes(database_codes, split.ranked, self.workers)
+            scores = {"map": ranking_map(queries, database, protocol, self.workers)}
+            if last:
+                scores["map_asymmetric"] = asymmetric_map(outputs, split.queries, database, protocol, self.workers)
+        if split.unseen is not None:
+            scores |= self._evaluate_unseen(split.unseen, queries, database)
+            scores["map_harmonic"] = harmonic_mean(scores["map"], scores["map_unseen"])
+            if last:
+                bits, seed = self.trial.bits, self.trial.seed
+                free = self.workers.from_first(lambda: untrained_unseen_map(split, bits, seed, protocol))
+                scores |= {} if free is None else {"map_unseen_itq": free}
+        return {f"{split.metric_prefix}/{name}": value for name, value in scores.items()}
+
+    def _evaluate_unseen(self, unseen: Unseen, queries: LabelledCodes, database: LabelledCodes) -> Metrics:
+        """mAP of the classes held out, and of all classes in one database."""
+        shares = [(self._encode(part), part) for part in (unseen.queries, unseen.database)]
+        with self._timed("evaluation"):
+            asked, ranked = (gather_codes(share, part, self.workers) for share, part in shares)
+            protocol = self.settings.evaluation.protocol
+            return unseen_maps((queries, database), (asked, ranked), self.split.classes, protocol, self.workers)
 
     def _reassign(self, rows: Rows, codes: Tensor) -> float:
         """One round of reassignment with the codes of some training samples; the share of classes it moved."""
@@ -337,11 +356,11 @@ def first_codebook(
     assert trial.head_dim is not None
     assert trial.centers is not None
     seed = trial.seed if trial.center_seed is None else trial.center_seed
-    spec = CodebookSpec(trial.bits, trial.codebook_size, trial.head_dim, seed, trial.centers)
+    spec = CodebookSpec(trial.learned_bits, trial.codebook_size, trial.head_dim, seed, trial.centers)
     if trial.centers != "shc":
         return spec
     scores = classifier_scores(settings, split, workers, begun, reached)
-    words = workers.from_first(lambda: shc_centers(class_similarity(scores), trial.bits, seed))
+    words = workers.from_first(lambda: shc_centers(class_similarity(scores), trial.learned_bits, seed))
     return replace(spec, words=np.ascontiguousarray(words).tobytes())
 
 
@@ -376,7 +395,13 @@ def build_schedule(optimizer: torch.optim.Optimizer, trial: TrainingSettings) ->
 def _build_model(trial: TrainingSettings, split: Split, workers: Workers) -> Model:
     assert trial.objective is not None
     assert trial.hash_layer is not None
-    network = build_network(trial, split, trial.bits, trial.hash_layer)
+    network = build_network(trial, split, trial.learned_bits, trial.hash_layer, trial.open_bits)
+    if trial.open_bits:
+        open_ = workers.from_first(
+            lambda: fit_open_bits(split.train, network.shape, split.classes, trial.open_bits, trial.seed)
+        )
+        network.open_mean.copy_(torch.from_numpy(open_.mean))
+        network.open_projection.copy_(torch.from_numpy(open_.projection))
     options = objective_options(trial, trial.objective, split.classes, split.multi_label)
     objective = OBJECTIVES[trial.objective](options)
     if workers.size > 1:

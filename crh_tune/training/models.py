@@ -39,8 +39,12 @@ def input_shape(trial: TrainingSettings, split: Split) -> Shape:
     return (shape[0], trial.crop, trial.crop)
 
 
-def build_network(trial: TrainingSettings, split: Split, outputs: int, hash_layer: HashLayer = "linear") -> HashNetwork:
-    """A trial's network with so many outputs. Raises SettingsError where the backbone or its weights do not fit.
+def build_network(
+    trial: TrainingSettings, split: Split, outputs: int, hash_layer: HashLayer = "linear", open_bits: int = 0
+) -> HashNetwork:
+    """A trial's network with so many outputs that are trained, and room for open bits.
+
+    Raises SettingsError where the backbone or its weights do not fit.
 
     Inputs are standardised as the pretrained weights were trained, or by the training samples' channel statistics. The
     network of a frozen backbone is the head on its features, which are what the split holds.
@@ -49,11 +53,13 @@ def build_network(trial: TrainingSettings, split: Split, outputs: int, hash_laye
         assert trial.head is not None
         mean, std = _own_moments(split)
         std = std.clamp(min=_LEAST_SPREAD * float(std.mean()))
-        return HashNetwork(trial.head, split.train.inputs.shape[1:], outputs, mean, std, hash_layer)
+        return HashNetwork(
+            trial.head, split.train.inputs.shape[1:], outputs, mean, std, hash_layer, open_bits=open_bits
+        )
     mean, std = _pretrained_moments(trial) if trial.weights else _own_moments(split)
     try:
         network = HashNetwork(
-            trial.backbone, input_shape(trial, split), outputs, mean, std, hash_layer, trial.precision
+            trial.backbone, input_shape(trial, split), outputs, mean, std, hash_layer, trial.precision, open_bits
         )
         if trial.weights:
             assert isinstance(network.backbone, Torchvision | Timm)

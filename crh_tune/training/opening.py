@@ -48,8 +48,11 @@ def open_split(settings: TrialSettings, stage: Stage) -> Split:
 def _open_split(key: str, stage: Stage) -> Split:
     dataset, validation, seen = json.loads(key)
     opened = open_data(DatasetSettings(**dataset), TrainingSettings(**seen))
-    validating = ValidationSettings(**validation).model_dump()
-    split = search_split(opened, **validating) if stage == "search" else final_split(opened)
+    validating = ValidationSettings(**validation)
+    if stage == "search":
+        split = search_split(opened, **validating.model_dump())
+    else:
+        split = final_split(opened, **validating.held_classes)
     return replace(split, reference=reference_similarity(split))
 
 

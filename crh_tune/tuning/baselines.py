@@ -85,7 +85,9 @@ def splits_of_features(settings: TrialSettings, first: Split, last: Split, say: 
     except (DataError, SettingsError) as error:  # the search is done, and its result stands without them
         say(f"{none}{error}")
         return None
-    return search_split(opened, **settings.validation.model_dump()), final_split(opened)
+    return search_split(opened, **settings.validation.model_dump()), final_split(
+        opened, **settings.validation.held_classes
+    )
 
 
 def _winner_precisions(settings: TrialSettings, checkpoint: Path) -> Floats:

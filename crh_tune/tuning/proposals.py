@@ -112,7 +112,7 @@ def head_dim_name(allowed: list[int]) -> str:
 
 def _allowed(settings: SearchSettings, values: dict[str, Any], classes: int) -> list[int]:
     trial = settings.trial_settings({**values, "head_dim": None}, settings.seed).trial
-    return allowed_head_dims(settings, trial.bits, codebook_size(trial, classes))
+    return allowed_head_dims(settings, trial.learned_bits, codebook_size(trial, classes))
 
 
 def start_points(settings: SearchSettings, classes: int, multi_label: bool) -> list[tuple[str, dict[str, Any]]]:

@@ -78,7 +78,10 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
     if dataset.skipped:
         more = "; ..." if len(dataset.skipped) > 3 else ""
         say(f"skipped {len(dataset.skipped)} unreadable images: {'; '.join(dataset.skipped[:3])}{more}")
-    first, last = search_split(dataset, **settings.validation.model_dump()), final_split(dataset)
+    first, last = (
+        search_split(dataset, **settings.validation.model_dump()),
+        final_split(dataset, **settings.validation.held_classes),
+    )
     for line in filter(None, (first.unanswered(), last.unanswered())):
         say(line)
     settings.check_feasible(first.classes)
@@ -98,7 +101,7 @@ def _whole_splits(settings: SearchSettings, say: Say) -> dict[Stage, str]:
     dataset = open_data(settings.dataset, trial, say)
     first = search_split(dataset, **settings.validation.model_dump())
     build_network(trial, first, 2)
-    return {"search": first.fingerprint, "final": final_split(dataset).fingerprint}
+    return {"search": first.fingerprint, "final": final_split(dataset, **settings.validation.held_classes).fingerprint}
 
 
 def run_search(

@@ -231,3 +231,64 @@ def test_a_splits_fingerprint_changes_with_all_that_is_trained_on_or_ranked():
     prints = [replace(base, **change).fingerprint for change in changes]
     assert len(set(prints)) == len(changes)
     assert replace(base, train=part(0)).fingerprint == prints[0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=SEEDS, kind=st.sampled_from(["single", "multi"]), stage=st.sampled_from(["search", "final"]))
+def test_classes_held_out_are_searched_and_reach_nothing_else(seed, kind, stage):
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(8), 12)
+    if kind == "multi":
+        labels = (np.eye(8, dtype=np.uint8)[labels] | (generator.random((96, 8)) < 0.03)).astype(np.uint8)
+    whole = dataset(labels, reference=generator.random((8, 8)))
+    whole = replace(whole, queries=whole.train[np.arange(0, 96, 5)])
+    split = search_split(whole, 0.3, seed, None, 0.25) if stage == "search" else final_split(whole, 0.25, seed)
+    unseen = split.unseen
+    assert unseen is not None
+    names = np.array(split.class_names + unseen.class_names)
+    assert sorted(names) == sorted(whole.class_names)
+    assert (split.classes, len(unseen.class_names)) == (6, 2)
+    held = [whole.class_names.index(name) for name in unseen.class_names]
+    shown = np.eye(8, dtype=bool)[labels] if kind == "single" else labels.astype(bool)
+    for samples, outside in (
+        (split.train, False),
+        (split.queries, False),
+        (unseen.queries, True),
+        (unseen.database, True),
+    ):
+        rows = traced(samples)
+        assert (shown[rows][:, held].any(axis=1) == outside).all()
+        for row, label in zip(rows, samples.labels, strict=True):  # the same classes, by name
+            own = names[label] if kind == "single" else set(names[np.flatnonzero(label)])
+            assert own == (
+                whole.class_names[labels[row]]
+                if kind == "single"
+                else {f"class {c}" for c in np.flatnonzero(labels[row])}
+            )
+    if stage == "search":
+        parts = (split.train, split.queries, unseen.queries, unseen.database)
+        assert sorted(row for part in parts for row in traced(part)) == list(range(96))
+    order = [whole.class_names.index(name) for name in split.class_names]
+    assert np.array_equal(split.reference, whole.reference[np.ix_(order, order)])
+    assert (
+        split.fingerprint != (search_split(whole, 0.3, seed) if stage == "search" else final_split(whole)).fingerprint
+    )
+
+
+def test_no_classes_held_out_is_the_split_that_was():
+    whole = dataset(np.repeat(np.arange(4), 15))
+    assert search_split(whole, 0.4, 0, None, 0).fingerprint == search_split(whole, 0.4, 0).fingerprint
+    assert search_split(whole, 0.4, 0, None, 0).unseen is None
+
+
+@pytest.mark.parametrize(("share", "reason"), [(0.9, "leaves 0 of 4 classes"), (0.7, "leaves 1 of 4 classes")])
+def test_holding_too_many_classes_out_is_an_error(share, reason):
+    with pytest.raises(ValueError, match=rf"validation.classes = {share} {reason}"):
+        search_split(dataset(np.repeat(np.arange(4), 15)), 0.4, 0, None, share)
+
+
+def test_classes_held_out_that_no_query_asks_for_are_an_error():
+    whole = dataset(np.repeat(np.arange(4), 15))
+    whole = replace(whole, queries=whole.train[np.arange(1)])
+    with pytest.raises(ValueError, match=r"none of the 0 queries of the 1 classes held out|every image"):
+        final_split(whole, 0.25, 0)

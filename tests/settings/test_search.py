@@ -124,6 +124,7 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible"
             "objective.metric: ",
             ["centers/pcc", "method dtsh", "val/map"],
         ),
+        ("objective: {metric: val/map_harmonic}", "objective.metric: ", ["val/map_harmonic", "validation.classes"]),
         ("search: {betas: {choice: [[0.5, 0.999]]}}", "search.betas", ["a pair of numbers cannot be searched"]),
         ("start_from: [papr]", "start_from.0: ", ["'paper'", "got 'papr'"]),
         ("start_from: [paper, {scale: 3}]", "start_from.1.scale: ", ["not searched over", "margin"]),
@@ -422,3 +423,13 @@ def test_a_distribution_contains_what_it_can_draw(distribution, inside, outside)
 )
 def test_head_dims_that_may_be_drawn_are_feasible_and_listed(search, bits, size, allowed):
     assert allowed_head_dims(space(search=search), bits, size) == allowed
+
+
+def test_open_bits_are_searched_with_the_head_dimensions_that_they_leave():
+    made = space(trial={"bits": 64}, search={"open_bits": {"choice": [0, 16, 24]}, "head_dim": {"feasible": True}})
+    made.check_feasible(50)
+    for free, allowed in ((0, [8, 16, 32, 64]), (16, [8, 12, 16, 24, 48]), (24, [8, 10, 20, 40])):
+        settings = made.trial_settings({"open_bits": free}, 0)
+        assert allowed_head_dims(made, settings.trial.learned_bits, 100) == allowed
+    with pytest.raises(ValueError, match=r"search\.open_bits: open_bits 16 of 16 bits leave 0 to train"):
+        space(trial={"bits": 16}, search={"open_bits": {"choice": [0, 16]}})

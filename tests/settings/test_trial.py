@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from crh_tune.hashing.methods import METHODS
-from crh_tune.settings.base import SettingsError
-from crh_tune.settings.training import codebook_size, head_dim, optimizer_defaults
+from crh_tune.settings.base import SettingsError, validated
+from crh_tune.settings.training import TrainingSettings, codebook_size, head_dim, optimizer_defaults
 from crh_tune.settings.trial import TrialSettings, read_trial, write_trial
 
 
@@ -356,3 +356,11 @@ def test_a_backbone_from_scratch_trains_with_the_methods_betas_unless_they_are_g
 def test_betas_are_two_numbers_below_one(betas):
     with pytest.raises(ValueError, match="betas"):
         trial(betas=betas)
+
+
+def test_open_bits_are_taken_from_the_methods_bits():
+    resolved = trial(bits=64, open_bits=32).resolve(*CARS).trial
+    short = trial(bits=32).resolve(*CARS).trial
+    assert (resolved.learned_bits, resolved.head_dim, resolved.codebook_size) == (32, short.head_dim, 392)
+    with pytest.raises(SettingsError, match=r"open_bits 15 of 16 bits leave 1 to train"):
+        validated(TrainingSettings, {"bits": 16, "open_bits": 15}, "trial")

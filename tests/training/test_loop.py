@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from crh_tune.data.datasets import open_dataset
+from crh_tune.data.splits import Samples, Split, search_split
 from crh_tune.hashing.codebook import shared_centers
+from crh_tune.retrieval.baselines import pca_itq
 from crh_tune.training import checkpoints, loop
 from crh_tune.training.aggregator import Round, solve_locally
 from crh_tune.training.batches import steps_per_epoch
@@ -183,3 +187,74 @@ def test_a_checkpoint_that_is_cut_in_half_or_of_other_settings_is_refused(tmp_pa
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(checkpoints.CheckpointError, match=r"checkpoint\.pt"):
         run.restore(tmp_path)
+
+
+def with_unseen(name: str, share: float = 0.3) -> Split:
+    return search_split(open_dataset(name, {}), 0.2, 0, classes=share)
+
+
+def plain_map(queries: tuple[np.ndarray, np.ndarray], database: tuple[np.ndarray, np.ndarray]) -> float:
+    """mAP by the definition, with the expected place among ties of each item, by shuffling them many times."""
+    generator, values = np.random.default_rng(0), []
+    for code, label in zip(*queries, strict=True):
+        apart = (database[0] != code).sum(axis=1)
+        relevant = (label[None] & database[1]).any(axis=1) if label.ndim else database[1] == label
+        for _ in range(10):
+            found = relevant[np.lexsort((generator.random(len(apart)), apart))]
+            places = np.flatnonzero(found) + 1
+            values.append((np.arange(1, len(places) + 1) / places).mean() if len(places) else 0.0)
+    return float(np.mean(values))
+
+
+def codes_of(run: TrainingRun, samples: Samples) -> np.ndarray:
+    return run.network.eval().encode(torch.from_numpy(np.asarray(samples.inputs[np.arange(len(samples))]))).numpy()
+
+
+@pytest.mark.parametrize("dataset", ["digits", "digit_sets"])
+def test_classes_held_out_are_scored_among_themselves_and_in_one_database(dataset):
+    split = with_unseen(dataset)
+    run, metrics = trained(settings_for(split, dataset=dataset), split)
+    unseen, own = split.unseen, split.classes
+    assert unseen is not None
+    among = [part.labels[:, own:] if split.multi_label else part.labels for part in (unseen.queries, unseen.database)]
+    codes = [codes_of(run, part) for part in (unseen.queries, unseen.database)]
+    assert metrics["val/map_unseen"] == pytest.approx(plain_map((codes[0], among[0]), (codes[1], among[1])), abs=5e-3)
+
+    def both(seen: Samples, other: Samples, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        labels = seen.labels
+        if split.multi_label:
+            labels = np.concatenate([labels, np.zeros((len(labels), len(unseen.class_names)), labels.dtype)], axis=1)
+        return np.concatenate([codes_of(run, seen), held]), np.concatenate([labels, other.labels])
+
+    queries, database = both(split.queries, unseen.queries, codes[0]), both(split.ranked, unseen.database, codes[1])
+    assert metrics["val/map_mixed"] == pytest.approx(plain_map(queries, database), abs=5e-3)
+    seen, new = metrics["val/map"], metrics["val/map_unseen"]
+    assert metrics["val/map_harmonic"] == pytest.approx(2 / (1 / seen + 1 / new))
+
+
+@pytest.mark.parametrize("method", ["crh", "shc"])
+def test_held_out_classes_reach_neither_training_nor_centres_nor_statistics_nor_pca(method, monkeypatch):
+    """Whatever they hold, all that is not about them is the same to the last bit."""
+    split = with_unseen("digits")
+    assert split.unseen is not None
+    fitted: list[np.ndarray] = []
+    monkeypatch.setattr(
+        "crh_tune.training.evaluation.pca_itq", lambda inputs, *rest: fitted.append(inputs) or pca_itq(inputs, *rest)
+    )
+    wild = [
+        replace(part, inputs=np.random.default_rng(0).integers(0, 256, part.inputs.shape).astype(part.inputs.dtype))
+        for part in (split.unseen.queries, split.unseen.database)
+    ]
+    splits = (split, replace(split, unseen=replace(split.unseen, queries=wild[0], database=wild[1])))
+    settings = settings_for(split, method)
+    (first, a), (second, b), (none, c) = (trained(settings, each) for each in (*splits, replace(split, unseen=None)))
+    assert a["val/map_unseen"] != b["val/map_unseen"]
+    about = ("val/map_unseen", "val/map_mixed", "val/map_harmonic", "val/map_unseen_itq")
+    rest = [{k: v for k, v in without_seconds(each).items() if k not in about} for each in (a, b, c)]
+    assert rest[0] == rest[1] == rest[2]
+    assert first.centers.shape[0] == split.classes == 7
+    for other in (second, none):
+        assert np.array_equal(first.centers, other.centers)
+        for name, value in first.model.state_dict().items():
+            assert torch.equal(value, other.model.state_dict()[name]), name
+    assert all(inputs is split.train.inputs for inputs in fitted)

@@ -14,6 +14,7 @@ import typer
 
 import crh_tune
 from crh_tune import search as searching
+from crh_tune.cli_service import add_service
 from crh_tune.command import (
     DEFAULT_STORAGE,
     AsJson,
@@ -46,6 +47,7 @@ app = typer.Typer(
 data = typer.Typer(help="Look at a dataset before anything is trained on it.")
 app.command("search", epilog=searching.EXAMPLES)(ending("crh-tune search")(searching.search))
 app.add_typer(data, name="data")
+add_service(app)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

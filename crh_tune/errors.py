@@ -29,3 +29,8 @@ def printable(text: str) -> str:
     """A text as one line that any terminal takes: line breaks and bytes that are no UTF-8 are written out."""
     line = text.encode(errors="backslashreplace").decode()
     return line.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def counted(count: int, name: str, several: str | None = None) -> str:
+    """``1 image``, ``2 images``; ``several`` where that is not the name with an s."""
+    return f"{count} {name if count == 1 else several or name + 's'}"

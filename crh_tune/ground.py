@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     """Write values as JSON into a file that is whole or as it was. Raises OSError where the disk is full or gone."""
     write_whole(path, lambda aside: aside.write_text(json.dumps(content, indent=indent), encoding="utf-8"))
+
+
+def check_archive(path: Path) -> None:
+    """Compare every file of a zip archive with its checksum, a piece at a time.
+
+    Raises ValueError where one is wrong, and whatever zipfile raises on what is no archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise ValueError(f"the checksum of {broken} is wrong")
 
 
 def first_line(error: BaseException) -> str:

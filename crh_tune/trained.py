@@ -9,7 +9,7 @@ from typing import Any
 
 from crh_tune.command import AGAIN, Say, prepare_process, silent
 from crh_tune.errors import SearchFailed
-from crh_tune.export.bundle import model_card, write_bundle
+from crh_tune.export.onnx_file import export_run
 from crh_tune.search import interruptible_ray
 from crh_tune.settings.base import SettingsError, read_yaml
 from crh_tune.settings.trial import trial_settings
@@ -82,5 +82,5 @@ def train(
     except TrainingDiverged as error:
         raise SearchFailed(str(error)) from None
     say("encoding the database for the index")
-    write_bundle(to, run, model_card(trial, split, metrics, []))
+    export_run(to, run, metrics, [])
     return Trained(dict(metrics), to)

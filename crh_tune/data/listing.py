@@ -8,20 +8,17 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-from PIL import features
 
 from crh_tune.data.options import ImageOptions
+from crh_tune.data.store.decode import IMAGE_SUFFIXES
 from crh_tune.data.store.sources import FileImages, ImageSource
 from crh_tune.data.store.stored import Array, Rows
 from crh_tune.errors import DataError
 
-_AVIF = {".avif"} if "avif" in features.modules and features.check("avif") else set[str]()
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", *_AVIF}
-)
-"""What is read as an image."""
 _RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"}
-OTHER_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".hif", ".jp2", ".jxl", ".psd", ".svg", ".tga", *_RAW} - _AVIF)
+OTHER_SUFFIXES = frozenset(
+    {".avif", ".heic", ".heif", ".hif", ".jp2", ".jxl", ".psd", ".svg", ".tga", *_RAW} - IMAGE_SUFFIXES
+)
 """What people have for images and is not read."""
 
 

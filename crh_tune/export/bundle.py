@@ -2,6 +2,7 @@
 
 settings.yaml   resolved settings; ``crh-tune train settings.yaml`` gives the same result again
 encoder.pt      the hash network, loadable with ``weights_only=True``
+encoder.onnx    the same network for services without torch (``export.onnx_file``)
 centers.npy     class centres, C x K, int8, -1 and +1 (methods with centres)
 index.npz       packed codes and labels of the database, and what each item of it is
 model_card.md   what was measured, and how
@@ -9,7 +10,8 @@ model_card.md   what was measured, and how
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,21 +23,24 @@ import torch
 from crh_tune.data.splits import Samples, Split
 from crh_tune.data.store.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, decode
 from crh_tune.data.store.stored import CachedImages, Inputs
+from crh_tune.errors import DataError
 from crh_tune.ground import first_line
 from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetwork
 from crh_tune.retrieval.index import Index
 from crh_tune.retrieval.packing import Packed, pack_codes
+from crh_tune.serving.index import About, write_index
+from crh_tune.serving.index import load_index as read_index
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings, write_trial
 from crh_tune.settings.used import symbols
-from crh_tune.training.checkpoints import check_archive, read_tensors
+from crh_tune.training.checkpoints import read_tensors
 from crh_tune.training.evaluation import encode_share, outputs_share
 from crh_tune.training.frozen import feature_network, pretrained
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import CPU, Workers
 
 SETTINGS_FILE, ENCODER_FILE, CENTERS_FILE = "settings.yaml", "encoder.pt", "centers.npy"
-INDEX_FILE, CARD_FILE = "index.npz", "model_card.md"
+CARD_FILE = "model_card.md"
 _FILES = 256
 
 
@@ -88,10 +93,11 @@ class Encoder:
             raise TypeError(f"encode_files takes a list of files, got {str(paths)!r}: encode_files([{str(paths)!r}])")
         if len(self.shape) != 3 or self.shape[0] != 3 or self.shape[1] != self.shape[2]:
             raise ValueError(f"image files are for encoders of square RGB images, this one takes {self.shape}")
-        codes = [self.encode(self._decoded(paths[i : i + _FILES])) for i in range(0, len(paths), _FILES)]
+        codes = [self.encode(self.decoded(paths[i : i + _FILES])) for i in range(0, len(paths), _FILES)]
         return np.concatenate(codes) if codes else self.encode(np.empty((0, *self.shape), dtype=np.uint8))
 
-    def _decoded(self, paths: Sequence[str | Path]) -> npt.NDArray[np.uint8]:
+    def decoded(self, paths: Sequence[str | Path]) -> npt.NDArray[np.uint8]:
+        """N image files as inputs, N x 3 x S x S. Raises ValueError, naming the file, where one is no image."""
         images = []
         for path in paths:
             try:
@@ -106,15 +112,17 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     split, network = run.split, run.network.cpu().eval()
     write_trial(run.settings, folder / SETTINGS_FILE)
-    torch.save(_encoder_content(run, network), folder / ENCODER_FILE)
+    content = _encoder_content(run, network)
+    torch.save(content, folder / ENCODER_FILE)
     if run.has_centers:
         np.save(folder / CENTERS_FILE, run.centers, allow_pickle=False)
     database = split.database or split.train
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # as whoever loads it will encode queries
     encoded = encode_share(network.to(device), database, Workers(device=device)).cpu().numpy()
     items = np.arange(len(database)) if database.items is None else database.items
-    items = items.astype(str) if items.dtype == object else items  # text without pickle
-    np.savez_compressed(folder / INDEX_FILE, words=pack_codes(encoded), labels=database.labels, items=items)
+    root = run.settings.dataset.options.get("path")
+    about = About(encoder_name(content["weights"]), root and str(root), split.class_names)
+    write_index(folder, Index(pack_codes(encoded), database.labels, items), about)
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
@@ -137,6 +145,15 @@ def _encoder_content(run: TrainingRun, network: HashNetwork) -> dict[str, Any]:
     found = pretrained(run.trial, run.settings.dataset.options.get("size"))
     whole = FrozenHashNetwork(feature_network(found), network)
     return {**content, "inputs": list(whole.shape), "weights": whole.state_dict(), "pretrained": asdict(found)}
+
+
+def encoder_name(weights: Mapping[str, torch.Tensor]) -> str:
+    """A digest of an encoder's weights: codes of encoders of other names are not to be compared."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_encoder(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
@@ -166,14 +183,10 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu") -> Enco
 
 def load_index(folder: str | Path) -> Index:
     """Read an exported index. Raises SettingsError, naming the file, when it is missing or broken."""
-    path = Path(folder) / INDEX_FILE
     try:
-        check_archive(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            index = Index(arrays["words"], arrays["labels"], arrays["items"])
-    except Exception as error:  # whatever zipfile and NumPy raise on a broken file
-        raise SettingsError(f"{path}: not a readable index: {first_line(error)}") from None
-    return index
+        return read_index(folder)
+    except DataError as error:
+        raise SettingsError(str(error)) from None
 
 
 def _usage(settings: TrialSettings, samples: Samples) -> list[str]:

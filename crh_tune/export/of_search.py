@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import TrialState
 
 from crh_tune.data.splits import Stage
-from crh_tune.export.bundle import model_card, write_bundle
+from crh_tune.export.onnx_file import export_run
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.checkpoints import newest
@@ -50,7 +50,7 @@ def _export(
     settings: dict[str, Any], stage: Stage, checkpoint: Path, metrics: dict[str, float], lines: list[str], target: Path
 ) -> None:
     run = restored(TrialSettings.model_validate(settings), stage, checkpoint, Workers())
-    write_bundle(target, run, model_card(run.settings, run.split, metrics, lines))
+    export_run(target, run, metrics, lines)
 
 
 def _what_was_frozen(best: Candidate) -> list[str]:

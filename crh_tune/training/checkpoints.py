@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from crh_tune.ground import first_line, write_whole
+from crh_tune.ground import check_archive, first_line, write_whole
 
 CHECKPOINT_FILE = "checkpoint.pt"
 CENTERS_FILE = "centers.npy"
@@ -44,17 +43,6 @@ def read_tensors(path: Path) -> Any:
     """
     check_archive(path)
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def check_archive(path: Path) -> None:
-    """Compare every file of a zip archive with its checksum, a piece at a time.
-
-    Raises ValueError where one is wrong, and whatever zipfile raises on what is no archive.
-    """
-    with zipfile.ZipFile(path) as archive:
-        broken = archive.testzip()
-    if broken is not None:
-        raise ValueError(f"the checksum of {broken} is wrong")
 
 
 def load(folder: Path) -> dict[str, Any]:

@@ -10,11 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,9 +29,11 @@ from crh_tune.data.store.sources import Bytes, ImageSource
 from crh_tune.ground import first_line, write_json
 from crh_tune.hashing.backbones import TIMM, Timm, Torchvision, timm_config
 from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetwork
+from crh_tune.serving.session import open_session
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.training import TrainingSettings
 from crh_tune.settings.weights import PACKAGES, weights_named
+from crh_tune.training.onnx_file import write_onnx
 from crh_tune.training.weights import pretrained_state, weights_file
 
 _NOTE_FORMAT = 2
@@ -238,38 +236,13 @@ def _by_torch(network: FeatureNetwork, device: torch.device) -> Compute:
 
 
 def _by_onnxruntime(network: FeatureNetwork) -> Compute:
-    import onnxruntime  # noqa: PLC0415
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cores()
-    options.log_severity_level = 3
-    with tempfile.TemporaryDirectory(prefix="crh-onnx-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="crh-onnx-") as folder:
         path = Path(folder) / "backbone.onnx"
-        images = torch.zeros((2, *network.shape), dtype=torch.uint8)
-        program = torch.onnx.export(
-            network, (images,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("images", min=1)},), verbose=False
-        )
-        assert program is not None
-        program.save(str(path))
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+        write_onnx(network, torch.zeros((2, *network.shape), dtype=torch.uint8), path, ["images"], ["features"])
+        session = open_session(path.read_bytes())
 
     def compute(images: Bytes) -> Features:
-        values: Any = session.run(None, {name: np.ascontiguousarray(images.transpose(0, 3, 1, 2))})[0]
+        values: Any = session.run(None, {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))})[0]
         return values
 
     return compute
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter says to its own developers."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -157,7 +157,7 @@ def test_files_have_exactly_the_codes_of_the_cached_pixels(tmp_path):
         files = files_of(root, part)
         assert len(files) == len(samples)
         pixels = samples.inputs[np.arange(len(samples))]
-        assert np.array_equal(encoder._decoded(files), pixels)
+        assert np.array_equal(encoder.decoded(files), pixels)
         words = encoder.encode_files(files)
         assert words.dtype == encoder.encode(samples.inputs).dtype
         assert np.array_equal(words, encoder.encode(samples.inputs))
@@ -281,7 +281,7 @@ def test_a_torchvision_backbone_is_read_back(tmp_path):
     encoder = load_encoder(exported(run, tmp_path / "export"))
     assert encoder.network.shape == encoder.shape == (3, SIZE, SIZE)
     assert np.array_equal(
-        codes_of(encoder.encode_files(files_of(root, "test"))), by_hand(run, encoder._decoded(files_of(root, "test")))
+        codes_of(encoder.encode_files(files_of(root, "test"))), by_hand(run, encoder.decoded(files_of(root, "test")))
     )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from crh_tune.data.listing import DataError
 from crh_tune.data.options import FileOptions
 from crh_tune.data.store.stored import Array
-from crh_tune.errors import printable, problem
+from crh_tune.errors import counted, printable, problem
 
 QUERIES_ALSO = ("among the training samples", "in the database")
 """Where queries should not be."""
@@ -92,11 +92,6 @@ def plain_line(names: Sequence[str]) -> str | None:
     """A line on the images of which every pixel is the same grey; None where there are none."""
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return printable(f"{counted(len(names), 'image')} of a single grey value: {shown}") if names else None
-
-
-def counted(count: int, name: str, several: str | None = None) -> str:
-    """``1 image``, ``2 images``; ``several`` where that is not the name with an s."""
-    return f"{count} {name if count == 1 else several or name + 's'}"
 
 
 def missing_files(root: Path, paths: Iterable[str]) -> set[str]:

@@ -10,12 +10,17 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from crh_tune.ground import first_line
 
 DECODER = 2
 """Part of the name of whatever is kept of decoded images: to be raised when the same file gives other pixels."""
+_AVIF = {".avif"} if "avif" in features.modules and features.check("avif") else set[str]()
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", *_AVIF}
+)
+"""What is read as an image."""
 MEGAPIXELS = 89.478485
 """Pillow's own limit: larger images may be made to fill the memory of whoever opens them."""
 _PILLOWS_LIMIT = threading.Lock()

@@ -1,0 +1,26 @@
+"""An export as a model in MLflow, which any of its tools loads and serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.models.model import ModelInfo
+
+import crh_tune
+from crh_tune.serving.encoder import load_encoder
+
+LOADER = "crh_tune.serving.pyfunc"
+REQUIREMENTS = (f"crh-tune=={crh_tune.__version__}", "numpy>=2.0", "onnxruntime>=1.23", "pillow>=11")
+
+
+def log_export(export: Path, name: str = "model", **options: Any) -> ModelInfo:
+    """Log an export to the active run; ``options`` are those of ``mlflow.pyfunc.log_model``.
+
+    Raises DataError where the export has no readable ``encoder.onnx``.
+    """
+    load_encoder(export)
+    return mlflow.pyfunc.log_model(
+        name=name, loader_module=LOADER, data_path=str(export), pip_requirements=list(REQUIREMENTS), **options
+    )

@@ -1,0 +1,183 @@
+"""What a user types once there is an export: encode, index, query, dedupe, handover, demo.
+
+``python -m crh_tune.serving`` has them where neither torch nor Ray is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from crh_tune.errors import DataError, counted, printable
+from crh_tune.serving.answers import open_answers, want_own
+from crh_tune.serving.codes import Codes, encode_source, find_source, joined, read_codes
+from crh_tune.serving.duplicates import groups, thumbnail
+from crh_tune.serving.encoder import BATCH, load_encoder
+from crh_tune.serving.handover import STORES, hand_over
+from crh_tune.serving.index import About, Index, write_index
+from crh_tune.serving.photos import contact_sheet
+
+SHOWN = 20
+"""How many unreadable files are printed; the others are in the file of codes."""
+
+
+def encode(export: Path, source: Path, output: Path = Path("codes.npz")) -> None:
+    """Encode a folder of photos, a list of files, or an array; the same command goes on where it was interrupted."""
+    encoder = load_encoder(export)
+    codes = encode_source(encoder, find_source(source.expanduser()), output, _say)
+    _list_unreadable(codes, output)
+    _say(f"{len(codes.words):,} codes of {codes.bits} bits written to {output}")
+
+
+def index(export: Path, codes: Sequence[Path], output: Path = Path("index")) -> None:
+    """Make an index, a folder, out of one or more files of codes."""
+    encoder = load_encoder(export)
+    found = joined([(path, read_codes(path)) for path in codes])
+    want_own(encoder, found.encoder, codes[0])
+    try:
+        write_index(output, Index(found.words, found.labels, found.items), About(encoder.name, found.root))
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written: {error.strerror}") from None
+    _say(f"{counted(len(found.words), 'item')} indexed in {output}")
+
+
+def query(
+    export: Path,
+    index: Path,
+    images: Sequence[Path],
+    count: int = 10,
+    sheet: Path = Path("query.png"),
+    photos: Path | None = None,
+) -> None:
+    """Find the nearest items of photos: a table, and a contact sheet. ``photos``: where the indexed photos lie now."""
+    if count < 1:
+        raise DataError(f"--count: expected at least 1, got {count}")
+    answers = open_answers(export, index)
+    try:
+        words = answers.encoder.encode_files(images)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    root = str(photos.expanduser().absolute()) if photos is not None else answers.about.root
+    rows = [(image, neighbours) for image, neighbours in zip(images, answers.near_codes(words, count), strict=True)]
+    for image, neighbours in rows:
+        _say(f"{image}\n  {'bits':>4}  {'label':<20}  item")
+        for each in neighbours:
+            _say(f"  {each.distance:>4}  {printable(each.label):<20}  {printable(each.item)}")
+    try:
+        contact_sheet(rows, root).save(sheet, "PNG")
+    except OSError as error:
+        raise DataError(f"{sheet}: cannot be written: {error.strerror or error}") from None
+    _say(f"contact sheet {sheet}")
+
+
+def dedupe(export: Path, folder: Path) -> None:
+    """Print the groups of near-identical photos in a folder: resized, saved again. Nothing is changed or removed."""
+    import numpy as np  # noqa: PLC0415
+
+    encoder, source = load_encoder(export), find_source(folder.expanduser())
+    if source.array is not None:
+        raise DataError(f"{folder}: is an array: give a folder of photos")
+    try:
+        encoder.want_images()
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    items, words, thumbnails = [], [], []
+    for start in range(0, len(source.items), BATCH):
+        images = []
+        for item in source.items[start : start + BATCH]:
+            try:
+                images.append(encoder.read(source.root / item))
+                items.append(item)
+            except ValueError as error:
+                _say(printable(f"cannot be read: {error}"))
+        if images:
+            words.append(encoder.encode(np.stack(images)))
+            thumbnails += [thumbnail(image) for image in images]
+    if not items:
+        raise DataError(f"{folder}: none of {counted(len(source.items), 'file')} can be read")
+    found = groups(np.concatenate(words), np.stack(thumbnails), encoder.bits)
+    for number, rows in enumerate(found, 1):
+        _say(f"group {number}")
+        for row in rows:
+            _say(f"  {printable(items[row])}")
+    many = sum(len(rows) for rows in found)
+    _say(f"{counted(len(found), 'group')} of near-identical photos, {many} of {counted(len(items), 'photo')} in them")
+
+
+def handover(export: Path, to: str, output: Path = Path("handover"), index: Path | None = None) -> None:
+    """Write codes, ids and labels as faiss, pgvector, milvus, qdrant or numpy load them, with a README of commands."""
+    answers = open_answers(export, index)
+    hand_over(answers.index, answers.about, answers.encoder.bits, to, output)
+    many = counted(len(answers.index.words), "code")
+    _say(f"{many} for {to} written to {output}: {output / 'README.md'} says how to load them")
+
+
+def demo(export: Path, index: Path | None = None, photos: Path | None = None, port: int = 8000) -> None:
+    """Serve a page on this machine alone, on which a photo is dropped and its ten nearest neighbours are seen."""
+    answers = open_answers(export, index)
+    try:
+        import uvicorn  # noqa: PLC0415
+
+        from crh_tune.serving.demo import make_app  # noqa: PLC0415
+    except ImportError as error:
+        raise DataError(f"{error.name} is not installed: pip install 'crh-tune[demo]'") from None
+    if not 0 < port < 2**16:
+        raise DataError(f"--port: expected 1 to 65535, got {port}")
+    try:
+        app = make_app(answers, str(photos.expanduser().absolute()) if photos is not None else answers.about.root)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    _say(f"http://127.0.0.1:{port}/  (Ctrl-C ends it)")
+    try:
+        uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", timeout_keep_alive=30)
+    except SystemExit:  # what uvicorn does where the port is taken, after saying so
+        raise DataError(f"--port {port}: cannot be listened on: name another") from None
+
+
+def _list_unreadable(codes: Codes, output: Path) -> None:
+    if codes.unreadable:
+        _say(f"{counted(len(codes.unreadable), 'file')} could not be read:")
+        for line in codes.unreadable[:SHOWN]:
+            _say(f"  {line}")
+        if len(codes.unreadable) > SHOWN:
+            _say(f"  ... and {len(codes.unreadable) - SHOWN} more: all are listed in {output}, about.unreadable")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to argparse's subparsers; each sets ``run``, which takes the parsed arguments."""
+
+    def command(run: Any, name: str) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = commands.add_parser(name, help=run.__doc__.splitlines()[0])
+        parser.add_argument("export", type=Path, help="folder of an export, such as crh_runs/photos-001/export")
+        own = [each for each in run.__annotations__ if each != "return"]
+        parser.set_defaults(run=lambda arguments: run(**{each: getattr(arguments, each) for each in own}))
+        return parser
+
+    of_encode = command(encode, "encode")
+    of_encode.add_argument("source", type=Path, help="folder of photos, text file of paths, .npy or .npz")
+    of_encode.add_argument("-o", "--output", type=Path, default=Path("codes.npz"), help="file of the codes")
+    of_index = command(index, "index")
+    of_index.add_argument("codes", type=Path, nargs="+", help="what crh-tune encode has written")
+    of_index.add_argument("-o", "--output", type=Path, default=Path("index"), help="folder of the index")
+    of_query = command(query, "query")
+    of_query.add_argument("index", type=Path, help="folder of an index; the export's own is in the export")
+    of_query.add_argument("images", type=Path, nargs="+", help="photos to search with")
+    of_query.add_argument("--count", type=int, default=10, help="how many neighbours (default 10)")
+    of_query.add_argument("--sheet", type=Path, default=Path("query.png"), help="the contact sheet (query.png)")
+    of_query.add_argument("--photos", type=Path, help="where the indexed photos lie, if not where they were")
+    of_handover = command(handover, "handover")
+    of_handover.add_argument("--to", required=True, help=f"one of {', '.join(STORES)}")
+    of_handover.add_argument("-o", "--output", type=Path, default=Path("handover"), help="folder to write")
+    of_handover.add_argument("--index", type=Path, help="folder of an index (default: the export's own)")
+    of_dedupe = command(dedupe, "dedupe")
+    of_dedupe.add_argument("folder", type=Path, help="folder of photos")
+    of_demo = command(demo, "demo")
+    of_demo.add_argument("--index", type=Path, help="folder of an index (default: the export's own)")
+    of_demo.add_argument("--photos", type=Path, help="where the indexed photos lie, if not where they were")
+    of_demo.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1 (default 8000)")

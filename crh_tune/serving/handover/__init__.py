@@ -1,0 +1,10 @@
+"""Codes, ids and labels as a store loads them, with a README of the commands: ``crh-tune handover``.
+
+Every folder has ``items.csv`` (id, label, item: what the ids mean), the data in the store's own form, a script or SQL
+that loads it and one that asks, and the README. No graph index (HNSW) is built anywhere: learned codes of one class
+collapse onto each other, and such an index then misses neighbours at distance 0.
+"""
+
+from crh_tune.serving.handover.stores import STORES, hand_over
+
+__all__ = ["STORES", "hand_over"]

@@ -1,0 +1,68 @@
+"""The index without numba gives what the compiled one gives; damaged and foreign files are one line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from crh_tune.errors import DataError
+from crh_tune.retrieval.index import Index
+from crh_tune.retrieval.packing import pack_codes
+from crh_tune.serving.index import About, PlainIndex, load_index, open_index, write_index
+
+
+@pytest.mark.parametrize("bits", [8, 20, 64, 100, 300])
+def test_answers_without_numba_are_those_of_the_compiled_index(bits):
+    generator = np.random.default_rng(bits)
+    ones = generator.random((30, bits))[generator.integers(0, 30, 200)] < 0.5
+    words, labels, items = pack_codes(ones), np.arange(200) % 7, np.arange(200)
+    compiled, plain = Index(words, labels, items), PlainIndex(words, labels, items)
+    queries = generator.normal(size=(5, bits)).round(1)
+    where = compiled.where(labels=[2, 3])
+    for asked in (pack_codes(queries), queries):
+        for count in (1, 10, 500):
+            for flags in (None, where):
+                found = compiled.search(asked, count, flags), plain.search(asked, count, flags)
+                np.testing.assert_array_equal(found[0][0], found[1][0])
+                np.testing.assert_array_equal(found[0][1], found[1][1])
+    rows, distances = plain.search(pack_codes(queries), 10)
+    expected = ((queries >= 0)[:, None] != ones[None]).sum(axis=2)
+    for query, apart in enumerate(expected):
+        order = np.argsort(apart, kind="stable")[:10]
+        assert rows[query].tolist() == order.tolist()
+        assert distances[query].tolist() == apart[order].tolist()
+
+
+def test_an_index_says_what_it_is_of(tmp_path):
+    words = pack_codes(np.random.default_rng(0).random((4, 20)) < 0.5)
+    about = About("encoder", "/photos", ("cat", "dog"))
+    write_index(tmp_path, Index(words, np.array([0, 1, 1, 2]), np.array(list("abcd"))), about)
+    index, found = open_index(tmp_path)
+    np.testing.assert_array_equal(index.words, words)
+    assert found == about
+    assert [found.label(label) for label in index.labels] == ["cat", "dog", "dog", "2"]
+    assert found.label(np.array([1, 1, 0])) == "cat, dog"
+    assert found.label(np.str_("text")) == "text"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"words": np.zeros((4, 1))}, {"words": np.zeros(4, np.uint32)}, {"labels": np.zeros(3, int)},
+        {"items": np.zeros((4, 1), int)}, {"items": np.zeros(4)}, {"labels": np.zeros(4, complex)}, {"words": None},
+        {"about": np.array("no json")}, {"about": np.array(json.dumps({"root": 3}))},
+        {"about": np.array(json.dumps({"class_names": [1]}))}, {"about": np.array("[]")},
+        {"items": np.array([print] * 4, dtype=object)},
+    ],
+)  # fmt: skip
+def test_what_is_no_index_is_told_in_one_line(tmp_path, change):
+    content = {"words": np.zeros((4, 1), np.uint32), "labels": np.zeros(4, int), "items": np.arange(4)}
+    np.savez(tmp_path / "index.npz", **content)
+    assert len(load_index(tmp_path)) == 4
+    np.savez(tmp_path / "index.npz", **{name: a for name, a in {**content, **change}.items() if a is not None})
+    with pytest.raises(DataError) as caught:
+        load_index(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'index.npz'}: not a readable index: ")
+    assert "\n" not in str(caught.value)

@@ -100,7 +100,7 @@ class Engine(Searcher):
         return self._stages[0] if self._stages else None
 
     def begin(self) -> None:
-        """Begin with the first stage that is not done; it is asked for runs, and its hours count, once Tune has started.
+        """Begin with the first stage that is not done; once Tune has started it is asked for runs, and hours count.
 
         Raises what a stage raises.
         """

@@ -57,8 +57,12 @@ def _open_split(key: str, stage: Stage) -> Split:
 
 
 def restored(settings: TrialSettings, stage: Stage, checkpoint: Path, workers: Workers) -> TrainingRun:
-    """The run of resolved settings as its checkpoint left it. Raises SettingsError where that cannot be read."""
-    run = TrainingRun(settings, open_split(settings, stage), workers, solve_locally)
+    """The run of resolved settings as its checkpoint left it; what an older version did not write has its default.
+
+    Raises SettingsError where the checkpoint cannot be read.
+    """
+    split = open_split(settings, stage)
+    run = TrainingRun(settings.resolve(split.classes, split.multi_label), split, workers, solve_locally)
     try:
         run.restore(checkpoint)
     except CheckpointError as error:

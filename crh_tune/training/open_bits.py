@@ -49,6 +49,8 @@ class _Vectors:
 def fit_open_bits(samples: Samples, shape: tuple[int, ...], classes: int, bits: int, seed: int) -> LinearCodes:
     """Codes sign((x - mean) projection) of inputs of a shape, D values each, fitted on training samples and labels.
 
+    What is signed has size 1 in the mean over the training samples, as trained outputs are drawn to.
+
     Raises SettingsError where an input has more than 4,096 values.
     """
     vectors = _Vectors(samples.inputs, shape)
@@ -67,7 +69,9 @@ def fit_open_bits(samples: Samples, shape: tuple[int, ...], classes: int, bits: 
     axes = axes[:, ::-1]
     axes *= np.where(axes[np.abs(axes).argmax(axis=0), np.arange(kept)] < 0, -1, 1)
     turned = axes.astype(np.float32) @ random_rotation(bits, seed)[:kept]
-    return pca_itq(vectors, bits, seed, start=LinearCodes(mean.astype(np.float32), turned))
+    fitted = pca_itq(vectors, bits, seed, start=LinearCodes(mean.astype(np.float32), turned))
+    scale = float(np.abs(fitted.project(vectors)).mean()) or 1.0
+    return LinearCodes(fitted.mean, fitted.projection / np.float32(scale))
 
 
 def _scatters(vectors: _Vectors, labels: npt.NDArray[Any], classes: int) -> tuple[Matrix, Matrix, Matrix]:

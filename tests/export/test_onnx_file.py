@@ -45,9 +45,11 @@ def test_photos_have_the_outputs_and_codes_of_pytorch(tmp_path, method, trial):
     assert served.encode_files([]).shape == expected[:0].shape
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_features_have_the_codes_of_pytorch(tmp_path, dtype):
-    run = feature_run(tmp_path, backbone="linear", database=False)
+@pytest.mark.parametrize(
+    ("dtype", "trial"), [(np.float32, {}), (np.float64, {}), (np.float32, {"open_bits": 4, "head_dim": 8})]
+)
+def test_features_have_the_codes_of_pytorch(tmp_path, dtype, trial):
+    run = feature_run(tmp_path, backbone="linear", database=False, **trial)
     folder = exported(run, tmp_path / "export")
     onnx_file.add_onnx(folder, run)
     encoder, served = load_encoder(folder), load_served(folder)

@@ -50,6 +50,7 @@ def test_directions_are_those_of_linear_discriminant_analysis(kind):
     found, *_ = np.linalg.lstsq(wanted, fitted.projection.astype(float), rcond=None)
     apart = np.linalg.norm(wanted @ found - fitted.projection, axis=0) / np.linalg.norm(fitted.projection, axis=0)
     assert apart.max() < 0.05  # the hundredth of the whole variation moves them a little
+    assert np.abs(fitted.project(inputs)).mean() == pytest.approx(1, rel=1e-5)
     assert np.array_equal(fitted.mean, exact.mean(axis=0).astype("f4"))
 
 

@@ -236,8 +236,18 @@ def _open_study(settings: SearchSettings, place: Place) -> optuna.Study:
         load_if_exists=True,
     )
     seed = int(np.random.SeedSequence((settings.seed, len(study.trials))).generate_state(1)[0])
-    study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+    study.sampler = sampler_of(settings, seed)
     return study
+
+
+def sampler_of(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler that a search's settings name. The Gaussian process has noise in it, and draws d by chance."""
+    if settings.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if settings.sampler == "gp":
+        chance = optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.GPSampler(seed=seed, independent_sampler=chance, warn_independent_sampling=False)
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
 def _parent_metrics(result: SearchResult) -> dict[str, float]:

@@ -12,7 +12,8 @@ from mlflow import MlflowClient
 from ray.tune.search.searcher import Searcher
 
 from crh_tune.errors import SearchFailed
-from crh_tune.settings.search import BudgetSettings, SearchSettings
+from crh_tune.settings.course import BudgetSettings
+from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning.engine import Engine
 from crh_tune.tuning.events import OUT_OF_TIME
 from crh_tune.tuning.proposals import enqueue

@@ -48,7 +48,7 @@ class ConfirmSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    """How many trials, for how many hours at most (null: no limit), how many at once (auto: what the machine fits).
+    """How many trials, hours and epochs at most (null: no limit), how many at once (auto: what the machine fits).
 
     A trial that evaluates nothing for ``hang_minutes`` hangs, and fails: leave time for ``evaluate_every`` epochs.
     """
@@ -57,6 +57,8 @@ class BudgetSettings(Settings):
     """How many trials are tried."""
     hours: float | None = Field(None, gt=0, allow_inf_nan=False)
     """After how many hours no new trial starts; null sets no limit."""
+    epochs: int | None = Field(None, ge=1)
+    """After how many epochs of all trials together no new trial starts; null sets no limit."""
     hang_minutes: float = Field(60, gt=0, allow_inf_nan=False)
     """A trial that evaluates nothing for so long has failed."""
     concurrent: int | Literal["auto"] = "auto"

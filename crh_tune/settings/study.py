@@ -85,7 +85,7 @@ class StudySettings(Settings):
     @field_validator("budget")
     @classmethod
     def _all_cells_are_run(cls, budget: BudgetSettings) -> BudgetSettings:
-        unused = sorted({"trials", "hours"} & budget.model_fields_set)
+        unused = sorted({"trials", "hours", "epochs"} & budget.model_fields_set)
         if unused:
             raise ValueError(f"{unused[0]}: a study runs all its cells: leave it out")
         return budget

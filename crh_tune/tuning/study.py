@@ -36,6 +36,7 @@ from crh_tune.tuning.record import (
     SUMMARY_FILE,
     Outcome,
     earlier_ends,
+    epochs_of,
     go_on_with,
     held,
     make_storage,
@@ -218,11 +219,16 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
 
 
 def how_it_ended(settings: SearchSettings, outcomes: list[Outcome], trials: int) -> str:
-    """The last line of a search: finished, or how far its hours let it get."""
+    """The last line of a search: finished, or how far its hours or epochs let it get."""
     in_time = len(outcomes) == trials and not any(outcome.error == OUT_OF_TIME for outcome in outcomes)
-    if in_time or settings.budget.hours is None:
+    hours, epochs = settings.budget.hours, settings.budget.epochs
+    if in_time or (hours is None and epochs is None):
         return "finished"
-    return f"stopped by budget: {settings.budget.hours:g} hours were over after {len(outcomes)} of {trials} trials"
+    if epochs is not None and epochs_of(outcomes) >= epochs:
+        return f"stopped by budget: {epochs} epochs were trained after {len(outcomes)} of {trials} trials"
+    if hours is None:
+        return "finished"
+    return f"stopped by budget: {hours:g} hours were over after {len(outcomes)} of {trials} trials"
 
 
 def _open_study(settings: SearchSettings, place: Place) -> optuna.Study:

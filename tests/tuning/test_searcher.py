@@ -60,12 +60,12 @@ def test_each_sampler_proposes_the_same_again_and_those_with_a_model_find_the_be
     wide = {"margin": {"uniform": [0.0, 0.5]}, "codebook_ratio": {"choice": [1, 2]}, "head_dim": {"feasible": True}}
     late: dict[str, float] = {}
     for name in ("tpe", "gp", "random"):
-        settings = space(wide, trials=22, sampler=name)
+        settings = space(wide, trials=16, sampler=name)
         made = handed_out(searcher(settings))
         assert made == handed_out(searcher(settings))
-        late[name] = sum(each["trial"]["margin"] for each in made[12:]) / 10
-    assert late["gp"] < 0.1 < late["random"]
-    assert late["tpe"] < late["random"]
+        late[name] = sum(each["trial"]["margin"] for each in made[11:]) / 5
+    assert late["tpe"] < 0.2 < late["random"]
+    assert late["gp"] < 0.2
 
 
 def test_a_budget_below_the_number_of_settings_is_spent_on_different_ones():

@@ -1,11 +1,10 @@
-"""Strategies of a search on digit pairs: what they spend, and what the setting they hand over is worth.
+"""What ways to confirm finalists spend and are worth, and a table of trained settings to judge other strategies by.
 
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.search --fill crh_runs/search_table.json   # trains, resumes
-    .venv/bin/python -m benchmarks.search --replay crh_runs/search_table.json                   # prints the table
+    .venv/bin/python -m benchmarks.search --simulate
 
 ``--fill`` trains random settings (the first is the paper's), three seeds each, and keeps val/map after every fifth of
-40 epochs; it goes on where it stopped. ``--replay`` plays each strategy many times over a random part of these
-settings: a strategy sees one seed of a trial as long as it lets it run, confirms with the others, and pays for epochs.
+40 epochs; it goes on where it stopped.
 ``--simulate`` needs no training: it races made-up settings whose worth and noise have the spread that was measured.
 """
 

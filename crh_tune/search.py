@@ -70,6 +70,7 @@ def run_search(
     data: str | Path | None = None,
     trials: int | None = None,
     hours: float | None = None,
+    epochs: int | None = None,
     storage: str | Path = DEFAULT_STORAGE,
     say: Say | None = None,
 ) -> SearchResult:
@@ -84,6 +85,7 @@ def run_search(
         data: the folder (or .npz file) with the dataset's files.
         trials: how many trials, in place of the space's budget.
         hours: after how many hours no new trial starts, in place of the space's budget.
+        epochs: after how many epochs of all trials together no new trial starts, in place of the space's budget.
         storage: the folder of searches; this one's is ``result.folder`` in it.
         say: called with every line of progress (None: nothing is said).
 
@@ -98,7 +100,7 @@ def run_search(
         Interrupted: it was interrupted; ``resume_search`` resumes it.
     """
     prepare_process()
-    settings, where = _settings(space, dataset, data, trials, hours)
+    settings, where = _settings(space, dataset, data, trials, hours, epochs)
     return _run(settings, where, _folder(storage), None, say)
 
 
@@ -107,20 +109,22 @@ def resume_search(
     *,
     trials: int | None = None,
     hours: float | None = None,
+    epochs: int | None = None,
     storage: str | Path = DEFAULT_STORAGE,
     say: Say | None = None,
 ) -> SearchResult:
     """Resume a search where it stopped, by its name (``digit-pairs-001``); of a finished one, its result again.
 
-    ``trials`` and ``hours`` are added to a search that has ended: it tries so many more, for so long at most, and
+    ``trials``, ``hours`` and ``epochs`` are added to a search that has ended: it goes on for so many, and
     confirms and tests what wins now. Other arguments, result and errors are those of :func:`run_search`.
     """
     prepare_process()
     from crh_tune.tuning.record import SETTINGS_FILE, find_folder, read_settings, with_more
 
     folder = find_folder(_folder(storage), name)
-    _check_budget(trials, hours)
-    settings = read_settings(folder) if trials is None and hours is None else with_more(folder, trials, hours)
+    _check_budget(trials, hours, epochs)
+    nothing = trials is None and hours is None and epochs is None
+    settings = read_settings(folder) if nothing else with_more(folder, trials, hours, epochs)
     return _run(settings, str(folder / SETTINGS_FILE), _folder(storage), folder, say)
 
 
@@ -175,11 +179,17 @@ def search(
         float | None,
         typer.Option(metavar="H", help="For how many hours trials start.", show_default="the search space's budget"),
     ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="E", help="How many epochs of all trials together.", show_default="the search space's budget"
+        ),
+    ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Resume a search, such as digit-pairs-001; --trials and --hours add to one that has ended.",
+            help="Resume a search, such as digit-pairs-001; --trials, --hours and --epochs add to one that has ended.",
             show_default=False,
         ),
     ] = None,
@@ -193,14 +203,16 @@ def search(
         if resume is not None:
             if any(value is not None for value in (space, space_option, dataset, data)):
                 raise SettingsError(
-                    "--resume takes the search as it was begun: beside it go --storage, and --trials and --hours to add"
+                    "--resume takes the search as it was begun: beside it go --storage, --trials, --hours and --epochs"
                 )
-            result = resume_search(resume, trials=trials, hours=hours, storage=storage, say=tell)
+            result = resume_search(resume, trials=trials, hours=hours, epochs=epochs, storage=storage, say=tell)
         elif is_study(path := _space_file(space, space_option)):
-            _study(path, dataset, data, trials or hours, storage, tell, as_json)
+            _study(path, dataset, data, trials or hours or epochs, storage, tell, as_json)
             return
         else:
-            result = run_search(path, dataset=dataset, data=data, trials=trials, hours=hours, storage=storage, say=tell)
+            result = run_search(
+                path, dataset=dataset, data=data, trials=trials, hours=hours, epochs=epochs, storage=storage, say=tell
+            )
         if as_json:
             print_json(result)
         else:
@@ -261,9 +273,7 @@ def _study(
 ) -> None:
     """Run a study on the dataset asked for, or on all it names, and report it. Raises SettingsError, SearchFailed."""
     if budget is not None:
-        raise SettingsError(
-            "--trials, --hours: a study runs all its cells, it has no number of trials and no end of time"
-        )
+        raise SettingsError("--trials, --hours, --epochs: a study runs all its cells, however long that takes")
     if as_json:
         raise SettingsError("--json: the result of a study is its report: leave --json out")
     from crh_tune.paper import report_lines, search_study
@@ -298,9 +308,10 @@ def _settings(
     data: str | Path | None,
     trials: int | None,
     hours: float | None,
+    epochs: int | None,
 ) -> tuple[SearchSettings, str]:
     """The settings of a search as the arguments say, and where they come from. Raises SettingsError."""
-    _check_budget(trials, hours)
+    _check_budget(trials, hours, epochs)
     where = "space" if isinstance(space, Mapping) else str(find_space(str(space)))
     content = space if isinstance(space, Mapping) else read_yaml(Path(where))
     from crh_tune.settings.search import search_settings
@@ -310,14 +321,17 @@ def _settings(
         raise SettingsError(
             f"--trials: {where}: search: a grid tries all its {settings.trials} cells: leave --trials out"
         )
-    given = {name: value for name, value in (("trials", trials), ("hours", hours)) if value is not None}
+    given = {
+        name: value for name, value in (("trials", trials), ("hours", hours), ("epochs", epochs)) if value is not None
+    }
     return settings.model_copy(update={"budget": settings.budget.model_copy(update=given)}), where
 
 
-def _check_budget(trials: int | None, hours: float | None) -> None:
+def _check_budget(trials: int | None, hours: float | None, epochs: int | None) -> None:
     """Raises SettingsError for a budget that allows nothing."""
-    if trials is not None and trials < 1:
-        raise SettingsError(f"--trials: expected at least 1, got {trials}")
+    for option, number in (("--trials", trials), ("--epochs", epochs)):
+        if number is not None and number < 1:
+            raise SettingsError(f"{option}: expected at least 1, got {number}")
     if hours is not None and not 0 < hours < math.inf:
         raise SettingsError(f"--hours: expected more than 0, got {hours:g}")
 

@@ -332,8 +332,9 @@ def read_evidence(data: SearchData) -> Evidence:
     stage: Stage = "final" if data.finished else "search"
     chosen: dict[str, str] = {}
     if data.finished:
-        chosen = {WINNER: "final-best", PAPER: "final-paper"}
-        if "final-paper" not in outcomes:
+        result = read_result(data.folder)
+        chosen = {WINNER: result.best_test.name, PAPER: result.paper_test.name}
+        if result.paper_test.name == result.best_test.name:
             chosen.pop(PAPER)
     elif data.complete:
         best, paper = data.complete[0], data.paper_trial

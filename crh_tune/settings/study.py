@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from crh_tune.data.datasets import DATASETS
 from crh_tune.settings.base import Settings, SettingsError, known, read_yaml, validated
-from crh_tune.settings.search import BudgetSettings
+from crh_tune.settings.course import BudgetSettings
 from crh_tune.settings.training import Seed, TrainingSettings
 from crh_tune.settings.trial import DatasetSettings, EvaluationSettings, ScalingSettings, TrialSettings
 from crh_tune.settings.used import given_in_vain
@@ -85,7 +85,7 @@ class StudySettings(Settings):
     @field_validator("budget")
     @classmethod
     def _all_cells_are_run(cls, budget: BudgetSettings) -> BudgetSettings:
-        unused = sorted({"trials", "hours"} & budget.model_fields_set)
+        unused = sorted({"trials", "hours", "epochs"} & budget.model_fields_set)
         if unused:
             raise ValueError(f"{unused[0]}: a study runs all its cells: leave it out")
         return budget

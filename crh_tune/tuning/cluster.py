@@ -18,7 +18,7 @@ from ray import tune
 from ray.exceptions import RayError
 
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.search import BudgetSettings
+from crh_tune.settings.course import BudgetSettings
 from crh_tune.settings.trial import ScalingSettings
 from crh_tune.tuning.ray_private import end_at_once, node_socket, quiet_signals
 

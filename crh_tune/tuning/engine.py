@@ -13,7 +13,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search.searcher import Searcher
 
 from crh_tune.data.store.cache import cache_root
-from crh_tune.settings.search import BudgetSettings
+from crh_tune.settings.course import BudgetSettings
 from crh_tune.settings.trial import ScalingSettings
 from crh_tune.tuning.cluster import concurrency, trial_resources
 from crh_tune.tuning.events import Place, RunEvents

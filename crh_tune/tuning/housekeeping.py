@@ -26,8 +26,8 @@ from crh_tune.tuning.results import read_result
 from crh_tune.tuning.run import RUNS_FOLDER
 
 TUNE_FOLDER = "tune"
-NEEDED = ("final-best", "final-paper")
-"""The runs whose newest checkpoint an export, a report or a comparison needs."""
+NEEDED = "final-"
+"""How the names of the runs begin whose newest checkpoint an export, a report or a comparison needs."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def clean(storage: Path, name: str) -> list[str]:
         for path in _freed(folder):
             shutil.rmtree(path)
         freed = before - size_of(folder)
-    kept = ", ".join(run for run in NEEDED if (folder / RUNS_FOLDER / run).exists())
+    kept = ", ".join(sorted(run.name for run in (folder / RUNS_FOLDER).glob(f"{NEEDED}*")))
     return [
         f"freed        {megabytes(freed)} of {megabytes(before)}: the checkpoints of trials and finalists",
         f"kept         the newest checkpoint of {kept}, settings, outcomes, Optuna's study, the summary",
@@ -129,7 +129,7 @@ def _freed(folder: Path) -> Iterator[Path]:
     """The folders that nothing needs any more."""
     for run in sorted((folder / RUNS_FOLDER).glob("*/")):
         checkpoints = sorted(run.glob("checkpoint_*"))
-        if run.name not in NEEDED:
+        if not run.name.startswith(NEEDED):
             yield run
         elif _named(folder, run.name) in {path.name for path in checkpoints}:
             yield from (path for path in checkpoints if path.name != _named(folder, run.name))

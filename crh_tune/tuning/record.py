@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,25 +125,39 @@ def read_settings(folder: Path) -> SearchSettings:
     return validated(SearchSettings, read_record(dict[str, Any], path), str(path))
 
 
-def with_more(folder: Path, trials: int | None, hours: float | None) -> SearchSettings:
-    """The settings of a search that has ended with more trials and hours than it has used; nothing is changed on disk.
+def with_more(folder: Path, trials: int | None, hours: float | None, epochs: int | None = None) -> SearchSettings:
+    """The settings of a search that has ended with more trials, hours or epochs; nothing is changed on disk.
 
-    Raises SettingsError where it has not ended, or what is added would change nothing.
+    Raises SettingsError where it has not ended, or where what is added would change nothing.
     """
     settings = read_settings(folder)
     if not (folder / SUMMARY_FILE).is_file():
-        raise SettingsError(f"{folder.name} has not ended: resume it without --trials and --hours, then add to it")
+        raise SettingsError(f"{folder.name} has not ended: resume it without adding to it, then add")
     if settings.is_grid:
         raise SettingsError(f"{folder.name} is a grid, which has tried all its {settings.trials} cells: nothing to add")
     clock, budget = folder / CLOCK_FILE, settings.budget
-    used = float(clock.read_text()) / 3600 if clock.exists() else 0.0
-    if hours is None and budget.hours is not None and used >= budget.hours:
-        raise SettingsError(f"--trials: the {budget.hours:g} hours of {folder.name} are over: add some with --hours")
-    tried = sum(outcome.start != "fixed" for outcome in read_outcomes(folder).values())
-    if trials is None and tried >= budget.trials:
-        raise SettingsError(f"--hours: {folder.name} has tried its {budget.trials} trials: add some with --trials")
-    more = {"trials": budget.trials + (trials or 0), "hours": budget.hours if hours is None else used + hours}
+    hours_used = float(clock.read_text()) / 3600 if clock.exists() else 0.0
+    tried = [outcome for outcome in read_outcomes(folder).values() if outcome.start != "fixed"]
+    trained = epochs_of(tried)
+    over = {
+        "--trials": (trials, len(tried) >= budget.trials, f"{budget.trials} trials"),
+        "--hours": (hours, budget.hours is not None and hours_used >= budget.hours, f"{budget.hours} hours"),
+        "--epochs": (epochs, budget.epochs is not None and trained >= budget.epochs, f"{budget.epochs} epochs"),
+    }
+    for option, (added, is_over, what) in over.items():
+        if is_over and added is None:
+            raise SettingsError(f"{folder.name} has used its {what}: add some with {option}")
+    more = {
+        "trials": budget.trials + (trials or 0),
+        "hours": budget.hours if hours is None else hours_used + hours,
+        "epochs": budget.epochs if epochs is None else trained + epochs,
+    }
     return settings.model_copy(update={"budget": budget.model_copy(update=more)})
+
+
+def epochs_of(outcomes: Iterable[Outcome]) -> int:
+    """How many epochs these runs have trained in all."""
+    return sum(int(outcome.metrics.get("epoch", 0)) for outcome in outcomes)
 
 
 def go_on_with(folder: Path, settings: SearchSettings) -> None:

@@ -16,7 +16,7 @@ from crh_tune.settings.trial import TrialSettings
 from crh_tune.tuning import race
 from crh_tune.tuning.progress import Progress, Say
 from crh_tune.tuning.proposals import paper_values, same
-from crh_tune.tuning.record import COMPLETE, FAILED, Outcome
+from crh_tune.tuning.record import COMPLETE, FAILED, Outcome, epochs_of
 from crh_tune.tuning.results import Candidate
 from crh_tune.tuning.run import CONFIRM, TEST, Run
 from crh_tune.tuning.searcher import OptunaSearcher
@@ -59,11 +59,12 @@ class Stage:
 
 
 class SearchStage(Stage):
-    """Trials that Optuna proposes, until the budget of trials or hours is spent."""
+    """Trials that Optuna proposes, until the budget of trials, hours or epochs is spent."""
 
     def __init__(self, settings: SearchSettings, searcher: OptunaSearcher, say: Say, clock: Clock | None) -> None:
         self._settings, self._searcher, self._say, self._clock = settings, searcher, say, clock
-        self._under_way: set[str] = set()
+        self._under_way: dict[str, Outcome | None] = {}
+        """What those under way have reported last."""
         self._ended = 0
         self.outcomes: dict[str, Outcome] = {}
 
@@ -77,20 +78,27 @@ class SearchStage(Stage):
         )
 
     def propose(self) -> Run | None:
-        if self._searcher.has_work and self.out_of_time:
+        if self._searcher.has_work and (self.out_of_time or self._out_of_epochs()):
             self._searcher.stop()
         run = self._searcher.propose()
         if run is not None:
-            self._under_way.add(run.name)
+            self._under_way[run.name] = None
         return run
 
+    def _out_of_epochs(self) -> bool:
+        most = self._settings.budget.epochs
+        return (
+            most is not None and epochs_of([*self.outcomes.values(), *filter(None, self._under_way.values())]) >= most
+        )
+
     def reported(self, outcome: Outcome) -> None:
+        self._under_way[outcome.name] = outcome
         self._searcher.report(outcome.name, outcome.metrics)
 
     def told(self, outcome: Outcome) -> None:
         """Raises SearchFailed where all trials fail."""
         self.outcomes[outcome.name] = outcome
-        self._under_way.discard(outcome.name)
+        self._under_way.pop(outcome.name, None)
         self._ended += 1
         self._searcher.tell(outcome)
         self._progress(outcome)

@@ -36,6 +36,7 @@ from crh_tune.tuning.record import (
     SUMMARY_FILE,
     Outcome,
     earlier_ends,
+    epochs_of,
     go_on_with,
     held,
     make_storage,
@@ -218,11 +219,16 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
 
 
 def how_it_ended(settings: SearchSettings, outcomes: list[Outcome], trials: int) -> str:
-    """The last line of a search: finished, or how far its hours let it get."""
+    """The last line of a search: finished, or how far its hours or epochs let it get."""
     in_time = len(outcomes) == trials and not any(outcome.error == OUT_OF_TIME for outcome in outcomes)
-    if in_time or settings.budget.hours is None:
+    hours, epochs = settings.budget.hours, settings.budget.epochs
+    if in_time or (hours is None and epochs is None):
         return "finished"
-    return f"stopped by budget: {settings.budget.hours:g} hours were over after {len(outcomes)} of {trials} trials"
+    if epochs is not None and epochs_of(outcomes) >= epochs:
+        return f"stopped by budget: {epochs} epochs were trained after {len(outcomes)} of {trials} trials"
+    if hours is None:
+        return "finished"
+    return f"stopped by budget: {hours:g} hours were over after {len(outcomes)} of {trials} trials"
 
 
 def _open_study(settings: SearchSettings, place: Place) -> optuna.Study:
@@ -236,8 +242,18 @@ def _open_study(settings: SearchSettings, place: Place) -> optuna.Study:
         load_if_exists=True,
     )
     seed = int(np.random.SeedSequence((settings.seed, len(study.trials))).generate_state(1)[0])
-    study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+    study.sampler = sampler_of(settings, seed)
     return study
+
+
+def sampler_of(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler that a search's settings name. The Gaussian process has noise in it, and draws d by chance."""
+    if settings.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if settings.sampler == "gp":
+        chance = optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.GPSampler(seed=seed, independent_sampler=chance, warn_independent_sampling=False)
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
 def _parent_metrics(result: SearchResult) -> dict[str, float]:

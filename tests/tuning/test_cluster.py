@@ -16,7 +16,7 @@ import ray
 import torch
 
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.search import BudgetSettings
+from crh_tune.settings.course import BudgetSettings
 from crh_tune.settings.trial import ScalingSettings, TrialSettings
 from crh_tune.tuning.cluster import _is_cluster, concurrency, device_of, trial_resources
 from crh_tune.tuning.groups import train_group

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from crh_tune.export.of_search import export_search
+from crh_tune.reporting.search_data import read_evidence, read_search
 from crh_tune.settings.base import SettingsError
 from crh_tune.tuning.housekeeping import clean, list_lines, list_searches, size_of
 from crh_tune.tuning.record import held
@@ -57,6 +58,21 @@ def test_a_cleaned_search_is_smaller_and_exports_the_same(searches, tmp_path):
     for name in ("encoder.pt", "index.npz", "centers.npy"):
         assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
     assert clean(tmp_path, "made-001")[0].startswith("freed        0.0 MB")
+
+
+def test_the_winner_of_trials_that_were_added_is_kept_and_shown(searches, tmp_path):
+    """Its test has a name of its own, beside that of the winner before it."""
+    folder = tmp_path / "made-001"
+    shutil.copytree(searches / "made-001", folder)
+    before = read_evidence(read_search(folder)).models
+    for part in ("runs/{}", "outcomes/{}.json"):
+        (folder / part.format("final-best")).rename(folder / part.format("final-best-2"))
+    for path in (folder / "summary.json", folder / "outcomes" / "final-best-2.json"):
+        path.write_text(path.read_text().replace('"final-best"', '"final-best-2"'))
+    clean(tmp_path, "made-001")
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["final-best-2", "final-paper"]
+    after = read_evidence(read_search(folder)).models
+    assert [model.label for model in after] == [model.label for model in before]
 
 
 def test_only_a_search_that_has_ended_and_rests_is_cleaned(searches, tmp_path):

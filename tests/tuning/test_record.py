@@ -132,12 +132,13 @@ def test_a_search_does_not_go_on_with_other_data(tmp_path: Path):
         same_splits(folder, {"search": "xyz", "final": "def"})
 
 
-def ended_search(storage: Path, hours: float | None = None, used: float = 0.0) -> Path:
-    settings = SETTINGS.model_copy(update={"budget": SETTINGS.budget.model_copy(update={"hours": hours})})
+def ended_search(storage: Path, hours: float | None = None, used: float = 0.0, epochs: int | None = None) -> Path:
+    budget = SETTINGS.budget.model_copy(update={"hours": hours, "epochs": epochs})
+    settings = SETTINGS.model_copy(update={"budget": budget})
     folder = new_folder(storage, settings)
     for number in range(4):
-        write_outcome(folder, Outcome(f"trial-{number:04d}", {}, "drawn", "complete"))
-    write_outcome(folder, Outcome("confirm-trial-0000-seed1", {}, "fixed", "complete"))
+        write_outcome(folder, Outcome(f"trial-{number:04d}", {}, "drawn", "complete", {"epoch": 10.0}))
+    write_outcome(folder, Outcome("confirm-trial-0000-seed1", {}, "fixed", "complete", {"epoch": 10.0}))
     if used:
         (folder / "seconds_used").write_text(str(used * 3600))
     (folder / "summary.json").write_text("{}")
@@ -147,7 +148,8 @@ def ended_search(storage: Path, hours: float | None = None, used: float = 0.0) -
 def test_what_is_added_to_a_search_that_has_ended_comes_on_top_of_what_it_has_used(tmp_path: Path):
     folder = ended_search(tmp_path, hours=2, used=1.5)
     more = with_more(folder, 20, 3)
-    assert (more.budget.trials, more.budget.hours) == (24, 4.5)
+    assert (more.budget.trials, more.budget.hours, more.budget.epochs) == (24, 4.5, None)
+    assert with_more(folder, 20, 3, 100).budget.epochs == 140
     assert read_settings(folder).budget.trials == 4
     go_on_with(folder, more)
     assert read_settings(folder) == more
@@ -160,8 +162,9 @@ def test_what_is_added_to_a_search_that_has_ended_comes_on_top_of_what_it_has_us
 @pytest.mark.parametrize(
     ("ended", "trials", "hours", "message"),
     [
-        ({}, None, 1.0, "--hours: left-001 has tried its 4 trials: add some with --trials"),
-        ({"hours": 2, "used": 2.1}, 3, None, "--trials: the 2 hours of left-001 are over: add some with --hours"),
+        ({}, None, 1.0, "left-001 has used its 4 trials: add some with --trials"),
+        ({"epochs": 40}, 3, None, "left-001 has used its 40 epochs: add some with --epochs"),
+        ({"hours": 2, "used": 2.1}, 3, None, "left-001 has used its 2.0 hours: add some with --hours"),
     ],
 )
 def test_what_would_add_nothing_is_refused(tmp_path: Path, ended, trials, hours, message):
@@ -172,5 +175,5 @@ def test_what_would_add_nothing_is_refused(tmp_path: Path, ended, trials, hours,
 def test_nothing_is_added_to_a_search_that_has_not_ended(tmp_path: Path):
     folder = ended_search(tmp_path)
     (folder / "summary.json").unlink()
-    with pytest.raises(SettingsError, match=r"^left-001 has not ended: resume it without --trials and --hours"):
+    with pytest.raises(SettingsError, match=r"^left-001 has not ended: resume it without adding to it"):
         with_more(folder, 3, None)

@@ -12,7 +12,8 @@ from mlflow import MlflowClient
 from ray.tune.search.searcher import Searcher
 
 from crh_tune.errors import SearchFailed
-from crh_tune.settings.search import BudgetSettings, SearchSettings
+from crh_tune.settings.course import BudgetSettings
+from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning.engine import Engine
 from crh_tune.tuning.events import OUT_OF_TIME
 from crh_tune.tuning.proposals import enqueue
@@ -21,6 +22,7 @@ from crh_tune.tuning.run import Run
 from crh_tune.tuning.searcher import OptunaSearcher
 from crh_tune.tuning.stages import ConfirmStage, FixedRuns, SearchStage, Stage, TestStage, finalists_of
 from crh_tune.tuning.stopping import Stop
+from crh_tune.tuning.study import how_it_ended
 from crh_tune.tuning.tracking import Tracker, default_tracking_uri
 
 SETTINGS = SearchSettings.model_validate(
@@ -192,6 +194,30 @@ def test_trials_that_are_added_run_alone_and_only_what_is_new_is_confirmed_and_t
     assert not {run.name for run in first} & {run.name for run in more}
     assert [outcome.name for outcome in tests[2].tested()] == ["final-best-2", "final-paper"]
     assert tests[1].tested() == tests[0].tested()
+
+
+def test_no_trial_starts_after_the_budget_of_epochs_and_those_under_way_go_on():
+    settings = SETTINGS.model_copy(update={"budget": BudgetSettings(trials=8, epochs=13)})
+    study = optuna.create_study(direction="maximize")
+    enqueue(study, settings, 100, False)
+    stage = SearchStage(settings, OptunaSearcher(study, settings, 100, False, 8, "s"), lambda line: None, None)
+    stage.begin({})
+    runs = [stage.propose(), stage.propose()]
+    assert runs[0] is not None
+    assert runs[1] is not None
+    stage.told(ended(runs[0]))
+    third = stage.propose()  # 6 epochs so far
+    assert third is not None
+    stage.reported(ended(runs[1]))
+    stage.reported(ended(third, metrics={"epoch": 2.0, "val/map": 0.5}))
+    assert stage.propose() is None  # 14
+    assert not stage.done
+    stage.told(ended(runs[1]))
+    stage.told(ended(third))
+    assert stage.done
+    assert how_it_ended(settings, list(stage.outcomes.values()), 8) == (
+        "stopped by budget: 13 epochs were trained after 3 of 8 trials"
+    )
 
 
 def race_of(values: dict[str, list[float]], seeds: int, known: dict[str, Outcome] | None = None):

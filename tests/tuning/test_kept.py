@@ -66,7 +66,7 @@ def test_an_export_needs_neither_ray_nor_mlflow():
     assert done.stdout.strip() == ""
 
 
-def test_a_finished_search_whose_settings_lack_what_came_later_is_exported(storage: Path):
+def test_a_finished_search_whose_settings_lack_what_came_later_is_reported_and_exported(storage: Path, capsys):
     for path in (storage / "kept-001" / "outcomes").glob("*.json"):
         content = json.loads(path.read_text())
         del content["settings"]["trial"]["betas"]
@@ -75,5 +75,7 @@ def test_a_finished_search_whose_settings_lack_what_came_later_is_exported(stora
     for part in ("best", "paper", "best_test", "paper_test"):
         del summary[part]["settings"]["trial"]["betas"]
     (storage / "kept-001" / "summary.json").write_text(json.dumps(summary))
+    assert main(["report", "kept-001", "--storage", str(storage)]) == 0
+    assert "precision" in (storage / "reports" / "kept-001" / "report.html").read_text()
     assert main(["export", "kept-001", "--storage", str(storage), "--to", str(storage / "export")]) == 0
     assert len(load_index(storage / "export").words) == 1347

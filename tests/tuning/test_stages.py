@@ -49,8 +49,13 @@ def ended(run: Run, **changes) -> Outcome:
     return Outcome(run.name, run.settings.model_dump(mode="json"), run.start, **content)
 
 
+def new_study() -> optuna.Study:
+    """Whose trials are the same each time: at least two draw more than the paper's margin."""
+    return optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
+
+
 def search_stage(study: optuna.Study | None = None, clock: object = None) -> SearchStage:
-    study = study or optuna.create_study(direction="maximize")
+    study = study or new_study()
     enqueue(study, SETTINGS, 100, False)
     searcher = OptunaSearcher(study, SETTINGS, 100, False, SETTINGS.trials, "of-search")
     return SearchStage(SETTINGS, searcher, lambda line: None, clock)  # type: ignore[arg-type]
@@ -96,7 +101,7 @@ def test_one_engine_takes_all_stages_to_their_end_and_a_resumed_one_proposes_the
     for killed_after in (0, 3, 8, 10, 11, 13, 14, 15):
         folder = tmp_path / str(killed_after)
         folder.mkdir()
-        study = optuna.create_study(direction="maximize")
+        study = new_study()
         stages = the_stages()
         begun = search_stage(study)
         for run in whole[:killed_after]:  # the study and the outcomes as they were left
@@ -174,7 +179,7 @@ def test_a_finalist_that_cannot_be_confirmed_is_left_out_and_the_papers_setting_
 
 def test_trials_that_are_added_run_alone_and_only_what_is_new_is_confirmed_and_tested(tmp_path: Path):
     """The winner of more trials is tested under a name of its own; the earlier one and the paper's are not again."""
-    study = optuna.create_study(direction="maximize")
+    study = new_study()
     ran: list[list[Run]] = []
     tests: list[TestStage] = []
     for trials in (8, 8, 30):
@@ -198,7 +203,7 @@ def test_trials_that_are_added_run_alone_and_only_what_is_new_is_confirmed_and_t
 
 def test_no_trial_starts_after_the_budget_of_epochs_and_those_under_way_go_on():
     settings = SETTINGS.model_copy(update={"budget": BudgetSettings(trials=8, epochs=13)})
-    study = optuna.create_study(direction="maximize")
+    study = new_study()
     enqueue(study, settings, 100, False)
     stage = SearchStage(settings, OptunaSearcher(study, settings, 100, False, 8, "s"), lambda line: None, None)
     stage.begin({})
@@ -308,7 +313,7 @@ def test_hours_that_were_over_at_a_crash_end_the_trials_it_left_everywhere(tmp_p
 
     Then the next stage begins.
     """
-    study = optuna.create_study(direction="maximize")
+    study = new_study()
     begun = search_stage(study)
     runs = [begun.propose() for _ in range(3)]
     study.ask()  # killed before it had drawn anything

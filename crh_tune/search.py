@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from crh_tune.tuning.study import Prepared
 
 DEFAULT_SPACE = "digit_pairs"
+CLUSTER_FILE = "ray_bootstrap_config.yaml"
+"""What ``ray up`` leaves in the home folder of a cluster's head."""
 EXAMPLES = """Examples:
 
 crh-tune search
@@ -368,7 +370,24 @@ def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) ->
             f"MLflow           {result.unsent} entries are still unsent, and kept: "
             f"crh-tune sync {result.search_id}{storage_option(result.folder.parent)} sends them"
         )
-    return [*lines, f"open the UI      {_ui_command(result.tracking_uri)}", result.ended]
+    return [*lines, *_pages(settings, result), result.ended]
+
+
+def _pages(settings: SearchSettings, result: SearchResult) -> list[str]:
+    """How to look at what was found: MLflow's pages, Optuna's, and on a cluster's head what to type at home."""
+    from crh_tune.tuning.address import UI_PORT, pages_at, runs_page, ui_command
+    from crh_tune.tuning.record import STUDY_FILE
+
+    uri, metric, mode = result.tracking_uri, settings.objective.metric, settings.objective.mode
+    command, study = ui_command(uri, _mlflow_program()), f"sqlite:///{result.folder.absolute() / STUDY_FILE}"
+    lines = [f"Optuna's pages   optuna-dashboard {shlex.quote(study)}"]
+    if (Path.home() / CLUSTER_FILE).exists():
+        there = shlex.quote(f"{result.folder.absolute()}/")
+        lines.append(f"copy it home     ray rsync-down CLUSTER.yaml {there} {shlex.quote(result.folder.name)}/")
+        if not uri.startswith(("http:", "https:")):
+            command = f"ray exec --port-forward {UI_PORT} CLUSTER.yaml {shlex.quote(command)}"
+    pages = runs_page(pages_at(uri), result.experiment_id, metric, mode)
+    return [*lines, f"open the UI      {command}", f"see the runs     {pages}"]
 
 
 def _what_all_layers_changed(best: Candidate, metric: str) -> list[str]:
@@ -384,12 +403,9 @@ def storage_option(storage: Path) -> str:
     return "" if storage.resolve() == Path(DEFAULT_STORAGE).resolve() else f" --storage {_near(storage)}"
 
 
-def _ui_command(uri: str) -> str:
-    if not uri.startswith("sqlite:"):
-        return f"MLflow runs at {uri}"
+def _mlflow_program() -> str:
     beside = Path(sys.executable).parent / "mlflow"
-    program = _near(beside) if beside.exists() else shutil.which("mlflow") or "mlflow"
-    return f"{program} ui --host 127.0.0.1 --port 5000 --backend-store-uri {shlex.quote(uri)}"
+    return _near(beside) if beside.exists() else shutil.which("mlflow") or "mlflow"
 
 
 def _near(path: Path) -> str:

@@ -15,9 +15,10 @@ from mlflow import MlflowClient
 from crh_tune.cli import main
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
+from crh_tune.tuning.address import shown
 from crh_tune.tuning.record import new_folder
 from crh_tune.tuning.stopping import Interrupted
-from crh_tune.tuning.tracking import Tracker, answering, connect, default_tracking_uri, shown
+from crh_tune.tuning.tracking import Tracker, answering, connect, default_tracking_uri
 
 NOWHERE = "http://127.0.0.1:9"
 SPACE = {"name": "outbox", "dataset": {"name": "digits"}, "search": {"margin": {"uniform": [0, 0.5]}}}

@@ -190,23 +190,38 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Search for the best settings, confirm them with fresh seeds, evaluate on the test set once, and export them."""
-    tell, storage = silent if quiet else say, _folder(storage)
+    storage = _folder(storage)
     with stdout_for_json(as_json) as print_json:
-        if resume is not None:
-            if any(value is not None for value in (space, space_option, dataset, data)):
-                raise SettingsError(
-                    "--resume takes the search as it was begun: beside it go --storage, and --trials and --hours to add"
+        with telling(quiet) as tell:
+            if resume is not None:
+                if any(value is not None for value in (space, space_option, dataset, data)):
+                    raise SettingsError(
+                        "--resume takes the search as it was begun: beside it go --storage, and --trials and --hours to add"
+                    )
+                result = resume_search(resume, trials=trials, hours=hours, storage=storage, say=tell)
+            elif is_study(path := _space_file(space, space_option)):
+                _study(path, dataset, data, trials or hours, storage, tell, as_json)
+                return
+            else:
+                result = run_search(
+                    path, dataset=dataset, data=data, trials=trials, hours=hours, storage=storage, say=tell
                 )
-            result = resume_search(resume, trials=trials, hours=hours, storage=storage, say=tell)
-        elif is_study(path := _space_file(space, space_option)):
-            _study(path, dataset, data, trials or hours, storage, tell, as_json)
-            return
-        else:
-            result = run_search(path, dataset=dataset, data=data, trials=trials, hours=hours, storage=storage, say=tell)
         if as_json:
             print_json(result)
         else:
             print("\n".join(_last_lines(_settings_of(result), result, result.folder / "export")), flush=True)
+
+
+@contextmanager
+def telling(quiet: bool) -> Iterator[Say]:
+    """What says how a search goes: a live view in a terminal, plain lines elsewhere, nothing when it is quiet."""
+    if quiet or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        yield silent if quiet else say
+        return
+    from crh_tune.tuning.live import LiveView
+
+    with LiveView() as view:
+        yield view
 
 
 def _settings_of(result: SearchResult) -> SearchSettings:

@@ -12,6 +12,8 @@ from crh_tune.settings.base import SettingsError
 
 _REASON_LENGTH = 300
 UI_PORT = 5000
+VIEW = "crh_tune"
+"""The name of the view of runs that every experiment is made with."""
 _SHORTEST_SECRET = 4
 """A shorter one is not taken out of a line word by word: it would leave nothing to read."""
 
@@ -81,4 +83,5 @@ def runs_page(server: str, experiment_id: str, metric: str, mode: str) -> str:
     if not experiment_id:
         return f"{server}/#/experiments"
     order = f"orderByKey={quote(f'metrics.`{metric}`', safe='')}&orderByAsc={'false' if mode == 'max' else 'true'}"
-    return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&{order}"
+    view = f"&viewStateShareKey={VIEW}" if metric == "val/map" and mode == "max" else ""
+    return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&{order}{view}"

@@ -20,7 +20,7 @@ from crh_tune.training.checkpoints import CENTERS_FILE, latest
 from crh_tune.training.loop import PREPARED
 from crh_tune.tuning.board import Board, stage_of, trial_of
 from crh_tune.tuning.groups import free_groups
-from crh_tune.tuning.leaderboard import leaderboard
+from crh_tune.tuning.leaderboard import escaped, headline, leaderboard
 from crh_tune.tuning.pages import OUTCOME_TAG, ended_name, origin, run_params, run_tags, splits_seen
 from crh_tune.tuning.record import COMPLETE, FAILED, PRUNED, Outcome, read_outcomes, write_outcome
 from crh_tune.tuning.run import RUNS_FOLDER, Run
@@ -58,6 +58,7 @@ class Place:
         """Write the leaderboard into the description of the search's own run, and show how it stands."""
         if self.board is not None:
             self.tracker.tags(self.search_id, {NOTE_TAG: leaderboard(self.board, self.ui)})
+            self.tracker.describe_experiment(self.search_id, f"{escaped(self.search_id)}: {headline(self.board)}")
             self.watch(self.board)
 
     def key(self, name: str) -> str:

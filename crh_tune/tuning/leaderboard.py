@@ -26,7 +26,7 @@ def leaderboard(board: Board, ui: str) -> str:
     ``ui`` is the command that opens MLflow's pages.
     """
     parts = [
-        f"**{_headline(board)}**",
+        f"**{headline(board)}**",
         _best_single(board),
         _table(board),
         f"Budget: {escaped(counts(board))}. {escaped(left_line(board))}",
@@ -35,7 +35,8 @@ def leaderboard(board: Board, ui: str) -> str:
     return "\n\n".join(part.strip() for part in parts if part.strip())
 
 
-def _headline(board: Board) -> str:
+def headline(board: Board) -> str:
+    """How a search stands in a sentence, in Markdown."""
     data = f"{board.settings.method} on {board.settings.dataset.name}, {board.settings.trial.bits} bits"
     confirmed = {each.trial: each for each in board.confirmed}
     if board.winner is not None and board.winner in confirmed:
@@ -43,6 +44,7 @@ def _headline(board: Board) -> str:
         paper = next((each for each in board.confirmed if each.is_paper), None)
         beside = "the paper's own setting" if won.is_paper else _beside(paper)
         test = f"; test mAP {board.tested['winner']:.4f}" if "winner" in board.tested else ""
+        test += f", the paper's setting {board.tested['paper']:.4f}" if test and "paper" in board.tested else ""
         said = f"★ {won.trial} won: {_setting(board, won)}, {_mean(won)} {board.metric}, {beside}{test}"
     elif board.confirmed:
         said = f"Confirming with fresh seeds; {board.confirmed[0].trial} leads with {_mean(board.confirmed[0])}"

@@ -34,17 +34,17 @@ def ended_name(
 ) -> str:
     """The name of a run that has ended: what it reached, what it was, and its setting.
 
-    ``won`` marks the trial that won. A run of the test stage is named by its test mAP, others by ``metric``.
+    ``won`` marks the trial that won; one that was stopped early has the epoch behind its value. A run of the test stage is named by its test mAP, others by ``metric``.
     """
     value = outcome.metrics.get("test/map" if stage == TEST else metric)
     reached = "no value" if value is None else f"{value:.3f}"
     if outcome.status == FAILED:
         reached = "failed"
     elif outcome.status != COMPLETE:
-        reached += f" stopped at epoch {outcome.metrics.get('epoch', 0):.0f}"
+        reached = f"✂ {reached} @{outcome.metrics.get('epoch', 0):.0f}"
     parts = [f"★ {reached}" if won else reached]
     if stage in (CONFIRM, TEST):
-        parts.append(f"{stage} seed {outcome.settings['trial']['seed']}")
+        parts.append(f"{stage} {outcome.settings['trial']['seed']}")
     return " · ".join(filter(None, [*parts, setting_name(outcome.settings, searched, classes)]))
 
 

@@ -31,7 +31,7 @@ from mlflow.exceptions import MlflowException
 
 import crh_tune
 from crh_tune.settings.base import SettingsError
-from crh_tune.tuning.address import reason, shown
+from crh_tune.tuning.address import VIEW, reason, shown
 from crh_tune.tuning.record import OUTBOX_FILE
 
 KEY_TAG, RUN_TAG = "crh_tune.key", "crh_tune.run"
@@ -41,7 +41,26 @@ NOTE_TAG = "mlflow.note.content"
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 # Without a kind, the UI takes an experiment for one of language-model traces.
+_VIEW = {
+    "searchFilter": "",
+    "orderByKey": "metrics.`val/map`",
+    "orderByAsc": False,
+    "startTime": "ALL",
+    "lifecycleFilter": "Active",
+    "datasetsFilter": [],
+    "modelVersionFilter": "All Runs",
+    "runsExpanded": {},
+    "runsPinned": [],
+    "runsHidden": [],
+    "selectedColumns": [
+        *(f"metrics.`{name}`" for name in ("val/map", "test/map")),
+        *(f"params.`{name}`" for name in ("M", "d", "lambda", "margin", "interval")),
+        "tags.`crh_tune.stage`",
+    ],
+}
+"""A view of an experiment's runs, as MLflow's pages share one: the best first, with what was searched."""
 _EXPERIMENT_TAGS = {
+    f"mlflow.sharedViewState.{VIEW}": json.dumps(_VIEW),
     "mlflow.experimentKind": "custom_model_development",
     NOTE_TAG: "Searches of crh_tune. Each search is a parent run: its description is the leaderboard, with the winner "
     "and how to resume, export and open it. Below it is a run for every trial, named by its value and its setting. "
@@ -80,6 +99,10 @@ def connect(uri: str, experiment: str, storage: Path) -> str:
             f"MLFLOW_TRACKING_URI: the experiment {experiment} at {shown(uri)} was deleted: restore it, or give the "
             "search another name"
         )
+    with answering(uri):  # an experiment of an earlier version
+        for name, value in _EXPERIMENT_TAGS.items():
+            if name not in found.tags:
+                client.set_experiment_tag(found.experiment_id, name, value)
     return str(found.experiment_id)
 
 
@@ -148,6 +171,10 @@ class Tracker:
 
     def tags(self, key: str, tags: dict[str, str]) -> None:
         self._append("tags", key, tags)
+
+    def describe_experiment(self, key: str, said: str) -> None:
+        """Say at the top of the experiment's page, in Markdown, how its newest search stands."""
+        self._append("about", key, {"said": said})
 
     def artifact(self, key: str, path: Path) -> None:
         """Keep a file that stays where it is until it is sent."""
@@ -317,6 +344,10 @@ class Tracker:
 
     def _send_tags(self, key: str, content: dict[str, str]) -> None:
         self._client.log_batch(self._run_id(key), tags=[RunTag(name, value) for name, value in content.items()])
+
+    def _send_about(self, key: str, content: dict[str, str]) -> None:
+        note = f"{content['said']}\n\n{_EXPERIMENT_TAGS[NOTE_TAG]}"
+        self._client.set_experiment_tag(self._experiment_id, NOTE_TAG, note)
 
     def _send_artifact(self, key: str, content: dict[str, str]) -> None:
         if Path(content["path"]).exists():

@@ -132,14 +132,14 @@ def test_a_run_is_named_by_what_it_reached_and_its_setting():
     stopped = outcome("trial-0003", 0.4, status="pruned", epoch=5)
     setting = "M=2C d=8 λ=0.1 m=0.333 u=5"
     assert setting_name(stopped.settings, searched, 100) == setting
-    assert ended_name(stopped, "search", "val/map", searched, 100) == f"0.400 stopped at epoch 5 · {setting}"
+    assert ended_name(stopped, "search", "val/map", searched, 100) == f"✂ 0.400 @5 · {setting}"
     whole = outcome("trial-0003", 0.4)
     assert ended_name(whole, "search", "val/map", searched, 100) == f"0.400 · {setting}"
     assert ended_name(whole, "search", "val/map", searched, 100, won=True) == f"★ 0.400 · {setting}"
     failed = outcome("trial-0003", 0.4, status="failed")
     assert ended_name(failed, "search", "val/map", searched, 100) == f"failed · {setting}"
     again = outcome("confirm-trial-0003-seed2", 0.5, 2)
-    assert ended_name(again, "confirm", "val/map", searched, 100) == f"0.500 · confirm seed 2 · {setting}"
+    assert ended_name(again, "confirm", "val/map", searched, 100) == f"0.500 · confirm 2 · {setting}"
 
 
 def test_the_time_left_lies_between_runs_that_are_stopped_and_runs_that_are_not(monkeypatch: pytest.MonkeyPatch):

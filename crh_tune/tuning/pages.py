@@ -34,7 +34,8 @@ def ended_name(
 ) -> str:
     """The name of a run that has ended: what it reached, what it was, and its setting.
 
-    ``won`` marks the trial that won; one that was stopped early has the epoch behind its value. A run of the test stage is named by its test mAP, others by ``metric``.
+    ``won`` marks the trial that won; behind the value of one that was stopped early stands its epoch. A run of the test
+    stage is named by its test mAP, others by ``metric``.
     """
     value = outcome.metrics.get("test/map" if stage == TEST else metric)
     reached = "no value" if value is None else f"{value:.3f}"

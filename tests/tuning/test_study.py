@@ -132,10 +132,10 @@ def test_every_run_has_what_was_searched_all_metrics_and_all_settings_in_its_fil
         [data] = run.inputs.dataset_inputs
         assert data.dataset.digest == run.data.tags["crh_tune.split"]
         assert len(data.dataset.digest) == 16
-        for name in ("loss/total", "loss/cross_entropy", "loss/quantization", "centers/pcc", "centers/d_min"):
-            assert name in metrics
-        for name in ("training", "encoding", "reassignment", "evaluation"):
-            assert metrics[f"seconds/{name}"] >= 0
+        for metric in ("loss/total", "loss/cross_entropy", "loss/quantization", "centers/pcc", "centers/d_min"):
+            assert metric in metrics
+        for part in ("training", "encoding", "reassignment", "evaluation"):
+            assert metrics[f"seconds/{part}"] >= 0
 
 
 def test_mlflow_says_who_won_and_who_was_stopped(finished: Finished):

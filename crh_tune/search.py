@@ -196,7 +196,8 @@ def search(
             if resume is not None:
                 if any(value is not None for value in (space, space_option, dataset, data)):
                     raise SettingsError(
-                        "--resume takes the search as it was begun: beside it go --storage, and --trials and --hours to add"
+                        "--resume takes the search as it was begun: beside it go --storage, "
+                        "and --trials and --hours to add"
                     )
                 result = resume_search(resume, trials=trials, hours=hours, storage=storage, say=tell)
             elif is_study(path := _space_file(space, space_option)):

@@ -224,7 +224,9 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
     )
     write_record(place.folder / SUMMARY_FILE, result)
     place.tracker.artifact(place.search_id, place.folder / SUMMARY_FILE)
-    place.tracker.metrics(place.search_id, parent_metrics(result, settings.objective.metric), earlier_ends(place.folder))
+    place.tracker.metrics(
+        place.search_id, parent_metrics(result, settings.objective.metric), earlier_ends(place.folder)
+    )
     if place.board is not None:
         place.board.result = result
         tag_winner(place.tracker, place.key, place.board)

@@ -23,7 +23,7 @@ from crh_tune.tuning.address import runs_page
 from crh_tune.tuning.tracking import KEY_TAG, default_tracking_uri
 
 IMAGES = Path(__file__).parent / "images"
-_ASSISTANT = 390
+_ASSISTANT = 485
 """The width of MLflow's panel on the right, which is cut off, in pixels."""
 _START_SECONDS = 120
 
@@ -51,7 +51,7 @@ def main() -> None:
         experiment = parent.info.experiment_id
         _keep("mlflow_runs.png", runs_page(address, experiment, "val/map", "max"), 1500 + _ASSISTANT, 950)
         page = f"{address}/#/experiments/{experiment}/runs/{parent.info.run_id}?workflowType=machine_learning"
-        _keep("mlflow_search.png", page, 1300 + _ASSISTANT, 2000)
+        _keep("mlflow_search.png", page, 1300 + _ASSISTANT, 1080)
     finally:
         server.terminate()
         server.wait()

@@ -82,6 +82,9 @@ def runs_page(server: str, experiment_id: str, metric: str, mode: str) -> str:
     """The page of an experiment's training runs, the best first: MLflow opens it on empty traces otherwise."""
     if not experiment_id:
         return f"{server}/#/experiments"
-    order = f"orderByKey={quote(f'metrics.`{metric}`', safe='')}&orderByAsc={'false' if mode == 'max' else 'true'}"
-    view = f"&viewStateShareKey={VIEW}" if metric == "val/map" and mode == "max" else ""
-    return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&{order}{view}"
+    page = f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    if metric == "val/map" and mode == "max":
+        return f"{page}&viewStateShareKey={VIEW}"  # which sorts too; an order beside it would put the view off
+    return (
+        f"{page}&orderByKey={quote(f'metrics.`{metric}`', safe='')}&orderByAsc={'true' if mode == 'min' else 'false'}"
+    )

@@ -112,8 +112,8 @@ class Board:
 
     @property
     def stage(self) -> str:
-        """The latest stage that has a run."""
-        there = {stage_of(outcome) for outcome in (*self.outcomes.values(), *self.running.values())}
+        """The latest stage that has a run under way, or else one that has ended: trials can be added to a search."""
+        there = {stage_of(outcome) for outcome in self.running.values() or self.outcomes.values()}
         return next((stage for stage in (TEST, CONFIRM) if stage in there), SEARCH)
 
     @property
@@ -153,6 +153,9 @@ class Board:
     @property
     def tested(self) -> dict[str, float]:
         """The test mAP of ``winner`` and ``paper``, where they were tested."""
+        if self.result is not None:
+            found = {"winner": self.result.best_test, "paper": self.result.paper_test}
+            return {who: each.metrics["test/map"] for who, each in found.items()}
         names = {"winner": "final-best", "paper": "final-paper"}
         found = {who: self.outcomes[name] for who, name in names.items() if name in self.outcomes}
         return {who: each.metrics["test/map"] for who, each in found.items() if "test/map" in each.metrics}

@@ -88,13 +88,11 @@ def tag_winner(tracker: Tracker, key: Callable[[str], str], board: Board) -> Non
         won, outcome = each.trial == board.winner, board.outcomes[each.trial]
         role = "winner" if won else "paper" if each.is_paper else "finalist"
         tracker.tags(key(each.trial), {ROLE_TAG: role})
-        if won:
-            named = ended_name(outcome, stage_of(outcome), board.metric, board.settings.search, board.classes, won=True)
-            tracker.rename(key(each.trial), named)
-    tested = {"final-best": "winner", "final-paper": "paper"}
-    for name, role in tested.items():
-        if name in board.outcomes:
-            tracker.tags(key(name), {ROLE_TAG: role})
+        named = ended_name(outcome, stage_of(outcome), board.metric, board.settings.search, board.classes, won)
+        tracker.rename(key(each.trial), named)
+    if board.result is not None:
+        tracker.tags(key(board.result.paper_test.name), {ROLE_TAG: "paper"})
+        tracker.tags(key(board.result.best_test.name), {ROLE_TAG: "winner"})
 
 
 def run_tags(run: Run) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
@@ -75,7 +76,7 @@ def test_runs_that_version_0_1_wrote_are_read_like_those_of_today():
     rows = [
         _row(SimpleNamespace(data=SimpleNamespace(params=each, metrics=metrics, tags=data))) for each in (then, now)
     ]
-    said = [{name: value for name, value in row.items() if value == value} for row in rows]
+    said = [{name: value for name, value in row.items() if not pd.isna(value)} for row in rows]
     assert said[0] == said[1]
     assert said[0] == {
         "row": "CRH", "dataset": "digits", "bits": 16, "seed": 3, "map": 0.5, "update_interval": 5.0,

@@ -333,6 +333,8 @@ def test_how_the_pages_are_opened(uri: str, command: str, page: str):
     assert found.startswith(page)
     asked = parse_qs(urlsplit(found).fragment.partition("?")[2])
     assert asked["workflowType"] == ["machine_learning"]
-    assert (asked["orderByKey"], asked["orderByAsc"]) == (["metrics.`val/map`"], ["false"])
-    assert "viewStateShareKey" not in runs_page(pages_at(uri), "7", "centers/pcc", "max")
+    assert asked["viewStateShareKey"] == ["crh_tune"]
+    other = parse_qs(urlsplit(runs_page(pages_at(uri), "7", "centers/pcc", "min")).fragment.partition("?")[2])
+    assert (other["orderByKey"], other["orderByAsc"]) == (["metrics.`centers/pcc`"], ["true"])
+    assert "viewStateShareKey" not in other
     assert runs_page(pages_at(uri), "", "val/map", "max").endswith("/#/experiments")

@@ -150,8 +150,9 @@ def sync(
     storage: Storage = Path(DEFAULT_STORAGE),
 ) -> None:
     """Send MLflow what its server missed of a search."""
+    from crh_tune.tuning.address import shown
     from crh_tune.tuning.record import find_folder, held, read_settings
-    from crh_tune.tuning.tracking import Tracker, default_tracking_uri, shown
+    from crh_tune.tuning.tracking import Tracker, default_tracking_uri
 
     storage = storage.expanduser()
     folder = find_folder(storage, search)

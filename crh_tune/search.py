@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from crh_tune.tuning.study import Prepared
 
 DEFAULT_SPACE = "digit_pairs"
+CLUSTER_FILE = "ray_bootstrap_config.yaml"
+"""What ``ray up`` leaves in the home folder of a cluster's head."""
 EXAMPLES = """Examples:
 
 crh-tune search
@@ -198,25 +200,46 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Search for the best settings, confirm them with fresh seeds, evaluate on the test set once, and export them."""
-    tell, storage = silent if quiet else say, _folder(storage)
+    storage = _folder(storage)
     with stdout_for_json(as_json) as print_json:
-        if resume is not None:
-            if any(value is not None for value in (space, space_option, dataset, data)):
-                raise SettingsError(
-                    "--resume takes the search as it was begun: beside it go --storage, --trials, --hours and --epochs"
+        with telling(quiet) as tell:
+            if resume is not None:
+                if any(value is not None for value in (space, space_option, dataset, data)):
+                    raise SettingsError(
+                        "--resume takes the search as it was begun: "
+                        "beside it go --storage, --trials, --hours and --epochs"
+                    )
+                result = resume_search(resume, trials=trials, hours=hours, epochs=epochs, storage=storage, say=tell)
+            elif is_study(path := _space_file(space, space_option)):
+                _study(path, dataset, data, trials or hours or epochs, storage, tell, as_json)
+                return
+            else:
+                result = run_search(
+                    path,
+                    dataset=dataset,
+                    data=data,
+                    trials=trials,
+                    hours=hours,
+                    epochs=epochs,
+                    storage=storage,
+                    say=tell,
                 )
-            result = resume_search(resume, trials=trials, hours=hours, epochs=epochs, storage=storage, say=tell)
-        elif is_study(path := _space_file(space, space_option)):
-            _study(path, dataset, data, trials or hours or epochs, storage, tell, as_json)
-            return
-        else:
-            result = run_search(
-                path, dataset=dataset, data=data, trials=trials, hours=hours, epochs=epochs, storage=storage, say=tell
-            )
         if as_json:
             print_json(result)
         else:
             print("\n".join(_last_lines(_settings_of(result), result, result.folder / "export")), flush=True)
+
+
+@contextmanager
+def telling(quiet: bool) -> Iterator[Say]:
+    """What says how a search goes: a live view in a terminal, plain lines elsewhere, nothing when it is quiet."""
+    if quiet or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        yield silent if quiet else say
+        return
+    from crh_tune.tuning.live import LiveView
+
+    with LiveView() as view:
+        yield view
 
 
 def _settings_of(result: SearchResult) -> SearchSettings:
@@ -382,7 +405,24 @@ def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) ->
             f"MLflow           {result.unsent} entries are still unsent, and kept: "
             f"crh-tune sync {result.search_id}{storage_option(result.folder.parent)} sends them"
         )
-    return [*lines, f"open the UI      {_ui_command(result.tracking_uri)}", result.ended]
+    return [*lines, *_pages(settings, result), result.ended]
+
+
+def _pages(settings: SearchSettings, result: SearchResult) -> list[str]:
+    """How to look at what was found: MLflow's pages, Optuna's, and on a cluster's head what to type at home."""
+    from crh_tune.tuning.address import UI_PORT, pages_at, runs_page, ui_command
+    from crh_tune.tuning.record import STUDY_FILE
+
+    uri, metric, mode = result.tracking_uri, settings.objective.metric, settings.objective.mode
+    command, study = ui_command(uri, _mlflow_program()), f"sqlite:///{result.folder.absolute() / STUDY_FILE}"
+    lines = [f"Optuna's pages   optuna-dashboard {shlex.quote(study)}"]
+    if (Path.home() / CLUSTER_FILE).exists():
+        there = shlex.quote(f"{result.folder.absolute()}/")
+        lines.append(f"copy it home     ray rsync-down CLUSTER.yaml {there} {shlex.quote(result.folder.name)}/")
+        if not uri.startswith(("http:", "https:")):
+            command = f"ray exec --port-forward {UI_PORT} CLUSTER.yaml {shlex.quote(command)}"
+    pages = runs_page(pages_at(uri), result.experiment_id, metric, mode)
+    return [*lines, f"open the UI      {command}", f"see the runs     {pages}"]
 
 
 def _what_all_layers_changed(best: Candidate, metric: str) -> list[str]:
@@ -398,12 +438,9 @@ def storage_option(storage: Path) -> str:
     return "" if storage.resolve() == Path(DEFAULT_STORAGE).resolve() else f" --storage {_near(storage)}"
 
 
-def _ui_command(uri: str) -> str:
-    if not uri.startswith("sqlite:"):
-        return f"MLflow runs at {uri}"
+def _mlflow_program() -> str:
     beside = Path(sys.executable).parent / "mlflow"
-    program = _near(beside) if beside.exists() else shutil.which("mlflow") or "mlflow"
-    return f"{program} ui --host 127.0.0.1 --port 5000 --backend-store-uri {shlex.quote(uri)}"
+    return _near(beside) if beside.exists() else shutil.which("mlflow") or "mlflow"
 
 
 def _near(path: Path) -> str:

@@ -34,10 +34,10 @@ from crh_tune.training.opening import restored
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.events import Place
 from crh_tune.tuning.feature_pass import open_on_cluster
+from crh_tune.tuning.pages import OUTCOME_TAG, ROLE_TAG, SPLIT_TAG, STAGE_TAG, origin
 from crh_tune.tuning.progress import Say
 from crh_tune.tuning.record import COMPLETE, Outcome
 from crh_tune.tuning.results import FLOAT_COSINE, ITQ, ROTATION, Baseline, checkpoint_in
-from crh_tune.tuning.tracking import flat
 
 
 def compare_with_baselines(
@@ -62,7 +62,13 @@ def compare_with_baselines(
         validation, test = (mean_average_precision(each, protocol.no_relevant) for each in (held_out[name], found))
         size = _bytes_per_item(name, splits[1], settings.trial.bits)
         baselines.append(Baseline(name, size, validation, test, *gain))
-        _log(place, settings, seed, baselines[-1], {"split": last.fingerprint, "split.search": first.fingerprint})
+        _log(
+            place,
+            settings,
+            seed,
+            baselines[-1],
+            {SPLIT_TAG: last.fingerprint, f"{SPLIT_TAG}.search": first.fingerprint},
+        )
     return tuple(baselines)
 
 
@@ -133,11 +139,12 @@ def _log(place: Place, settings: TrialSettings, seed: int, baseline: Baseline, s
     """Tell MLflow of a baseline, as one finished run; a second time changes nothing."""
     name = f"baseline-{baseline.name.replace(' + ', '-').replace(' ', '-').lower()}"
     key, tracker = place.key(name), place.tracker
-    tags = {"crh_tune.stage": "baseline", "crh_tune.outcome": COMPLETE}
+    tags = {STAGE_TAG: "baseline", ROLE_TAG: "baseline", OUTCOME_TAG: COMPLETE, **splits}
     tracker.start_run(key, name, place.search_id, tags)
-    described = flat(settings.model_dump(mode="json", include={"dataset", "validation", "evaluation"}))
-    length = {} if baseline.name == FLOAT_COSINE else {"trial.bits": settings.trial.bits, "trial.seed": seed}
-    tracker.params(key, {"baseline": baseline.name, **described, **length, **splits})
+    data, context = settings.dataset, "training and test"
+    tracker.dataset(key, data.name, splits[SPLIT_TAG], origin(data), context)
+    length = {} if baseline.name == FLOAT_COSINE else {"bits": settings.trial.bits, "seed": seed}
+    tracker.params(key, {"method": baseline.name, "dataset": settings.dataset.name, **length})
     metrics = {
         "val/map": baseline.validation,
         "test/map": baseline.test,
@@ -147,4 +154,5 @@ def _log(place: Place, settings: TrialSettings, seed: int, baseline: Baseline, s
         "bytes_per_item": float(baseline.bytes_per_item),
     }
     tracker.metrics(key, {name: value for name, value in metrics.items() if math.isfinite(value)}, 0)
+    tracker.rename(key, f"{baseline.validation:.3f} · {baseline.name}, needs no training")
     tracker.end_run(key, "FINISHED")

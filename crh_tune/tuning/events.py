@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from crh_tune.errors import SearchFailed
 from crh_tune.settings.trial import TrialSettings, write_trial
 from crh_tune.training.checkpoints import CENTERS_FILE, latest
 from crh_tune.training.loop import PREPARED
+from crh_tune.tuning.board import Board, stage_of, trial_of
 from crh_tune.tuning.groups import free_groups
+from crh_tune.tuning.leaderboard import escaped, headline, leaderboard
+from crh_tune.tuning.pages import OUTCOME_TAG, ended_name, origin, run_params, run_tags, splits_seen
 from crh_tune.tuning.record import COMPLETE, FAILED, PRUNED, Outcome, read_outcomes, write_outcome
 from crh_tune.tuning.run import RUNS_FOLDER, Run
 from crh_tune.tuning.stages import Stage
 from crh_tune.tuning.stopping import Stop
-from crh_tune.tuning.tracking import Tracker, flat
+from crh_tune.tuning.tracking import NOTE_TAG, Tracker
 from crh_tune.tuning.worker import ERROR, RESTARTS
 
 SETTINGS_FOLDER = "settings"
@@ -35,13 +38,28 @@ _FREE_SECONDS, _GONE_SECONDS = 1.0, 10.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where the runs of a search live: its id, folder, aggregator and the tracker."""
+    """Where the runs of a search live: its id, folder, aggregator and the tracker.
+
+    ``searched`` names what its runs differ in. ``board`` is how a search stands, shown to ``watch`` whenever that
+    changes; ``ui`` is the command that opens MLflow's pages.
+    """
 
     search_id: str
     folder: Path
     aggregator: str
     tracker: Tracker
     stop: Stop = field(default_factory=Stop)
+    searched: Collection[str] = ()
+    board: Board | None = None
+    watch: Callable[[Board], None] = lambda board: None
+    ui: str = ""
+
+    def describe(self) -> None:
+        """Write the leaderboard into the description of the search's own run, and show how it stands."""
+        if self.board is not None:
+            self.tracker.tags(self.search_id, {NOTE_TAG: leaderboard(self.board, self.ui)})
+            self.tracker.describe_experiment(self.search_id, f"{escaped(self.search_id)}: {headline(self.board)}")
+            self.watch(self.board)
 
     def key(self, name: str) -> str:
         """The MLflow key of a run of this search."""
@@ -76,6 +94,9 @@ class RunEvents(tune.Callback):
         self.outcomes = read_outcomes(place.folder)
         for outcome in self.outcomes.values():
             self._tell_tracker(outcome)
+        self._board = place.board
+        if self._board is not None:
+            self._board.outcomes = dict(self.outcomes)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes its callbacks down to restore them; these are made anew by a resumed search."""
@@ -89,9 +110,13 @@ class RunEvents(tune.Callback):
         settings = run.settings.model_dump(mode="json")
         self._alive[run.name] = time.monotonic()
         self.outcomes[run.name] = Outcome(run.name, settings, run.start)
-        tags = {"crh_tune.stage": run.stage, "crh_tune.start": run.start, **run.tags}
-        tracker.start_run(key, run.name, self._place.search_id, tags)
-        tracker.params(key, {**flat(settings), "stage": run.split, "split": run.fingerprint})
+        tracker.start_run(key, run.name, self._place.search_id, {**run_tags(run), **trial_of(run.name)})
+        tracker.params(key, run_params(run.settings, self._place.searched))
+        data = run.settings.dataset
+        tracker.dataset(key, data.name, run.fingerprint, origin(data), splits_seen(run))
+        if self._board is not None:
+            self._board.start(self.outcomes[run.name])
+            self._place.watch(self._board)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -112,6 +137,9 @@ class RunEvents(tune.Callback):
         epoch = int(outcome.metrics["epoch"])
         finite = {name: value for name, value in outcome.metrics.items() if math.isfinite(value) and name != "epoch"}
         self._place.tracker.metrics(self._place.key(outcome.name), finite, epoch)
+        if self._board is not None:
+            self._board.report(outcome)
+            self._place.watch(self._board)
         if (stage := self._present()) is not None:
             stage.reported(outcome)
 
@@ -177,6 +205,9 @@ class RunEvents(tune.Callback):
         write_outcome(self._place.folder, outcome)
         self._tell_tracker(outcome)
         self._alive.pop(outcome.name, None)
+        if self._board is not None:
+            self._board.end(outcome)
+            self._place.describe()
         try:
             if (stage := self._present()) is not None:
                 stage.told(outcome)
@@ -189,7 +220,10 @@ class RunEvents(tune.Callback):
         if tracker.has_ended(key):
             return
         self._keep_artifacts(key, outcome)
-        tags = {"crh_tune.outcome": outcome.status}
+        metric = self._place.board.metric if self._place.board else "test/map"
+        classes = self._place.board.classes if self._place.board else 0
+        tracker.rename(key, ended_name(outcome, stage_of(outcome), metric, self._place.searched, classes))
+        tags = {OUTCOME_TAG: outcome.status}
         if outcome.error:
             tags["crh_tune.error"] = outcome.error
         tracker.tags(key, tags)

@@ -4,13 +4,64 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.settings.used import short, symbols, unread
+from crh_tune.tuning.board import Board, left_line
 from crh_tune.tuning.record import COMPLETE, FAILED, Outcome
 
 Say = Callable[[str], None]
+
+
+_SILENT_SECONDS = 60.0
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A ``say`` that is also shown how the search stands, whenever that changes."""
+
+    def watch(self, board: Board) -> None:
+        """Show it."""
+
+
+class Lines:
+    """Says when a trial comes to a rung, and what is under way once nothing was said for a minute."""
+
+    def __init__(self, say: Say) -> None:
+        self._say, self._last = say, time.monotonic()
+        self._seen: dict[str, int] = {}
+        self._ended = 0
+
+    def __call__(self, board: Board) -> None:
+        if len(board.outcomes) != self._ended:  # a line was said for the run that has ended
+            self._ended, self._last = len(board.outcomes), time.monotonic()
+        for name, outcome in board.running.items():
+            rung = board.rung_of(outcome)
+            if rung > self._seen.get(name, 0):
+                self._tell(f"{under_way(board, outcome)}, rung {rung} of {len(board.rungs)}")
+            self._seen[name] = rung
+        if board.running and time.monotonic() - self._last > _SILENT_SECONDS:
+            running = "; ".join(under_way(board, outcome) for outcome in board.running.values())
+            self._tell("; ".join(filter(None, [f"under way: {running}", left_line(board)])))
+
+    def _tell(self, line: str) -> None:
+        self._last = time.monotonic()
+        self._say(f"          {line}")
+
+
+def watching(say: Say) -> Callable[[Board], None]:
+    """What is shown how a search stands: ``say`` itself where it can, else lines for it."""
+    return say.watch if isinstance(say, Watching) else Lines(say)
+
+
+def under_way(board: Board, outcome: Outcome) -> str:
+    """Where a run is, in words."""
+    epoch, value = outcome.metrics.get("epoch"), outcome.metrics.get(board.metric)
+    if epoch is None:
+        return f"{outcome.name} begins"
+    reached = "" if value is None else f" with {board.metric} {value:.4f}"
+    return f"{outcome.name} at epoch {epoch:.0f} of {outcome.settings['trial']['epochs']}{reached}"
 
 
 class Progress:

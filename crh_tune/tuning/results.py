@@ -75,6 +75,8 @@ class SearchResult:
     """What needs no training, on the same queries; none where the inputs are images that no network has seen."""
     gain: Gain | None = None
     """What the winner has over the paper's setting on fresh seeds; unknown of a search by an earlier version."""
+    experiment_id: str = ""
+    """MLflow's id of the experiment; empty where the tracking server was not reached."""
     unsent: int = 0
     """How many entries the tracking server has not got, and why."""
     unsent_why: str = ""

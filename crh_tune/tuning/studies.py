@@ -33,6 +33,8 @@ from crh_tune.tuning.stopping import Stop
 from crh_tune.tuning.tracking import PATIENCE, SHORT_PATIENCE
 from crh_tune.tuning.worker import start_aggregator
 
+VARIED = ("early_epochs", "reassignment")
+"""What runs of a study may differ in, beside what every run is told with."""
 ROW, STUDY = "crh_tune.row", "crh_tune.study"
 RANDOM = "Random"
 _PAGE = 1000
@@ -75,7 +77,7 @@ def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop:
         tracker = tracking.Tracker(uri, study.name, storage, folder)
         tracker.start_run(key, key, tags={STUDY: study.name, "crh_tune.stage": "parent"})
         aggregator = f"crh-aggregator-{key}-{time.time_ns()}"
-        place = Place(key, folder, aggregator, tracker, stop)
+        place = Place(key, folder, aggregator, tracker, stop, searched=VARIED)
         status = "KILLED"
         try:
             for bits in study.on(dataset).bits or study.bits if study.random_draws else ():
@@ -145,7 +147,7 @@ def _log_random(study: StudySettings, dataset: str, split: Split, bits: int, pla
     ]
     tags = {ROW: RANDOM, STUDY: study.name, "crh_tune.outcome": COMPLETE}
     place.tracker.start_run(key, f"random-{bits}", place.search_id, tags)
-    place.tracker.params(key, {"dataset.name": dataset, "trial.bits": bits, "trial.seed": 0, "draws": len(draws)})
+    place.tracker.params(key, {"dataset": dataset, "bits": bits, "seed": 0, "draws": len(draws)})
     values = {"centers/pcc": float(np.mean(draws)), "centers/pcc_std": float(np.std(draws, ddof=1))}
     place.tracker.metrics(key, values, 0)
     place.tracker.end_run(key, "FINISHED")
@@ -172,18 +174,27 @@ _COLUMNS = {
 }  # fmt: skip
 
 
+_SYMBOLS = {"update_interval": "interval", "codebook_size": "M", "head_dim": "d"}
+"""The columns that runs are told by a symbol of the paper's."""
+
+
 def _row(run: Any) -> dict[str, Any]:
     params, metrics = run.data.params, run.data.metrics
-    numbers = ("update_interval", "early_epochs", "codebook_size", "head_dim")
+    if "trial.bits" in params:  # version 0.1.0 logged every setting, by section
+        params = {"dataset": params["dataset.name"]} | {
+            name.removeprefix("trial."): value for name, value in params.items() if name.startswith("trial.")
+        }
+    else:
+        params = params | {name: params[symbol] for name, symbol in _SYMBOLS.items() if symbol in params}
     return {
         "row": run.data.tags[ROW],
-        "dataset": params["dataset.name"],
-        "bits": int(params["trial.bits"]),
-        "seed": int(params["trial.seed"]),
+        "dataset": params["dataset"],
+        "bits": int(params["bits"]),
+        "seed": int(params["seed"]),
         "map": metrics.get("test/map", float("nan")),
         **{name: metrics.get(f"centers/{name}", float("nan")) for name in ("pcc", "pcc_std", "d_min", "d_avg")},
-        **{name: _number(params.get(f"trial.{name}")) for name in numbers},
-        "reassignment": params.get("trial.reassignment", ""),
+        **{name: _number(params.get(name)) for name in (*_SYMBOLS, "early_epochs")},
+        "reassignment": params.get("reassignment", ""),
     }
 
 

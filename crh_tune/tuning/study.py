@@ -21,13 +21,16 @@ from crh_tune.settings.search import SearchSettings, drawn
 from crh_tune.training.models import build_network
 from crh_tune.training.opening import open_data
 from crh_tune.tuning import tracking
+from crh_tune.tuning.address import shown, ui_command
 from crh_tune.tuning.asha import asha
 from crh_tune.tuning.baselines import compare_with_baselines
+from crh_tune.tuning.board import Board
 from crh_tune.tuning.cluster import concurrency
 from crh_tune.tuning.engine import drive
 from crh_tune.tuning.events import OUT_OF_TIME, Place
 from crh_tune.tuning.feature_pass import open_on_cluster
-from crh_tune.tuning.progress import Say
+from crh_tune.tuning.pages import STAGE_TAG, parent_metrics, search_params, tag_winner
+from crh_tune.tuning.progress import Say, watching
 from crh_tune.tuning.proposals import enqueue, planned, start_points
 from crh_tune.tuning.record import (
     CLOCK_FILE,
@@ -134,14 +137,17 @@ def run_search(
         ended = (folder / SUMMARY_FILE).exists()
         if ended and settings == read_settings(folder):
             unsent = tracking.unsent_in(folder, uri)
-            return replace(read_result(folder), tracking_uri=tracking.shown(uri), unsent=unsent)
+            return replace(read_result(folder), tracking_uri=shown(uri), unsent=unsent)
         same_splits(folder, prepared.splits)
         if ended:
             go_on_with(folder, settings)
         tracker = tracking.Tracker(uri, settings.name, storage, folder)
         name = f"crh-aggregator-{folder.name}-{time.time_ns()}"
-        place = Place(folder.name, folder, name, tracker, stop)
         first = prepared.first
+        board = Board(settings, folder, settings.trials, first.classes, at_once)
+        place = Place(
+            folder.name, folder, name, tracker, stop, settings.search, board, watching(say), ui_command(shown(uri))
+        )
         say(
             f"search {place.search_id}: {settings.method} on {settings.dataset.name} "
             f"({first.classes} classes, {len(first.train)} training samples, {len(first.queries)} validation queries), "
@@ -149,7 +155,7 @@ def run_search(
             f"{planned(settings, first.classes, first.multi_label)}, {at_once} at a time"
         )
         try:
-            return _run(settings, prepared, place, tracking.shown(uri), say)
+            return _run(settings, prepared, place, shown(uri), say)
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(place.search_id) from None
 
@@ -157,8 +163,8 @@ def run_search(
 def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, say: Say) -> SearchResult:
     """The search in its folder, told to MLflow as the parent run, with an aggregator of its own."""
     tracker, key = place.tracker, place.search_id
-    tracker.start_run(key, key, tags={"crh_tune.stage": "parent"})
-    tracker.params(key, tracking.flat(settings.model_dump(mode="json")))
+    tracker.start_run(key, key, tags={STAGE_TAG: "parent"})
+    tracker.params(key, search_params(settings))
     tracker.artifact(key, place.folder / SETTINGS_FILE)
     status, patience = "FAILED", tracking.PATIENCE
     aggregator = start_aggregator(place.aggregator)
@@ -183,7 +189,8 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
             with suppress(OSError):  # where storage is gone, that is why it ends
                 tracker.end_run(key, status)
             unsent = tracker.close(patience)
-    return replace(result, unsent=unsent, unsent_why=tracker.last_error if unsent else "")
+    why = tracker.last_error if unsent else ""
+    return replace(result, unsent=unsent, unsent_why=why, experiment_id=tracker.experiment_id)
 
 
 def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str, say: Say) -> SearchResult:
@@ -193,6 +200,9 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
     enqueue(study, settings, classes, multi_label)
     splits = prepared.confirming or prepared.splits
     searcher = OptunaSearcher(study, settings, classes, multi_label, settings.trials, prepared.first.fingerprint)
+    if place.board is not None:
+        place.board.planned = searcher.total
+    place.describe()
     clock = Clock(place.folder / CLOCK_FILE, settings.budget.hours * 3600) if settings.budget.hours else None
     search = SearchStage(settings, searcher, say, clock)
     confirm = ConfirmStage(settings, search, classes, multi_label, splits["search"], say)
@@ -211,10 +221,17 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
         ended=how_it_ended(settings, list(search.outcomes.values()), searcher.total),
         baselines=baselines,
         gain=confirm.gain(test.best),
+        experiment_id=place.tracker.experiment_id,
     )
     write_record(place.folder / SUMMARY_FILE, result)
     place.tracker.artifact(place.search_id, place.folder / SUMMARY_FILE)
-    place.tracker.metrics(place.search_id, _parent_metrics(result), earlier_ends(place.folder))
+    place.tracker.metrics(
+        place.search_id, parent_metrics(result, settings.objective.metric), earlier_ends(place.folder)
+    )
+    if place.board is not None:
+        place.board.result = result
+        tag_winner(place.tracker, place.key, place.board)
+        place.describe()
     return result
 
 
@@ -254,17 +271,6 @@ def sampler_of(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampl
         chance = optuna.samplers.RandomSampler(seed=seed)
         return optuna.samplers.GPSampler(seed=seed, independent_sampler=chance, warn_independent_sampling=False)
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-
-
-def _parent_metrics(result: SearchResult) -> dict[str, float]:
-    return {
-        "best/mean": result.best.mean,
-        "best/std": result.best.std,
-        "paper/mean": result.paper.mean,
-        "paper/std": result.paper.std,
-        "best/test_map": result.best_test.metrics["test/map"],
-        "paper/test_map": result.paper_test.metrics["test/map"],
-    }
 
 
 def _last_line(error: BaseException) -> str:

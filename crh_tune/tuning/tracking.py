@@ -1,4 +1,4 @@
-"""MLflow: one parent run a search, one child run a trial.
+"""MLflow: one parent run a search, one child run for each of its training runs.
 
 What is to be logged is first written, in order, to an outbox file beside the search; a thread sends it. So training
 never waits for the tracking server, a server that is away costs nothing, and what could not be sent stays on disk.
@@ -12,31 +12,60 @@ import json
 import logging
 import math
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # a line for every run that ends, with the password
 
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from crh_tune.ground import first_line
+import crh_tune
 from crh_tune.settings.base import SettingsError
+from crh_tune.tuning.address import VIEW, reason, shown
 from crh_tune.tuning.record import OUTBOX_FILE
 
-KEY_TAG = "crh_tune.key"
+KEY_TAG, RUN_TAG = "crh_tune.key", "crh_tune.run"
+"""Tags of every run: what it is found again by, and its name in the search's folder; the page's own name changes."""
+NOTE_TAG = "mlflow.note.content"
+"""What MLflow shows as the description of a run or experiment, in Markdown."""
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 # Without a kind, the UI takes an experiment for one of language-model traces.
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+_VIEW = {
+    "searchFilter": "",
+    "orderByKey": "metrics.`val/map`",
+    "orderByAsc": False,
+    "startTime": "ALL",
+    "lifecycleFilter": "Active",
+    "datasetsFilter": [],
+    "modelVersionFilter": "All Runs",
+    "runsExpanded": {},
+    "runsPinned": [],
+    "runsHidden": [],
+    "selectedColumns": [
+        *(f"metrics.`{name}`" for name in ("val/map", "test/map")),
+        *(f"params.`{name}`" for name in ("M", "d", "lambda", "margin", "interval")),
+        "tags.`crh_tune.stage`",
+    ],
+}
+"""A view of an experiment's runs, as MLflow's pages share one: the best first, with what was searched."""
+_EXPERIMENT_TAGS = {
+    f"mlflow.sharedViewState.{VIEW}": json.dumps(_VIEW),
+    "mlflow.experimentKind": "custom_model_development",
+    NOTE_TAG: "Searches of crh_tune. Each search is a parent run: its description is the leaderboard, with the winner "
+    "and how to resume, export and open it. Below it is a run for every trial, named by its value and its setting. "
+    "`tags.crh_tune.stage` tells `search`, `confirm`, `test` and `baseline` apart.",
+}
 _PARENT_TAG = "mlflow.parentRunId"
 SENT_FILE = "mlflow_sent"
 PATIENCE, SHORT_PATIENCE = 30.0, 3.0
@@ -45,9 +74,6 @@ _BATCH = 100
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
 _REQUEST_SECONDS = 5.0
 _VALUE_LENGTH = 500
-_REASON_LENGTH = 300
-_SHORTEST_SECRET = 4
-"""A shorter one is not taken out of a line word by word: it would leave nothing to read."""
 
 
 def default_tracking_uri(storage: Path) -> str:
@@ -73,6 +99,10 @@ def connect(uri: str, experiment: str, storage: Path) -> str:
             f"MLFLOW_TRACKING_URI: the experiment {experiment} at {shown(uri)} was deleted: restore it, or give the "
             "search another name"
         )
+    with answering(uri):  # an experiment of an earlier version
+        for name, value in _EXPERIMENT_TAGS.items():
+            if name not in found.tags:
+                client.set_experiment_tag(found.experiment_id, name, value)
     return str(found.experiment_id)
 
 
@@ -83,7 +113,7 @@ def answering(uri: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise SettingsError(
-            f"MLFLOW_TRACKING_URI: the tracking server at {shown(uri)} does not answer: {_reason(error, uri)}"
+            f"MLFLOW_TRACKING_URI: the tracking server at {shown(uri)} does not answer: {reason(error, uri)}"
         ) from None
 
 
@@ -104,6 +134,7 @@ class Tracker:
         self._run_ids: dict[str, str] = {}
         self._logged: set[tuple[str, int]] = set()
         self._described: set[str] = set()
+        self._seen_data: set[str] = set()
         self._open: set[str] = set()
         self._ended: set[str] = set()
         self._wake = threading.Condition()
@@ -117,7 +148,18 @@ class Tracker:
 
     def start_run(self, key: str, name: str, parent: str | None = None, tags: dict[str, str] | None = None) -> None:
         """Open the run of this key, or reopen the one there is."""
-        self._append("start", key, {"name": name, "parent": parent, "tags": tags or {}})
+        self._append(
+            "start", key, {"name": name, "parent": parent, "tags": {RUN_TAG: name, **source(), **(tags or {})}}
+        )
+
+    def rename(self, key: str, name: str) -> None:
+        """Give a run another name on MLflow's pages."""
+        self._append("name", key, {"name": name})
+
+    def dataset(self, key: str, name: str, digest: str, origin: str, context: str) -> None:
+        """Say what data a run sees: its ``digest``, where it comes from, and what part of it. Kept once."""
+        if key not in self._seen_data:
+            self._append("dataset", key, {"name": name, "digest": digest, "origin": origin, "context": context})
 
     def params(self, key: str, params: dict[str, Any]) -> None:
         if key not in self._described:
@@ -129,6 +171,10 @@ class Tracker:
 
     def tags(self, key: str, tags: dict[str, str]) -> None:
         self._append("tags", key, tags)
+
+    def describe_experiment(self, key: str, said: str) -> None:
+        """Say at the top of the experiment's page, in Markdown, how its newest search stands."""
+        self._append("about", key, {"said": said})
 
     def artifact(self, key: str, path: Path) -> None:
         """Keep a file that stays where it is until it is sent."""
@@ -174,6 +220,11 @@ class Tracker:
         return self._sent.count
 
     @property
+    def experiment_id(self) -> str:
+        """The experiment's id; empty where the tracking server was not reached."""
+        return self._experiment_id
+
+    @property
     def last_error(self) -> str:
         """Why the last sending failed; empty where it did not."""
         return self._last_error
@@ -195,6 +246,8 @@ class Tracker:
             self._logged.add((key, content["step"]))
         elif kind == "params":
             self._described.add(key)
+        elif kind == "dataset":
+            self._seen_data.add(key)
         elif kind == "start":
             self._open.add(key)
             self._ended.discard(key)
@@ -230,7 +283,7 @@ class Tracker:
             self._experiment_id = self._experiment_id or self._connect()
             getattr(self, f"_send_{kind}")(key, content)
         except Exception as error:
-            self._last_error = _reason(error, self._uri)
+            self._last_error = reason(error, self._uri)
             return self._was_deleted(key, error)
         self._last_error = ""
         return True
@@ -271,6 +324,15 @@ class Tracker:
         run = self._client.create_run(self._experiment_id, tags=tags, run_name=content["name"])
         self._run_ids[key] = run.info.run_id
 
+    def _send_name(self, key: str, content: dict[str, str]) -> None:
+        self._client.update_run(self._run_id(key), name=content["name"])
+
+    def _send_dataset(self, key: str, content: dict[str, str]) -> None:
+        where = json.dumps({"uri": content["origin"]})
+        seen = Dataset(content["name"], content["digest"], "local", where, profile=json.dumps(content))
+        context = InputTag("mlflow.data.context", content["context"])
+        self._client.log_inputs(self._run_id(key), datasets=[DatasetInput(seen, [context])])
+
     def _send_params(self, key: str, content: dict[str, str]) -> None:
         items = [Param(name, value) for name, value in content.items()]
         for start in range(0, len(items), _BATCH):
@@ -282,6 +344,10 @@ class Tracker:
 
     def _send_tags(self, key: str, content: dict[str, str]) -> None:
         self._client.log_batch(self._run_id(key), tags=[RunTag(name, value) for name, value in content.items()])
+
+    def _send_about(self, key: str, content: dict[str, str]) -> None:
+        note = f"{content['said']}\n\n{_EXPERIMENT_TAGS[NOTE_TAG]}"
+        self._client.set_experiment_tag(self._experiment_id, NOTE_TAG, note)
 
     def _send_artifact(self, key: str, content: dict[str, str]) -> None:
         if Path(content["path"]).exists():
@@ -338,62 +404,17 @@ def _whole_lines(outbox: Path) -> list[str]:
     return lines
 
 
-def shown(uri: str) -> str:
-    """The address of a tracking server as it may be seen: without user, password and query."""
-    scheme, mark, rest = uri.partition("://")
-    if scheme.startswith("sqlite"):  # a file's path, which may hold any character
-        return uri
-    return f"{scheme}{mark}{rest.rpartition('@')[2].partition('?')[0]}"
-
-
-def _secrets(uri: str) -> list[str]:
-    """What no one is to see: of the address, and of what MLflow reads beside it; the longest first."""
-    _, _, rest = uri.partition("://")
-    query = rest.rpartition("@")[2].partition("?")[2]
-    user_and_password = rest.rpartition("@")[0]
-    password = user_and_password.partition(":")[2]
-    others = [os.environ.get(name, "") for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")]
-    found = {user_and_password, query, password, unquote(password), *others}
-    return sorted((each for each in found if len(each) >= _SHORTEST_SECRET), key=len, reverse=True)
-
-
-def _lowest_os_error(error: BaseException) -> OSError | None:
-    """What the operating system said, at the bottom of an error of the network; None where it said nothing."""
-    below: Any = error
-    lowest = None
-    while isinstance(below, BaseException):
-        lowest = (
-            below if type(below).__module__ in ("builtins", "socket", "ssl") and isinstance(below, OSError) else lowest
-        )
-        below = below.__cause__ or below.__context__ or getattr(below, "reason", None)
-    return lowest
-
-
-def _reason(error: Exception, uri: str) -> str:
-    """Why the tracking server was not reached, in one short line without a password."""
-    short = uri.startswith("sqlite") or isinstance(error, SettingsError)
-    unreached = None if short else _lowest_os_error(error)
-    if unreached is not None:  # what MLflow, requests and urllib3 make of it are three lines of their own insides
-        known = unreached.strerror if unreached.filename is None else ""  # a file that cannot be read is named
-        said = known or str(unreached) or type(unreached).__name__
-    else:
-        said = first_line(error)
-    said = said.replace(uri, shown(uri))  # as MLflow says it
-    if not uri.startswith("sqlite"):
-        for secret in _secrets(uri):
-            said = said.replace(f"{secret}@", "").replace(secret, "***")
-    return said[:_REASON_LENGTH]
-
-
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as ``section.name: value``."""
-    result: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            result |= flat(value, f"{prefix}{name}.")
-        else:
-            result[f"{prefix}{name}"] = value
-    return result
+@cache
+def source() -> dict[str, str]:
+    """The tags that fill MLflow's column Source: this package, and its commit where it runs from a repository."""
+    tags = {"mlflow.source.name": f"crh_tune {crh_tune.__version__}", "mlflow.source.type": "LOCAL"}
+    root = Path(crh_tune.__file__).parent.parent
+    if (root / ".git").exists():
+        with suppress(OSError, subprocess.SubprocessError):
+            asked = ["git", "-C", str(root), "rev-parse", "HEAD"]
+            found = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=5)
+            tags["mlflow.source.git.commit"] = found.stdout.strip()
+    return tags
 
 
 def _text(value: Any) -> str:

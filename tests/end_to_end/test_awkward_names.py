@@ -76,9 +76,9 @@ def test_a_search_of_any_allowed_name_is_kept_told_and_found_in_a_folder_of_any_
             assert tracker.drain(60) == 0
         client = MlflowClient(uri)
         runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
-        assert {run.info.run_name for run in runs} == {found.name, "trial-0000"}
+        assert {run.data.tags["crh_tune.run"] for run in runs} == {found.name, "trial-0000"}
         assert len(runs) == 2
-        [parent] = [run for run in runs if run.info.run_name == found.name]
+        [parent] = [run for run in runs if run.data.tags["crh_tune.run"] == found.name]
         assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["a file.txt"]
         optuna.create_study(study_name=found.name, storage=f"sqlite:///{found / 'optuna.db'}")
         assert (found / "optuna.db").is_file()

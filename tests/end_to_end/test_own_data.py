@@ -158,8 +158,8 @@ class Embeddings:
         client = MlflowClient(f"sqlite:///{self.runs / 'mlflow.db'}")
         experiment = client.get_experiment_by_name("features")
         found = client.search_runs([experiment.experiment_id], "tags.`crh_tune.stage` = 'baseline'")
-        assert len({run.info.run_name for run in found}) == len(found)
-        return {run.info.run_name: run for run in found}
+        assert len({run.data.tags["crh_tune.run"] for run in found}) == len(found)
+        return {run.data.tags["crh_tune.run"]: run for run in found}
 
 
 @pytest.fixture(scope="module")
@@ -257,9 +257,9 @@ def test_baselines_are_runs_in_mlflow_once_also_of_a_search_killed_before_its_su
     for run in before.values():
         assert run.info.status == "FINISHED"
         assert "mlflow.parentRunId" in run.data.tags
-        assert run.data.params["dataset.name"] == "features"
+        assert run.data.params["dataset"] == "features"
     of_itq = before["baseline-pca-itq"]
-    assert of_itq.data.params["trial.bits"] == "16"
+    assert of_itq.data.params["bits"] == "16"
     itq = summary["baselines"][2]
     names = {"val/map": "validation", "test/map": "test", "gain/map": "gain"}
     names |= {"gain/low": "gain_low", "gain/high": "gain_high", "bytes_per_item": "bytes_per_item"}

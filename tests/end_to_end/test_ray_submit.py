@@ -207,10 +207,12 @@ def test_submit_runs_a_search_to_its_end_on_the_running_cluster(cluster: Loopbac
     said = done.stdout.splitlines()
     assert sum("[  4/4]" in line for line in said) == 1
     last = said.index(next(line for line in said if line.startswith("best settings")))
-    ends = ["best settings", "validation mAP", "test mAP", "exported to", "open the UI"]
+    ends = ["best settings", "validation mAP", "test mAP", "exported to", "Optuna's pages"]
     assert [line.split("  ")[0] for line in said[last : last + 5]] == ends
     assert "exported to      crh_runs/digit-pairs-001/export" in said
-    assert "mlflow ui --host 127.0.0.1 --port 5000" in said[last + 4]
+    assert "mlflow ui --host 127.0.0.1 --port 5000" in next(
+        line for line in said[last:] if line.startswith("open the UI")
+    )
 
     assert (cluster.head / "search.py").read_text() == (PROJECT / "crh_tune" / "search.py").read_text()
     storage = cluster.head / "crh_runs"
@@ -221,7 +223,7 @@ def test_submit_runs_a_search_to_its_end_on_the_running_cluster(cluster: Loopbac
     assert len(study.trials) == 4
     client = MlflowClient(tracking_uri=f"sqlite:///{storage / 'mlflow.db'}")
     [experiment] = [found for found in client.search_experiments() if found.name == "digit-pairs"]
-    names = [run.info.run_name for run in client.search_runs([experiment.experiment_id])]
+    names = [run.data.tags["crh_tune.run"] for run in client.search_runs([experiment.experiment_id])]
     assert len([name for name in names if not name.startswith(("confirm-", "final-"))]) == 1 + 4  # parent and trials
 
     sessions = [path for path in (cluster.head_tmp / "ray").glob("session_2*") if path.is_dir()]

@@ -22,7 +22,9 @@ SETTINGS = TrialSettings.model_validate({"dataset": {"name": "digits"}, "trial":
 
 def place_in(folder: Path) -> Any:
     stop = SimpleNamespace(interrupted=False)
-    return SimpleNamespace(folder=folder, tracker=MagicMock(), key=str, search_id="s", stop=stop)
+    return SimpleNamespace(
+        folder=folder, tracker=MagicMock(), key=str, search_id="s", stop=stop, board=None, searched=()
+    )
 
 
 def test_a_trial_that_learns_its_first_centres_makes_progress_and_one_that_says_nothing_hangs(tmp_path, monkeypatch):

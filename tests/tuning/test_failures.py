@@ -81,7 +81,7 @@ def test_trials_that_diverge_die_or_hang_fail_alone_and_the_search_goes_on(ray_s
     assert [trial.state.name for trial in kept.trials] == ["FAIL", "COMPLETE", "FAIL", "COMPLETE"]
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("failing").experiment_id])
-    told = {run.info.run_name: (run.info.status, run.data.tags.get("crh_tune.error")) for run in runs}
+    told = {run.data.tags["crh_tune.run"]: (run.info.status, run.data.tags.get("crh_tune.error")) for run in runs}
     assert len(told) == len(runs)
     for number in (0, 2):
         assert told[f"trial-{number:04d}"] == ("FAILED", outcomes[f"trial-{number:04d}"].error)
@@ -110,7 +110,10 @@ def test_hours_that_are_over_stop_the_trials_that_run_and_everyone_is_told(ray_s
     assert kept.trials[0].intermediate_values
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("failing").experiment_id])
-    assert {run.info.run_name: run.info.status for run in runs} == {"failing-001": "FAILED", "trial-0000": "FINISHED"}
+    assert {run.data.tags["crh_tune.run"]: run.info.status for run in runs} == {
+        "failing-001": "FAILED",
+        "trial-0000": "FINISHED",
+    }
     clock = Clock(folder / "seconds_used", 30)
     assert clock.over() or clock._used > 25  # what was used before counts when it is gone on with
 

@@ -95,7 +95,7 @@ def test_trials_that_run_out_of_memory_fail_alone_and_the_search_goes_on(
     assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL", "COMPLETE"]
     client = MlflowClient(f"sqlite:///{folder.parent / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("hungry").experiment_id])
-    told = {run.info.run_name: (run.info.status, run.data.tags.get("crh_tune.error")) for run in runs}
+    told = {run.data.tags["crh_tune.run"]: (run.info.status, run.data.tags.get("crh_tune.error")) for run in runs}
     assert len(told) == len(runs)
     assert told["trial-0000"] == ("FAILED", refused.error)
     assert told["trial-0001"] == ("FAILED", ended.error)

@@ -145,7 +145,7 @@ def test_a_search_ends_without_its_tracking_server_and_sync_sends_the_rest(
 
     code, out, _ = command("search", "--resume", "away-001")
     assert code == 0
-    *_, why, kept, where, ended = out.splitlines()
+    *_, why, kept, optuna, where, pages, ended = out.splitlines()
     assert " does not answer: " in why
     unsent = tracking.unsent_in(folder, os.environ["MLFLOW_TRACKING_URI"])
     assert unsent > 5 * EPOCHS
@@ -154,9 +154,10 @@ def test_a_search_ends_without_its_tracking_server_and_sync_sends_the_rest(
         f"crh-tune sync away-001 --storage {storage} sends them"
     )
     assert (where, ended) == (f"open the UI      MLflow runs at {server.address}", "finished")
+    assert pages.startswith(f"see the runs     {server.address}/#/experiments")
 
     code, out, _ = command("search", "--resume", "away-001")  # it has ended: what it found is said again
-    assert (code, out.splitlines()[-3:]) == (0, [kept, where, ended])
+    assert (code, out.splitlines()[-5:]) == (0, [kept, optuna, where, pages, ended])
     code, out, err = command("sync", "away-001")
     assert (code, out) == (1, f"0 entries sent to {server.address}, {unsent} remain\n")
     assert f"failed: {unsent} entries remain: MLFLOW_TRACKING_URI: the tracking server at {server.address} " in err
@@ -177,7 +178,7 @@ def check_runs(address: str) -> None:
     """Every run is there once, with all its epochs, under the one parent."""
     client = MlflowClient(address)
     found = client.search_runs([client.get_experiment_by_name("away").experiment_id])
-    runs: dict[str, Run] = {run.info.run_name: run for run in found}
+    runs: dict[str, Run] = {run.data.tags["crh_tune.run"]: run for run in found}
     fixed = {"confirm-paper-seed1", "final-best"} | {name for name in runs if name.startswith("confirm-trial-")}
     searched = {f"trial-{number:04d}" for number in range(2)}
     assert set(runs) - {"final-paper"} == searched | fixed | {"away-001"}  # the paper's setting may be the best one

@@ -331,7 +331,7 @@ def test_hours_that_were_over_at_a_crash_end_the_trials_it_left_everywhere(tmp_p
     assert tracker.close() == 0
     client = MlflowClient(uri)
     logged = client.search_runs([client.get_experiment_by_name("small").experiment_id])
-    assert {run.info.run_name: run.info.status for run in logged} == {
+    assert {run.data.tags["crh_tune.run"]: run.info.status for run in logged} == {
         "small-001": "RUNNING",
         "trial-0000": "FINISHED",
         "trial-0001": "FAILED",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
 from crh_tune.paper import report_lines, search_study
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.study import StudySettings
-from crh_tune.tuning.studies import study_runs
+from crh_tune.tuning.studies import _row, study_runs
 
 STUDY = {
     "name": "table2",
@@ -57,3 +59,26 @@ def test_a_study_reserves_what_it_says_of_the_dataset(ray_session, tmp_path: Pat
     on_a_gpu = {**STUDY["others"], "scaling": {"gpus_per_worker": 1}}
     with pytest.raises(SettingsError, match=r"scaling\.gpus_per_worker: a trial needs 1 GPUs"):
         run({**STUDY, "datasets": {"digits": on_a_gpu}}, tmp_path)
+
+
+def test_runs_that_version_0_1_wrote_are_read_like_those_of_today():
+    data = {"crh_tune.row": "CRH"}
+    metrics = {"test/map": 0.5}
+    then = {"dataset.name": "digits", "trial.bits": "16", "trial.seed": "3", "trial.update_interval": "5"}
+    then |= {
+        "trial.early_epochs": "15",
+        "trial.codebook_size": "20",
+        "trial.head_dim": "8",
+        "trial.reassignment": "greedy",
+    }
+    now = {"dataset": "digits", "bits": "16", "seed": "3", "interval": "5", "early_epochs": "15", "M": "20", "d": "8"}
+    now |= {"reassignment": "greedy"}
+    rows = [
+        _row(SimpleNamespace(data=SimpleNamespace(params=each, metrics=metrics, tags=data))) for each in (then, now)
+    ]
+    said = [{name: value for name, value in row.items() if not pd.isna(value)} for row in rows]
+    assert said[0] == said[1]
+    assert said[0] == {
+        "row": "CRH", "dataset": "digits", "bits": 16, "seed": 3, "map": 0.5, "update_interval": 5.0,
+        "early_epochs": 15.0, "codebook_size": 20.0, "head_dim": 8.0, "reassignment": "greedy",
+    }  # fmt: skip

@@ -87,7 +87,7 @@ def finished(ray_session, tmp_path_factory) -> Finished:
         result = search(space(), storage, said.append)
     client = MlflowClient(result.tracking_uri)
     experiment = client.get_experiment_by_name("small")
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    runs = {run.data.tags["crh_tune.run"]: run for run in client.search_runs([experiment.experiment_id])}
     return Finished(result, runs, runs.pop(result.search_id), storage, said, processes)
 
 
@@ -114,18 +114,49 @@ def test_mlflow_has_the_stage_of_every_run(finished: Finished):
         assert run.data.tags["crh_tune.stage"] == expected[name.split("-")[0]]
 
 
-def test_every_run_has_all_settings_and_all_metrics(finished: Finished):
-    for run in finished.runs.values():
+def test_every_run_has_what_was_searched_all_metrics_and_all_settings_in_its_file(finished: Finished):
+    client = MlflowClient(finished.result.tracking_uri)
+    for name, run in finished.runs.items():
         params, metrics = run.data.params, run.data.metrics
-        for name in ("codebook_size", "head_dim", "quantization_weight", "margin", "update_interval", "scale", "seed"):
-            assert params[f"trial.{name}"] not in ("None", "")
-        for name in ("cutoff", "ties", "denominator", "no_relevant"):
-            assert f"evaluation.{name}" in params
-        assert len(params["split"]) == 16
-        for name in ("loss/total", "loss/cross_entropy", "loss/quantization", "centers/pcc", "centers/d_min"):
-            assert name in metrics
-        for name in ("training", "encoding", "reassignment", "evaluation"):
-            assert metrics[f"seconds/{name}"] >= 0
+        symbols = {"M": "codebook_size", "d": "head_dim", "lambda": "quantization_weight", "margin": "margin"}
+        symbols |= {"interval": "update_interval", "bits": "bits", "seed": "seed"}
+        assert set(params) == {*symbols, "method", "dataset"}
+        folder = Path(run.info.artifact_uri.removeprefix("file://"))
+        assert f"{name}.yaml" in {item.path for item in client.list_artifacts(run.info.run_id)}
+        kept = yaml.safe_load((folder / f"{name}.yaml").read_text())
+        assert {symbol: str(kept["trial"][setting]) for symbol, setting in symbols.items()} == {
+            symbol: params[symbol] for symbol in symbols
+        }
+        assert kept["trial"]["scale"] > 0
+        assert set(kept["evaluation"]) == {"cutoff", "ties", "denominator", "no_relevant"}
+        [data] = run.inputs.dataset_inputs
+        assert data.dataset.digest == run.data.tags["crh_tune.split"]
+        assert len(data.dataset.digest) == 16
+        for metric in ("loss/total", "loss/cross_entropy", "loss/quantization", "centers/pcc", "centers/d_min"):
+            assert metric in metrics
+        for part in ("training", "encoding", "reassignment", "evaluation"):
+            assert metrics[f"seconds/{part}"] >= 0
+
+
+def test_mlflow_says_who_won_and_who_was_stopped(finished: Finished):
+    won, result = finished.result.best.trial, finished.result
+    roles = {name: run.data.tags.get("crh_tune.role") for name, run in finished.runs.items()}
+    assert roles[won] == roles["final-best"] == "winner"
+    assert list(roles.values()).count("winner") == 2
+    for name, run in finished.runs.items():
+        assert run.info.run_name.startswith("★ ") == (name == won)
+        assert run.info.run_name.startswith("✂ ") == (run.data.tags["crh_tune.outcome"] == "pruned")
+        assert " · " in run.info.run_name
+        assert finished.runs[run.data.tags.get("crh_tune.trial", name)].data.tags["crh_tune.stage"] == (
+            "search" if name.startswith(("confirm-trial", "trial")) else "test"
+        )
+    metrics = finished.parent.data.metrics
+    assert metrics["confirmed/val_map_mean"] == pytest.approx(result.best.mean)
+    assert metrics["confirmed/val_map_std"] == pytest.approx(result.best.std)
+    assert metrics["test/map"] == pytest.approx(result.best_test.metrics["test/map"])
+    note = finished.parent.data.tags["mlflow.note.content"]
+    assert f"★ {won} won" in note
+    assert f"crh-tune search --resume {result.search_id}" in note
 
 
 def test_metric_curves_and_artifacts_are_kept(finished: Finished):
@@ -142,7 +173,7 @@ def test_only_the_final_runs_have_seen_test_queries(finished: Finished):
         final = name.startswith("final-")
         assert ("test/map" in run.data.metrics) == final
         assert ("val/map" in run.data.metrics) != final
-        (final_split if final else search_split).add(run.data.params["split"])
+        (final_split if final else search_split).add(run.data.tags["crh_tune.split"])
     assert len(search_split) == len(final_split) == 1
     assert search_split != final_split
 
@@ -151,14 +182,14 @@ def test_the_papers_setting_is_trial_0_and_is_confirmed_with_fresh_seeds(finishe
     first = finished.runs["trial-0000"]
     assert first.data.tags["crh_tune.start"] == "paper"
     expected = {
-        "codebook_size": "200",
-        "head_dim": "8",
-        "quantization_weight": "0.1",
+        "M": "200",
+        "d": "8",
+        "lambda": "0.1",
         "margin": "0.2",
-        "update_interval": "5",
+        "interval": "5",
     }
-    assert {name: first.data.params[f"trial.{name}"] for name in expected} == expected
-    seeds = {finished.runs[f"confirm-trial-0000-seed{n}"].data.params["trial.seed"] for n in (1, 2)}
+    assert {name: first.data.params[name] for name in expected} == expected
+    seeds = {finished.runs[f"confirm-trial-0000-seed{n}"].data.params["seed"] for n in (1, 2)}
     assert seeds == {"1", "2"}
     confirmed = [finished.runs[f"confirm-trial-0000-seed{n}"].data.metrics["val/map"] for n in (1, 2)]
     assert finished.result.paper.mean == pytest.approx(np.mean(confirmed))
@@ -307,7 +338,7 @@ def test_the_outbox_keeps_what_cannot_be_sent_and_a_later_tracker_sends_it_once(
         later = tracking.Tracker(uri, "outbox", tmp_path, tmp_path)
         assert later.close() == 0
     runs = MlflowClient(uri).search_runs([experiment])
-    assert [(run.info.run_name, run.info.status, run.data.metrics) for run in runs] == [
+    assert [(run.data.tags["crh_tune.run"], run.info.status, run.data.metrics) for run in runs] == [
         ("a", "FINISHED", {"val/map": 0.5})
     ]
 

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from mlflow import MlflowClient
@@ -15,9 +16,10 @@ from mlflow import MlflowClient
 from crh_tune.cli import main
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
+from crh_tune.tuning.address import pages_at, runs_page, shown, ui_command
 from crh_tune.tuning.record import new_folder
 from crh_tune.tuning.stopping import Interrupted
-from crh_tune.tuning.tracking import Tracker, answering, connect, default_tracking_uri, shown
+from crh_tune.tuning.tracking import Tracker, answering, connect, default_tracking_uri
 
 NOWHERE = "http://127.0.0.1:9"
 SPACE = {"name": "outbox", "dataset": {"name": "digits"}, "search": {"margin": {"uniform": [0, 0.5]}}}
@@ -280,3 +282,59 @@ def test_a_run_that_was_deleted_there_does_not_hold_up_the_others(tmp_path: Path
     assert tracker.close() == 0
     [other] = client.search_runs([experiment])
     assert other.data.tags["crh_tune.key"] == "b"
+
+
+def test_names_data_and_descriptions_are_sent_in_order_also_twice(tmp_path: Path):
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(NOWHERE, "outbox", tmp_path, tmp_path)
+    for _ in range(2):  # as a search that is resumed does it
+        tracker.start_run("a", "trial-0000")
+        tracker.dataset("a", "digits", "0123456789abcdef", "crh_tune:digits", "training and validation")
+        tracker.rename("a", "0.5 · M=2C")
+        tracker.describe_experiment("a", "first")
+    tracker.rename("a", "★ 0.5 · M=2C")
+    tracker.describe_experiment("a", "last")
+    tracker.close(0)
+    for _ in range(2):
+        assert Tracker(uri, "outbox", tmp_path, tmp_path).close() == 0
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("outbox")
+        [run] = client.search_runs([experiment.experiment_id])
+        assert (run.info.run_name, run.data.tags["crh_tune.run"]) == ("★ 0.5 · M=2C", "trial-0000")
+        assert run.data.tags["mlflow.source.name"].startswith("crh_tune ")
+        [data] = run.inputs.dataset_inputs
+        assert (data.dataset.name, data.dataset.digest) == ("digits", "0123456789abcdef")
+        assert experiment.tags["mlflow.note.content"].startswith("last\n")
+        (tmp_path / "mlflow_sent").unlink()
+
+
+def test_an_experiment_of_an_earlier_version_gets_its_view_and_keeps_its_own_description(tmp_path: Path):
+    uri = default_tracking_uri(tmp_path)
+    client = MlflowClient(uri)
+    made = client.create_experiment("outbox", tags={"mlflow.note.content": "mine"})
+    assert connect(uri, "outbox", tmp_path) == made
+    tags = client.get_experiment(made).tags
+    assert tags["mlflow.note.content"] == "mine"
+    assert json.loads(tags["mlflow.sharedViewState.crh_tune"])["selectedColumns"][0] == "metrics.`val/map`"
+
+
+@pytest.mark.parametrize(
+    ("uri", "command", "page"),
+    [
+        ("sqlite:////a b/m.db", "--backend-store-uri 'sqlite:////a b/m.db'", "http://127.0.0.1:5000/#/experiments/7/"),
+        ("postgresql://there/runs", '--backend-store-uri "$MLFLOW_TRACKING_URI"', "http://127.0.0.1:5000/#/exp"),
+        ("http://there:5000/", "MLflow runs at http://there:5000/", "http://there:5000/#/experiments/7/"),
+    ],
+)
+def test_how_the_pages_are_opened(uri: str, command: str, page: str):
+    assert ui_command(uri).endswith(command)
+    assert ("--host 127.0.0.1" in ui_command(uri)) == (not uri.startswith("http"))
+    found = runs_page(pages_at(uri), "7", "val/map", "max")
+    assert found.startswith(page)
+    asked = parse_qs(urlsplit(found).fragment.partition("?")[2])
+    assert asked["workflowType"] == ["machine_learning"]
+    assert asked["viewStateShareKey"] == ["crh_tune"]
+    other = parse_qs(urlsplit(runs_page(pages_at(uri), "7", "centers/pcc", "min")).fragment.partition("?")[2])
+    assert (other["orderByKey"], other["orderByAsc"]) == (["metrics.`centers/pcc`"], ["true"])
+    assert "viewStateShareKey" not in other
+    assert runs_page(pages_at(uri), "", "val/map", "max").endswith("/#/experiments")

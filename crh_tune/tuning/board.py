@@ -1,0 +1,266 @@
+"""How a search stands: what has ended, what is under way, and how long the rest takes.
+
+Leaderboard and live view show it.
+
+Everything is counted from outcomes, which are on disk: a search that is resumed stands as it stood.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crh_tune.settings.search import SearchSettings, drawn
+from crh_tune.tuning.record import COMPLETE, FAILED, PRUNED, Outcome
+from crh_tune.tuning.results import Baseline, SearchResult
+from crh_tune.tuning.run import CONFIRM, SEARCH, TEST
+
+_CONFIRMING = re.compile(r"confirm-(.+)-seed\d+")
+PAPER = "paper"
+"""The name of the paper's setting where no trial ran it."""
+
+
+def stage_of(outcome: Outcome) -> str:
+    """The stage whose run has, or had, this outcome."""
+    if outcome.name.startswith("final-") or "test/map" in outcome.metrics:
+        return TEST
+    return CONFIRM if _CONFIRMING.fullmatch(outcome.name) else SEARCH
+
+
+def trial_of(name: str) -> dict[str, str]:
+    """The tag of a confirming run that names the trial whose setting it runs; none of others."""
+    match = _CONFIRMING.fullmatch(name)
+    return {"crh_tune.trial": match[1]} if match else {}
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A finalist, or the paper's setting, with its values on fresh seeds so far."""
+
+    trial: str
+    settings: dict[str, Any]
+    values: list[float]
+    is_paper: bool
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over seeds; 0 of a single one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+
+@dataclass
+class Board:
+    """A search as it stands.
+
+    Attributes:
+        planned: how many trials it is to have; ``at_once``: how many run at one time.
+        classes: of the dataset.
+        outcomes: of the runs that have ended, by name; ``running``: of those under way, with what they reached.
+        result: what it found, once it has ended.
+    """
+
+    settings: SearchSettings
+    folder: Path
+    planned: int
+    classes: int
+    at_once: int
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    running: dict[str, Outcome] = field(default_factory=dict)
+    result: SearchResult | None = None
+    _begun: dict[str, float] = field(default_factory=dict)
+    _rates: dict[str, float] = field(default_factory=dict)
+    """Seconds an epoch of each run that this process has seen report."""
+
+    def start(self, outcome: Outcome) -> None:
+        """A run is under way."""
+        self.running[outcome.name] = outcome
+        self._begun[outcome.name] = time.monotonic()
+
+    def end(self, outcome: Outcome) -> None:
+        """A run has ended."""
+        self.running.pop(outcome.name, None)
+        self.outcomes[outcome.name] = outcome
+
+    def report(self, outcome: Outcome) -> None:
+        """A run under way has reached an epoch."""
+        epochs = outcome.metrics.get("epoch", 0.0)
+        if epochs and outcome.name in self._begun:
+            self._rates[outcome.name] = (time.monotonic() - self._begun[outcome.name]) / epochs
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def metric(self) -> str:
+        return self.settings.objective.metric
+
+    @property
+    def sign(self) -> int:
+        return 1 if self.settings.objective.mode == "max" else -1
+
+    @property
+    def stage(self) -> str:
+        """The latest stage that has a run under way, or else one that has ended: trials can be added to a search."""
+        there = {stage_of(outcome) for outcome in self.running.values() or self.outcomes.values()}
+        return next((stage for stage in (TEST, CONFIRM) if stage in there), SEARCH)
+
+    @property
+    def trials(self) -> list[Outcome]:
+        """The trials that have ended, without confirmation and test runs."""
+        return [outcome for outcome in self.outcomes.values() if stage_of(outcome) == SEARCH]
+
+    @property
+    def complete(self) -> list[Outcome]:
+        """The trials that came to their end, best first."""
+        ended = [each for each in self.trials if each.status == COMPLETE and self.metric in each.metrics]
+        return sorted(ended, key=lambda each: (-self.sign * each.metrics[self.metric], each.name))
+
+    def count(self, status: str) -> int:
+        """How many trials have ended so."""
+        return sum(outcome.status == status for outcome in self.trials)
+
+    @property
+    def paper_trial(self) -> Outcome | None:
+        """The trial that ran the paper's setting."""
+        return next((outcome for outcome in self.trials if outcome.start == PAPER), None)
+
+    @property
+    def confirmed(self) -> list[Confirmed]:
+        """The settings that have values on fresh seeds, best mean first."""
+        values: dict[str, list[float]] = {}
+        settings: dict[str, dict[str, Any]] = {}
+        for outcome in self.outcomes.values():
+            match = _CONFIRMING.fullmatch(outcome.name)
+            if match and outcome.status == COMPLETE and self.metric in outcome.metrics:
+                values.setdefault(match[1], []).append(outcome.metrics[self.metric])
+                settings[match[1]] = outcome.settings
+        paper = self.paper_trial.name if self.paper_trial else PAPER
+        found = [Confirmed(name, settings[name], each, name == paper) for name, each in values.items()]
+        return sorted(found, key=lambda each: (-self.sign * each.mean, each.trial))
+
+    @property
+    def tested(self) -> dict[str, float]:
+        """The test mAP of ``winner`` and ``paper``, where they were tested."""
+        if self.result is not None:
+            found = {"winner": self.result.best_test, "paper": self.result.paper_test}
+            return {who: each.metrics["test/map"] for who, each in found.items()}
+        names = {"winner": "final-best", "paper": "final-paper"}
+        found = {who: self.outcomes[name] for who, name in names.items() if name in self.outcomes}
+        return {who: each.metrics["test/map"] for who, each in found.items() if "test/map" in each.metrics}
+
+    @property
+    def winner(self) -> str | None:
+        """The trial that has won; None before the confirmation is over."""
+        if self.result is not None:
+            return self.result.best.trial
+        return self.confirmed[0].trial if self.confirmed and self.stage == TEST else None
+
+    @property
+    def baselines(self) -> Sequence[Baseline]:
+        """What needs no training; known once the test is over."""
+        return self.result.baselines if self.result is not None else ()
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs a whole trial takes."""
+        return max(drawn(self.settings, "epochs"))
+
+    @property
+    def rungs(self) -> list[int]:
+        """The epochs after which weak trials are stopped; empty where none are."""
+        asha = self.settings.scheduler.asha
+        if asha is None or asha.grace_epochs >= self.epochs:
+            return []
+        found, rung = [], float(asha.grace_epochs)
+        while rung < self.epochs:
+            found.append(round(rung))
+            rung *= asha.reduction
+        return found
+
+    def rung_of(self, outcome: Outcome) -> int:
+        """How many rungs a trial has come past; 0 of a run that no scheduler stops."""
+        reached = outcome.metrics.get("epoch", 0)
+        return sum(reached >= rung for rung in self.rungs) if stage_of(outcome) == SEARCH else 0
+
+    @property
+    def runs_left(self) -> tuple[int, int]:
+        """How many trials are left to begin or to end, and how many confirmation and test runs, at most."""
+        confirm = self.settings.confirm
+        fixed = (confirm.top + 1) * confirm.seeds + 2 - (len(self.outcomes) - len(self.trials))
+        searching = self.planned - len(self.trials) if self.stage == SEARCH else 0
+        return max(searching, 0), max(fixed, 0)
+
+    def seconds_left(self) -> tuple[float, float] | None:
+        """How long the rest takes, from and to, judged by the runs so far; None before one has reported.
+
+        From: trials are stopped as early as so far. To: all run to their end.
+        """
+        if not self._rates:
+            return None
+        slow, fast = np.quantile(list(self._rates.values()), [0.75, 0.25])
+        trials, fixed = self.runs_left
+        usual = statistics.fmean([each.metrics.get("epoch", 0.0) for each in self.trials]) if self.trials else 0.0
+        least = usual or float(self.rungs[0] if self.rungs else self.epochs)
+        done = sum(each.metrics.get("epoch", 0.0) for each in self.running.values())
+        low = max(trials * least + fixed * self.epochs - done, 0.0) * fast / self.at_once
+        high = max((trials + fixed) * self.epochs - done, 0.0) * slow / self.at_once
+        return float(low), float(max(high, low))
+
+
+def spoken(seconds: float) -> str:
+    """A time as one says it: ``40 s``, ``3 min``, ``2.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def left_line(board: Board) -> str:
+    """How long the rest takes, as a range; empty before that can be said."""
+    left = board.seconds_left()
+    if left is None or board.result is not None:
+        return ""
+    low, high = map(spoken, left)
+    return f"about {low} left" if low == high else f"{low} to {high} left"
+
+
+def counts(board: Board) -> str:
+    """How much of the budget is used, in words."""
+    ended = {"stopped early": board.count(PRUNED), "failed": board.count(FAILED)}
+    said = ", ".join(f"{number} {how}" for how, number in ended.items() if number)
+    trials = f"{len(board.trials)} of {board.planned} trials"
+    hours = board.settings.budget.hours
+    return trials + (f" ({said})" if said else "") + (f", within {hours:g} hours" if hours else "")
+
+
+def ranked(board: Board) -> Iterator[tuple[Outcome | Confirmed, Mapping[str, float]]]:
+    """What stands on the leaderboard, best first, with ``single``, ``mean``, ``std`` and ``test`` where known."""
+    single = {each.name: each.metrics[board.metric] for each in board.complete}
+    shown = set()
+    confirmed = board.confirmed
+    if board.winner is not None:
+        confirmed.sort(key=lambda each: each.trial != board.winner)
+    for each in confirmed:
+        shown.add(each.trial)
+        values = {"mean": each.mean, "std": each.std, "seeds": float(len(each.values))}
+        if each.trial in single:
+            values["single"] = single[each.trial]
+        if each.trial == board.winner and "winner" in board.tested:
+            values["test"] = board.tested["winner"]
+        elif each.is_paper and "paper" in board.tested:
+            values["test"] = board.tested["paper"]
+        yield each, values
+    for outcome in board.complete:
+        if outcome.name not in shown:
+            yield outcome, {"single": outcome.metrics[board.metric]}

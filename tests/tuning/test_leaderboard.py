@@ -1,0 +1,200 @@
+"""A search as it stands: its leaderboard in MLflow, its view in a terminal, its plain lines."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+from rich.console import Console
+
+from crh_tune.settings.search import SearchSettings
+from crh_tune.tuning import progress
+from crh_tune.tuning.board import Board
+from crh_tune.tuning.leaderboard import escaped, leaderboard
+from crh_tune.tuning.live import LiveView, drawn
+from crh_tune.tuning.pages import ended_name, setting_name
+from crh_tune.tuning.progress import Lines
+from crh_tune.tuning.record import Outcome
+
+SETTINGS = SearchSettings.model_validate(
+    {
+        "name": "m",
+        "dataset": {"name": "digit_pairs"},
+        "trial": {"bits": 16, "epochs": 40},
+        "search": {"margin": {"uniform": [0.0, 0.5]}, "codebook_ratio": {"choice": [1, 2]}},
+        "scheduler": {"asha": {"grace_epochs": 5, "reduction": 3}},
+        "confirm": {"top": 2, "seeds": 2},
+        "budget": {"trials": 4},
+    }
+)
+FRESH = {"trial-0000": [0.70, 0.72], "trial-0001": [0.74, 0.70], "trial-0002": [0.81, 0.77]}
+
+
+def outcome(name: str, value: float, seed: int = 0, status: str = "complete", epoch: int = 40, **more: Any) -> Outcome:
+    margin = 0.2 if "0000" in name else 0.111 if "0001" in name else 0.333
+    resolved = SETTINGS.trial_settings({"margin": margin}, seed).resolve(100, False).model_dump(mode="json")
+    start = "fixed" if not name.startswith("trial") else "paper" if name == "trial-0000" else "drawn"
+    metrics = {"epoch": float(epoch), more.pop("metric", "val/map"): value}
+    return Outcome(name, resolved, start, status, metrics, **more)
+
+
+def board_of(*outcomes: Outcome) -> Board:
+    board = Board(SETTINGS, Path("/runs/m-001"), 4, 100, 2)
+    for each in outcomes:
+        board.end(each)
+    return board
+
+
+def searched() -> list[Outcome]:
+    return [
+        outcome("trial-0000", 0.75),
+        outcome("trial-0001", 0.85),
+        outcome("trial-0002", 0.80),
+        outcome("trial-0003", 0.40, status="pruned", epoch=5),
+    ]
+
+
+def confirmed() -> list[Outcome]:
+    return [
+        outcome(f"confirm-{name}-seed{seed}", value, seed)
+        for name, values in FRESH.items()
+        for seed, value in enumerate(values, 1)
+    ]
+
+
+def after_test() -> list[Outcome]:
+    return [outcome("final-best", 0.83, metric="test/map"), outcome("final-paper", 0.76, metric="test/map")]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of the table that a Markdown renderer makes of it, without its head."""
+    found: list[list[str]] = []
+    tokens = MarkdownIt("js-default").parse(text)
+    for number, token in enumerate(tokens):
+        if token.type == "tr_open":
+            found.append([])
+        elif token.type in ("td_open", "th_open"):
+            found[-1].append("".join(part.content for part in tokens[number + 1].children or ()))
+    return found[1:]
+
+
+def test_the_winner_is_the_best_mean_and_the_leaderboard_says_why_the_best_single_trial_is_not():
+    board = board_of(*searched(), *confirmed(), *after_test())
+    text = leaderboard(board, "mlflow ui")
+    assert board.winner == "trial-0002"
+    first, second, third = rows(text)
+    mean, std = statistics.fmean(FRESH["trial-0002"]), statistics.stdev(FRESH["trial-0002"])
+    assert (first[0], first[1], first[3]) == ("★", "trial-0002", "0.8000")
+    assert first[4] == f"{mean:.4f} ± {std:.4f} (2)"
+    assert first[5] == "0.8300"
+    assert (second[1], second[3]) == ("trial-0001", "0.8500")
+    assert (third[1], third[5]) == ("trial-0000, the paper's setting", "0.7600")
+    assert "trial-0001 had the best single value, 0.8500, and did not win: it is worth 0.7200 ± 0.0283" in text
+    assert "0.0700 short of the winner" in text
+    assert "4 of 4 trials" in text
+    assert "1 stopped early" in text
+
+
+def test_the_leaderboard_does_not_depend_on_when_the_search_was_interrupted():
+    everything = [*searched(), *confirmed(), *after_test()]
+    whole = leaderboard(board_of(*everything), "mlflow ui")
+    assert leaderboard(board_of(*reversed(everything), *everything[:3]), "mlflow ui") == whole
+
+
+def test_before_the_confirmation_no_one_has_won_and_the_papers_setting_is_there_however_weak():
+    many = [outcome(f"trial-{number:04d}", 0.5 + number / 100) for number in range(1, 20)]
+    text = leaderboard(board_of(outcome("trial-0000", 0.1), *many), "mlflow ui")
+    assert "★" not in text
+    assert "best so far trial-0019 with 0.6900, a single value" in text
+    assert rows(text)[-1][1] == "trial-0000, the paper's setting"
+    assert len(rows(text)) == 13
+    assert "no trial has come to its end" in leaderboard(board_of(), "mlflow ui")
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", "a|b", "*a* _b_ `c`", "[x](javascript:y)", "# a", "a\nb", "&lt;b&gt;", "\\|"]
+)
+def test_names_are_text_in_markdown(name: str):
+    html = MarkdownIt("js-default", {"html": True}).render(f"| a | b |\n|---|---|\n| {escaped(name)} | 1 |")
+    [cell] = rows(f"| a |\n|---|\n| {escaped(name)} |")
+    assert "<script" not in html
+    assert "<a " not in html
+    assert "<em>" not in html
+    assert cell[0] == " ".join(name.split())
+
+
+def test_a_run_is_named_by_what_it_reached_and_its_setting():
+    searched = SETTINGS.search
+    stopped = outcome("trial-0003", 0.4, status="pruned", epoch=5)
+    setting = "M=2C d=8 λ=0.1 m=0.333 u=5"
+    assert setting_name(stopped.settings, searched, 100) == setting
+    assert ended_name(stopped, "search", "val/map", searched, 100) == f"✂ 0.400 @5 · {setting}"
+    whole = outcome("trial-0003", 0.4)
+    assert ended_name(whole, "search", "val/map", searched, 100) == f"0.400 · {setting}"
+    assert ended_name(whole, "search", "val/map", searched, 100, won=True) == f"★ 0.400 · {setting}"
+    failed = outcome("trial-0003", 0.4, status="failed")
+    assert ended_name(failed, "search", "val/map", searched, 100) == f"failed · {setting}"
+    again = outcome("confirm-trial-0003-seed2", 0.5, 2)
+    assert ended_name(again, "confirm", "val/map", searched, 100) == f"0.500 · confirm 2 · {setting}"
+
+
+def test_the_time_left_lies_between_runs_that_are_stopped_and_runs_that_are_not(monkeypatch: pytest.MonkeyPatch):
+    board = board_of(*searched()[:2])
+    assert board.seconds_left() is None
+    now = [100.0]
+    monkeypatch.setattr("crh_tune.tuning.board.time.monotonic", lambda: now[0])
+    under_way = outcome("trial-0002", 0.5, epoch=5)
+    board.start(under_way)
+    now[0] += 10
+    board.report(under_way)  # two seconds an epoch
+    board.end(outcome("trial-0003", 0.4, status="pruned", epoch=4))
+    fixed = (2 + 1) * 2 + 2
+    low, high = board.seconds_left() or (0.0, 0.0)
+    assert high == pytest.approx(2 * ((1 + fixed) * 40 - 5) / 2)
+    assert low == pytest.approx(2 * (1 * (40 + 40 + 4) / 3 + fixed * 40 - 5) / 2)
+
+
+def test_a_terminal_shows_what_runs_and_what_is_best():
+    board = board_of(*searched()[:2])
+    board.start(outcome("trial-0002", 0.6, epoch=15))
+    console = Console(file=io.StringIO(), width=140, force_terminal=True, color_system=None)
+    console.print(drawn(board))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    for part in ("m-001", "2 of 4 trials", "+0.1000 against the paper's setting so far", "15 / 40", "0.6000", "2 / 2"):
+        assert part in said
+    assert said.index("trial-0001") < said.index("trial-0000, the paper's")
+
+
+def test_a_live_view_keeps_every_line_whole_and_leaves_no_table_behind():
+    console = Console(file=io.StringIO(), width=40, force_terminal=True, color_system=None)
+    board = board_of(*searched())
+    line = "[bold] a path " + "x" * 100
+    with LiveView(console) as view:
+        view.watch(board)
+        view(line)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert line in said
+    assert "best so far" not in said[said.rindex(line) + len(line) :].split("\x1b[2K")[-1]
+
+
+def test_lines_tell_of_each_rung_once_and_break_a_long_silence(monkeypatch: pytest.MonkeyPatch):
+    now, said = [0.0], []
+    monkeypatch.setattr(progress, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])}))
+    lines, board = Lines(said.append), board_of()
+    for epoch in (1, 5, 6, 15):
+        board.start(outcome("trial-0001", 0.5, epoch=epoch))
+        lines(board)
+    assert [line.strip() for line in said] == [
+        "trial-0001 at epoch 5 of 40 with val/map 0.5000, rung 1 of 2",
+        "trial-0001 at epoch 15 of 40 with val/map 0.5000, rung 2 of 2",
+    ]
+    now[0] += 59
+    lines(board)
+    assert len(said) == 2
+    now[0] += 2
+    lines(board)
+    assert said[2].strip().startswith("under way: trial-0001 at epoch 15 of 40 with val/map 0.5000")

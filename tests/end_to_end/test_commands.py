@@ -42,7 +42,7 @@ def written(folder: Path, **changes) -> str:
     [
         (
             {"dataset": {"name": "mnist"}},
-            "dataset: unknown dataset 'mnist': one of folder, lists, features,",
+            "dataset: unknown dataset 'mnist': one of folder, features,",
         ),
         ({"method": "crhh"}, "method: unknown method 'crhh': did you mean 'crh'? It is one of crh,"),
         ({"budgets": {}}, "budgets: unknown key"),
@@ -69,7 +69,7 @@ def test_a_mistake_in_a_space_file_is_one_line_with_file_and_field(changes, expe
         (["search", "missing.yaml"], "missing.yaml: No such file or directory"),
         (["search", "--trials", "0"], "--trials: expected at least 1, got 0"),
         (["search", "digit_pairs", "--space", "digit_pairs"], "given twice"),
-        (["search", "table2", "--trials", "3"], "--trials, --hours: a study runs all its cells"),
+        (["search", "table2", "--trials", "3"], "--trials, --hours, --epochs: a study runs all its cells"),
         (["search", "table2", "--dataset", "mnist"], "unknown dataset 'mnist'"),
         (["train", "missing.yaml"], "missing.yaml: No such file or directory"),
         (["export", "nothing-001"], "no such search"),

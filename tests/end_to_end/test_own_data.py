@@ -288,7 +288,7 @@ def test_baselines_are_runs_in_mlflow_once_also_of_a_search_killed_before_its_su
         (["search", "digit_pairs", "--data", "."], "--data: dataset digit_pairs is built in, it has no files"),
         (["search", "table2", "--data", "."], "--data: say which of the study's datasets lies there with --dataset"),
         (["data", "check", "/nowhere"], "/nowhere: does not exist"),
-        (["data", "check", ".", "--dataset", "digits"], "unknown dataset of files 'digits': one of folder, lists"),
+        (["data", "check", ".", "--dataset", "digits"], "unknown dataset of files 'digits': one of folder, features"),
     ],
 )
 def test_a_mistake_about_data_is_one_line(arguments, expected, capsys):

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,13 +37,11 @@ from crh_tune.spaces import find_space, is_study, space_names
 
 if TYPE_CHECKING:
     from crh_tune.settings.search import SearchSettings
-    from crh_tune.tuning.results import Candidate, SearchResult
+    from crh_tune.tuning.results import SearchResult
     from crh_tune.tuning.stopping import Stop
     from crh_tune.tuning.study import Prepared
 
 DEFAULT_SPACE = "digit_pairs"
-CLUSTER_FILE = "ray_bootstrap_config.yaml"
-"""What ``ray up`` leaves in the home folder of a cluster's head."""
 EXAMPLES = """Examples:
 
 crh-tune search
@@ -136,6 +132,7 @@ def _run(settings: SearchSettings, where: str, storage: Path, resume: Path | Non
     It is checked against its dataset before Ray starts, but where a cluster is to compute a frozen backbone's features.
     """
     from crh_tune.export.of_search import export_search
+    from crh_tune.last_lines import storage_option
     from crh_tune.tuning import study
     from crh_tune.tuning.cluster import cluster_runs
 
@@ -227,7 +224,9 @@ def search(
         if as_json:
             print_json(result)
         else:
-            print("\n".join(_last_lines(_settings_of(result), result, result.folder / "export")), flush=True)
+            from crh_tune.last_lines import last_lines
+
+            print("\n".join(last_lines(_settings_of(result), result, result.folder / "export")), flush=True)
 
 
 @contextmanager
@@ -366,87 +365,6 @@ def _prepared(settings: SearchSettings, where: str, say: Say) -> Prepared:
         return prepare(settings, say)
     except ValueError as error:  # SettingsError, and what a dataset says of its options
         raise SettingsError(f"{where}: {error}") from None
-
-
-def _on_unseen_classes(metrics: dict[str, float]) -> list[str]:
-    if "test/map_unseen" not in metrics:
-        return []
-    from crh_tune.export.bundle import on_unseen_classes
-
-    return [on_unseen_classes(metrics)]
-
-
-def _last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> list[str]:
-    from crh_tune.tuning.progress import describe
-    from crh_tune.tuning.results import bound_lines, gain_lines, last_lines
-
-    best, paper = result.best, result.paper
-    metric = "validation mAP" if settings.objective.metric == "val/map" else settings.objective.metric
-    counts = sorted({len(best.values), len(paper.values)})
-    seeds = f"mean of {' and '.join(map(str, counts))} fresh seeds"
-    lines = [
-        "",
-        f"best settings    {describe(best.settings, settings.search)}  ({best.trial})",
-        f"{metric:<17}{best.mean:.4f} ± {best.std:.4f}, the paper's setting "
-        f"{paper.mean:.4f} ± {paper.std:.4f} ({seeds})",
-        *gain_lines(result, metric, settings.objective.mode),
-        *bound_lines(settings, best),
-        *_what_all_layers_changed(best, metric),
-        f"test mAP         {result.best_test.metrics['test/map']:.4f}, the paper's setting "
-        f"{result.paper_test.metrics['test/map']:.4f}",
-        *_on_unseen_classes(result.best_test.metrics),
-        *last_lines(result.baselines),
-        f"exported to      {_near(target)}",
-    ]
-    if result.unsent_why:
-        lines.append(f"MLflow           {result.unsent_why}")
-    if result.unsent:
-        lines.append(
-            f"MLflow           {result.unsent} entries are still unsent, and kept: "
-            f"crh-tune sync {result.search_id}{storage_option(result.folder.parent)} sends them"
-        )
-    return [*lines, *_pages(settings, result), result.ended]
-
-
-def _pages(settings: SearchSettings, result: SearchResult) -> list[str]:
-    """How to look at what was found: MLflow's pages, Optuna's, and on a cluster's head what to type at home."""
-    from crh_tune.tuning.address import UI_PORT, pages_at, runs_page, ui_command
-    from crh_tune.tuning.record import STUDY_FILE
-
-    uri, metric, mode = result.tracking_uri, settings.objective.metric, settings.objective.mode
-    command, study = ui_command(uri, _mlflow_program()), f"sqlite:///{result.folder.absolute() / STUDY_FILE}"
-    lines = [f"Optuna's pages   optuna-dashboard {shlex.quote(study)}"]
-    if (Path.home() / CLUSTER_FILE).exists():
-        there = shlex.quote(f"{result.folder.absolute()}/")
-        lines.append(f"copy it home     ray rsync-down CLUSTER.yaml {there} {shlex.quote(result.folder.name)}/")
-        if not uri.startswith(("http:", "https:")):
-            command = f"ray exec --port-forward {UI_PORT} CLUSTER.yaml {shlex.quote(command)}"
-    pages = runs_page(pages_at(uri), result.experiment_id, metric, mode)
-    return [*lines, f"open the UI      {command}", f"see the runs     {pages}"]
-
-
-def _what_all_layers_changed(best: Candidate, metric: str) -> list[str]:
-    """After a search on a frozen backbone whose finalists were trained with all layers, the difference."""
-    if best.frozen is None:
-        return []
-    gain = best.mean - best.frozen
-    return [f"all layers       {gain:+.4f} {metric} over the trial on frozen features, {best.frozen:.4f}"]
-
-
-def storage_option(storage: Path) -> str:
-    """The --storage option that a command for a search in this storage needs, with a space before it."""
-    return "" if storage.resolve() == Path(DEFAULT_STORAGE).resolve() else f" --storage {_near(storage)}"
-
-
-def _mlflow_program() -> str:
-    beside = Path(sys.executable).parent / "mlflow"
-    return _near(beside) if beside.exists() else shutil.which("mlflow") or "mlflow"
-
-
-def _near(path: Path) -> str:
-    """The path as seen from the working folder, where it lies below it."""
-    absolute = path.absolute()
-    return shlex.quote(str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute))
 
 
 if __name__ == "__main__":

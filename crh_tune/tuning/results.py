@@ -130,7 +130,7 @@ def _possible(name: str, value: float) -> bool:
     return True
 
 
-def last_lines(baselines: Sequence[Baseline]) -> list[str]:
+def baseline_lines(baselines: Sequence[Baseline]) -> list[str]:
     """The baselines and what training brings over them, for the last lines of a search; nothing without baselines."""
     rows = [f"{each.name:<17}{each.test:.4f} (validation {each.validation:.4f}), {_size(each)}" for each in baselines]
     compared = _compared(baselines)

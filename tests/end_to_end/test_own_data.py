@@ -28,7 +28,7 @@ from crh_tune.settings.search import read_search
 from crh_tune.settings.trial import DatasetSettings
 from crh_tune.spaces import shipped
 from crh_tune.training.opening import open_data
-from crh_tune.tuning.results import Baseline, last_lines
+from crh_tune.tuning.results import Baseline, baseline_lines
 from crh_tune.tuning.study import prepare
 
 FOX = "red 'fox' \"🦊\", 50%"
@@ -232,7 +232,7 @@ def test_a_search_on_embeddings_says_what_training_brings_over_none(embeddings):
         assert baseline["gain"] == pytest.approx(tested - baseline["test"], abs=1e-6)
         assert baseline["gain_low"] <= baseline["gain"] <= baseline["gain_high"]
     assert (cosine["bytes_per_item"], rotation["bytes_per_item"], itq["bytes_per_item"]) == (24 * 4, 2, 2)
-    lines = last_lines([Baseline(**each) for each in (cosine, rotation, itq)])
+    lines = baseline_lines([Baseline(**each) for each in (cosine, rotation, itq)])
     start = embeddings.said.index(lines[0])
     assert embeddings.said[start : start + len(lines)] == lines
     card = (embeddings.runs / "features-001" / "export" / "model_card.md").read_text()
@@ -270,7 +270,7 @@ def test_baselines_are_runs_in_mlflow_once_also_of_a_search_killed_before_its_su
     (embeddings.runs / "features-001" / "summary.json").unlink()
     assert main(again) == 0
     said = capsys.readouterr().out.splitlines()
-    lines = last_lines([Baseline(**each) for each in summary["baselines"]])
+    lines = baseline_lines([Baseline(**each) for each in summary["baselines"]])
     assert said[said.index(lines[0]) :][: len(lines)] == lines
     assert embeddings.summary["baselines"] == summary["baselines"]
     after = embeddings.baseline_runs()

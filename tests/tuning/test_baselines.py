@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from crh_tune.tuning.results import Baseline, card_lines, last_lines
+from crh_tune.tuning.results import Baseline, baseline_lines, card_lines
 
 
 def baseline(name: str, low: float, high: float) -> Baseline:
@@ -22,7 +22,7 @@ def three(low: float, high: float) -> list[Baseline]:
 
 
 def test_a_clear_gain_is_said_with_its_interval_and_the_memory_of_each():
-    assert last_lines(three(0.4, 0.5)) == [
+    assert baseline_lines(three(0.4, 0.5)) == [
         "float cosine     0.2000 (validation 0.2500), 5,120 bytes an item",
         "PCA + rotation   0.2000 (validation 0.2500), 8 bytes an item as the trained codes",
         "PCA + ITQ        0.2000 (validation 0.2500), 8 bytes an item as the trained codes",
@@ -41,10 +41,10 @@ def test_a_clear_gain_is_said_with_its_interval_and_the_memory_of_each():
     ],
 )
 def test_where_the_gain_is_not_above_zero_it_is_said_in_plain_words(low, high, said):
-    assert last_lines(three(low, high))[5:] == [f"no gain          {said}"]
+    assert baseline_lines(three(low, high))[5:] == [f"no gain          {said}"]
     assert f"No gain: {said}." in card_lines(three(low, high))
 
 
 def test_without_baselines_nothing_is_said():
-    assert last_lines([]) == []
+    assert baseline_lines([]) == []
     assert card_lines([]) == []

@@ -15,7 +15,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from crh_tune.export.bundle import load_encoder
 from crh_tune.export.of_search import export_search
 from crh_tune.hashing.network import HashNetwork
-from crh_tune.search import _last_lines
+from crh_tune.last_lines import last_lines
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.training import TrainingSettings
 from crh_tune.settings.trial import TrialSettings
@@ -64,7 +64,7 @@ def test_finalists_are_trained_with_all_layers_and_what_that_changed_is_said(ray
     assert result.best_test.settings["trial"]["freeze"] is False
     assert result.best.frozen is not None
     difference = f"{result.best.mean - result.best.frozen:+.4f}"
-    lines = _last_lines(settings, result, root)
+    lines = last_lines(settings, result, root)
     line = f"all layers       {difference} validation mAP over the trial on frozen features, {result.best.frozen:.4f}"
     assert line in lines
     export_search(result.folder, root / "export")
@@ -98,7 +98,7 @@ def test_a_search_that_trains_a_pretrained_network_ranks_what_that_network_saw_b
     relevant = last.queries.labels[:, None] == last.train.labels
     by_hand = np.mean([average_precision_score(*each) for each in zip(relevant, scores, strict=True)])
     assert abs(result.baselines[0].test - by_hand) < 0.01
-    assert any(line.startswith("float cosine     ") for line in _last_lines(settings, result, root))
+    assert any(line.startswith("float cosine     ") for line in last_lines(settings, result, root))
 
 
 def test_a_network_trained_from_scratch_has_nothing_to_be_compared_with_and_a_line_says_so(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from crh_tune.search import _last_lines
+from crh_tune.last_lines import last_lines
 from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning import study
 from crh_tune.tuning.progress import Progress, describe
@@ -70,7 +70,7 @@ def test_the_last_lines_name_what_was_searched_and_what_it_was_judged_by(metric,
     tested = Outcome("final", resolved(), metrics={"test/map": 0.5})
     best = Candidate("trial-0001", resolved(method="mds"), [0.3, 0.5])
     result = SearchResult("m-001", tmp_path, "sqlite:///there.db", best, best, tested, tested, "finished")
-    lines = _last_lines(space(objective={"metric": metric}), result, tmp_path / "export")
+    lines = last_lines(space(objective={"metric": metric}), result, tmp_path / "export")
     assert " method=mds learning_rate=0.002 centers=mds  (trial-0001)" in lines[1]
     assert lines[2].startswith(f"{label:<17}0.4000 ± ")
 

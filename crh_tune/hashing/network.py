@@ -63,21 +63,17 @@ class HashNetwork(nn.Module):
         self.memory_format = torch.channels_last
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        learned = self.learned(inputs)
-        return torch.cat([learned, self._open(inputs)], dim=1) if self.open_bits else learned
-
-    def _open(self, inputs: Tensor) -> Tensor:
-        inputs = center_crop(inputs, self.shape) if len(self.shape) == 3 else inputs
-        return (inputs.flatten(1).float() - self.open_mean) @ self.open_projection
-
-    def learned(self, inputs: Tensor) -> Tensor:
-        """The outputs that are trained, without those of the open bits."""
+    def forward(self, inputs: Tensor, trained_only: bool = False) -> Tensor:
+        """u, B x K; with ``trained_only`` without the open bits, as an objective sees it."""
         inputs = center_crop(inputs, self.shape) if len(self.shape) == 3 else inputs
         values = standardised(inputs, self.mean, self.std).contiguous(memory_format=self.memory_format)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             hidden = self.backbone(values)
-        return self.hash_layer(hidden.float())
+        trained = self.hash_layer(hidden.float())
+        if trained_only or not self.open_bits:
+            return trained
+        fitted = (inputs.flatten(1).float() - self.open_mean) @ self.open_projection
+        return torch.cat([trained, fitted], dim=1)
 
     @torch.inference_mode()
     def encode(self, inputs: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class Model(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor, centers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The objective's terms, and the codes the batch had: B x learned bits, boolean, True for +1."""
-        outputs = self.network.learned(inputs)
+        outputs = self.network(inputs, trained_only=True)
         return self.objective(outputs, targets, centers), outputs.detach() >= 0
 
 

@@ -83,7 +83,7 @@ def test_the_budget_is_what_was_left_and_no_proposal_is_made_twice(survived: Sur
 
 def test_an_interruption_ends_it_in_order_and_says_how_to_go_on(survived: Survived):
     assert 0 < survived.report.ending < 15
-    said = next(lines for lines in survived.report.outputs if lines and lines[-1].startswith("interrupted: go on"))
+    said = next(lines for lines in survived.report.outputs if lines and lines[-1].startswith("interrupted: resume"))
     assert said[-1] == f"interrupted: resume with crh-tune search --resume soak-001 --storage {survived.storage}"
 
 

@@ -258,13 +258,16 @@ def test_the_centres_follow_a_round_on_the_codes_of_the_epoch():
 
 def test_nothing_is_encoded_for_rounds_on_the_codes_of_the_epoch(monkeypatch: pytest.MonkeyPatch):
     encoded: list[tuple[int, int]] = []
-    real = loop.encode_share
 
-    def spy(network, samples, workers):
-        encoded.append((watch.run.epoch, len(samples)))
-        return real(network, samples, workers)
+    def spied(real):
+        def spy(network, samples, workers):
+            encoded.append((watch.run.epoch, len(samples)))
+            return real(network, samples, workers)
 
-    monkeypatch.setattr(loop, "encode_share", spy)
+        return spy
+
+    for name in ("encode_share", "outputs_share"):
+        monkeypatch.setattr(loop, name, spied(getattr(loop, name)))
     trial = {"epochs": 5, "early_epochs": 9, "evaluate_every": 4}
     watch = Watch(features_split(), reassignment_codes="epoch", **trial)
     metrics = watch.run.train(silent)

@@ -22,13 +22,23 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-def foreign_private_names(source: str) -> Iterator[str]:
-    """Private names that a module imports, or asks of an object, without having defined them itself."""
+def defined(source: str) -> set[str]:
+    """The names that a module defines, of ``self`` too."""
     nodes = list(ast.walk(ast.parse(source)))
     own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     of_self = (n for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "self")
-    own |= {node.attr for node in of_self if isinstance(node.ctx, ast.Store)}
+    return own | {node.attr for node in of_self if isinstance(node.ctx, ast.Store)}
+
+
+def foreign_private_names(source: str) -> Iterator[str]:
+    """Private names that a module imports, or asks of an object, and neither it nor one of ours it imports defines."""
+    nodes = list(ast.walk(ast.parse(source)))
+    own = defined(source)
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("crh_tune."):
+            file = PACKAGE.parent / (node.module or "").replace(".", "/")
+            own |= defined(file.with_suffix(".py").read_text(encoding="utf-8")) if not file.is_dir() else set()
     for node in nodes:
         names = []
         if isinstance(node, ast.Attribute):

@@ -5,10 +5,9 @@ What takes seconds to import is imported by the command that uses it: help and m
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -21,6 +20,7 @@ from crh_tune.command import (
     Quiet,
     Storage,
     ending,
+    leave,
     run_app,
     say,
     silent,
@@ -53,6 +53,11 @@ add_service(app)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command: 0 done, 1 failed, 2 a mistake in the arguments or settings, 130 interrupted."""
     return run_app(app, argv, "crh-tune")
+
+
+def program() -> NoReturn:
+    """The ``crh-tune`` command as a process."""
+    leave(main)
 
 
 def _version(asked: bool) -> None:
@@ -325,4 +330,4 @@ def _readable(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 from pydantic_core import to_json
@@ -54,6 +54,14 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None, name: str) -> int:
         where = context.command_path if context is not None else name
         complain(problem(where, f"{_sentence(error)} {where} --help shows what there is."))
         return 2
+
+
+def leave(program: Callable[[], int]) -> NoReturn:
+    """Run a program and end the process with its exit code: a signal that comes then has nothing left to interrupt."""
+    code = program()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _sentence(error: typer.TyperException) -> str:

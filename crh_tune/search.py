@@ -25,6 +25,7 @@ from crh_tune.command import (
     Say,
     Storage,
     ending,
+    leave,
     prepare_process,
     run_app,
     say,
@@ -368,4 +369,4 @@ def _prepared(settings: SearchSettings, where: str, say: Say) -> Prepared:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

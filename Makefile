@@ -4,7 +4,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-WITH_RAY := tests/end_to_end tests/tuning
+HERE := $(dir $(lastword $(MAKEFILE_LIST)))
+STARTS_RAY := ray_session|run_search|ray\.init|Driver|subprocess
+WITH_RAY := $(shell cd $(HERE) && grep -lE '$(STARTS_RAY)' tests/end_to_end/test_*.py tests/tuning/test_*.py)
 
 .PHONY: search test test-long check soak bench clean
 

@@ -14,12 +14,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest import mock
 
+import psutil
 from ray import ActorID
 from ray._private import ray_constants, utils, worker
 from ray._private.state import state
@@ -57,12 +58,30 @@ def node_socket() -> str | None:
 def end_at_once() -> None:
     """Have ``ray.shutdown`` kill what this process has started of Ray without a SIGTERM first, to which it is deaf.
 
-    Ray would wait a second for each of its processes.
+    Ray would wait a second for each of its processes. Its agents end by SIGTERM when their node is gone: those
+    that the node process leaves behind are killed here.
     """
     node = worker._global_node
-    if node is not None:
-        kill = node.kill_all_processes
-        node.kill_all_processes = lambda check_alive, allow_graceful, wait: kill(check_alive=check_alive, wait=wait)
+    if node is None:
+        return
+    kill = node.kill_all_processes
+
+    def kill_all(check_alive: bool, allow_graceful: bool, wait: bool = False) -> None:
+        below = [each for kinds in node.all_processes.values() for each in kinds]
+        agents = [agent for each in below for agent in _processes_below(each.process.pid)]
+        kill(check_alive=check_alive, wait=wait)
+        for agent in agents:
+            with suppress(psutil.NoSuchProcess):
+                agent.kill()
+
+    node.kill_all_processes = kill_all
+
+
+def _processes_below(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 class GroupTrainer(TorchTrainer):

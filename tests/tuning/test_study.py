@@ -365,8 +365,9 @@ def test_trials_are_added_to_a_search_that_has_ended(finished: Finished):
     assert run_search(more, prepare(more, print), finished.storage, print, resume=folder).best == result.best
     client = MlflowClient(result.tracking_uri)
     runs = client.search_runs([client.get_experiment_by_name("small").experiment_id])
-    names = sorted(run.data.tags["crh_tune.run"] for run in runs)
-    assert names == sorted(set(names))
+    runs = [run for run in runs if run.data.tags["crh_tune.key"].partition("/")[0] == folder.name]
+    keys = sorted(run.data.tags["crh_tune.key"] for run in runs)
+    assert keys == sorted(set(keys))
     assert {run.info.status for run in runs} == {"FINISHED"}
     [parent] = [run for run in runs if run.data.tags["crh_tune.run"] == folder.name]
     assert parent.data.metrics["confirmed/val_map_mean"] == pytest.approx(result.best.mean)

@@ -1,8 +1,8 @@
 """Makes the pictures of docs/mlflow.md: MLflow's pages of a search that has ended, in headless Chromium.
 
-    python docs/make_mlflow_images.py crh_runs pictures-001
+    python docs/make_mlflow_images.py crh_runs digit-pairs-001
 
-The search of the pictures is docs/images/mlflow_search.yaml, a few minutes on two cores.
+The search of the pictures is that of ``make search``.
 """
 
 from __future__ import annotations

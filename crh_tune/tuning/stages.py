@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 
 from crh_tune.errors import SearchFailed
@@ -26,30 +27,30 @@ HOPELESS_TRIALS = 5
 """A search stops when this many trials have ended and every one of them failed."""
 
 
-class Stage:
+class Stage(ABC):
     """What the engine asks of a stage. Any method may raise SearchFailed, which ends the search."""
 
     outcomes: dict[str, Outcome]
     """How the runs of the stage have ended, by name."""
 
+    @abstractmethod
     def begin(self, outcomes: Mapping[str, Outcome]) -> None:
         """Take in how runs had ended before the search was resumed; called once the stage before is done."""
-        raise NotImplementedError
 
+    @abstractmethod
     def propose(self) -> Run | None:
         """The next run; None where the stage waits for outcomes, or is done."""
-        raise NotImplementedError
 
+    @abstractmethod
     def told(self, outcome: Outcome) -> None:
         """A run has ended, and that is on disk."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def done(self) -> bool:
         """Whether nothing is left to propose or to wait for."""
-        raise NotImplementedError
 
-    def reported(self, outcome: Outcome) -> None:
+    def reported(self, outcome: Outcome) -> None:  # noqa: B027 - most stages do not want it
         """An outcome that is still to come has new metrics."""
 
     @property

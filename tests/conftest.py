@@ -21,3 +21,11 @@ def ray_session() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def same_tracking_server() -> Iterator[None]:
+    """MLflow writes what it is told in Python into the environment, where it would rule the tests of other files."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    assert os.environ.get("MLFLOW_TRACKING_URI") == before, "this file's tests left MLFLOW_TRACKING_URI changed"

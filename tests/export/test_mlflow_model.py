@@ -23,14 +23,14 @@ from tests.serving.conftest import encoder, export, exported, photos  # noqa: F4
 def model(exported, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("mlflow")
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-    try:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MLFLOW_TRACKING_URI", "")  # MLflow writes there what it is told in Python
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
         mlflow.create_experiment("service", artifact_location=str(folder / "artifacts"))
         mlflow.set_experiment("service")
         with mlflow.start_run():
             info = log_export(exported[0])
         yield mlflow.pyfunc.load_model(info.model_uri)
-    finally:
         mlflow.set_tracking_uri(before)
 
 

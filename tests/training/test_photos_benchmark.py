@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.photos import Run, every_fifth_held_out, kept, measured
@@ -37,6 +38,15 @@ def test_every_fifth_file_by_name_of_each_class_is_a_query_and_no_file_is_on_bot
         for part in (held.train, held.queries):
             named = [held.class_names[label] for label in part.labels]
             assert named == [path.partition("/")[0] for path in part.paths]
+
+
+def test_a_random_fifth_has_as_many_of_each_class_and_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    listing = list_folder(FolderOptions(path=photos(tmp_path, COUNTS)))
+    by_name, one, again, other = (every_fifth_held_out(listing, draw=draw) for draw in (None, 3, 3, 4))
+    assert np.array_equal(np.bincount(one.queries.labels), np.bincount(by_name.queries.labels))
+    assert sorted([*one.train.paths, *one.queries.paths]) == sorted([*listing.train.paths, *listing.queries.paths])
+    assert one.queries.paths == again.queries.paths
+    assert len({by_name.queries.paths, one.queries.paths, other.queries.paths}) == 3
 
 
 def test_folders_without_five_photos_of_a_class_are_refused(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@
 Features that are not in the cache (CRH_TUNE_CACHE) are computed first. Time is a CRH trial of 64 bits with the default
 head, from the building of its network to its test mAP; rounds alternate, and medians are compared. Seconds of the
 processor tell more than the clock's where other work runs. Private memory is what a new process has dirtied when its
-trial is over (Private_Dirty in smaps_rollup), with a quarter of each class's photos and with all: features that are
-mapped from the file are not in it. Ends with 1 where the ratio is above 1.2 or the memory grows with the features.
+trial is over (Private_Dirty in smaps_rollup), with the photos as they are and with each of them five times: features
+that are mapped from the file are not in it. Ends with 1 where the ratio is above 1.2 or the memory grows with the
+features.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import Workers
 
 MOST_RATIO = 1.2
-CHUNK = 4096
-"""How many rows are read at once where statistics are taken: that much memory a trial has at any size."""
+TIMES = 5
+"""How often each training photo is there in the larger of the two trials whose memory is compared."""
 MOST_GROWTH = 0.1
 """Of the size of the features that are more."""
 
@@ -42,16 +43,19 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--photos-per-class", type=int, metavar="N")
-    parser.add_argument("--memory", action="store_true", help="print the bytes of the features and of private memory")
+    parser.add_argument(
+        "--memory", type=int, metavar="TIMES", help="print private memory with each photo so many times"
+    )
     arguments = parser.parse_args()
     settings = settings_of(arguments.epochs)
     split = open_photos(arguments.data, settings.trial, arguments.photos_per_class)
     if arguments.memory:
-        cost(settings, split)
-        print(4 * (len(split.train) + len(split.queries)) * split.train.inputs.shape[1], private_bytes())
+        larger = replace(split, train=split.train[np.tile(np.arange(len(split.train)), arguments.memory)])
+        cost(settings, larger)
+        print(4 * len(larger.train) * larger.train.inputs.shape[1], private_bytes())
         return 0
     print(f"{len(split.train):,} photos to train on, {THREADS} threads, {arguments.epochs} epochs a trial")
-    return 0 if ratio_holds(settings, split, arguments.rounds) & memory_holds(arguments.data, split) else 1
+    return 0 if ratio_holds(settings, split, arguments.rounds) & memory_holds() else 1
 
 
 def settings_of(epochs: int) -> TrialSettings:
@@ -88,20 +92,15 @@ def cost(settings: TrialSettings, split: Split) -> tuple[float, float]:
     return time.process_time() - processor, time.perf_counter() - clock
 
 
-def memory_holds(data: Path, split: Split) -> bool:
-    """Print the private memory of trials on few and on all photos; whether it does not grow with the features."""
-    if len(split.train) < 4 * CHUNK:
-        print(f"private memory is not measured: with fewer than {4 * CHUNK:,} photos a quarter is read in one part")
-        return True
-    labels = np.concatenate([split.train.labels, split.queries.labels])
-    most = int(np.bincount(labels).max())
-    command = [sys.executable, "-m", "benchmarks.frozen", "--data", str(data), "--epochs", "1", "--memory"]
+def memory_holds() -> bool:
+    """Print the private memory of trials on few and on many photos; whether it does not grow with the features."""
+    command = [sys.executable, "-m", "benchmarks.frozen", *sys.argv[1:], "--memory"]
     found = []
-    for count in (most // 4, most):
-        answer = subprocess.run([*command, "--photos-per-class", str(count)], stdout=subprocess.PIPE, check=True)
+    for times in (1, TIMES):
+        answer = subprocess.run([*command, str(times)], stdout=subprocess.PIPE, check=True)
         found.append(tuple(map(int, answer.stdout.split()[-2:])))
         features, private = (value / 2**20 for value in found[-1])
-        print(f"{count} photos a class: {features:.1f} MiB of features, {private:.1f} MiB of private memory")
+        print(f"each photo {times} x: {features:.1f} MiB of features, {private:.1f} MiB of private memory")
     (less, first), (more, second) = found
     growth = (second - first) / (more - less)
     print(f"of each byte of features, {growth:+.3f} is private memory")

@@ -90,9 +90,9 @@ class FeatureNetwork(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: str, shape: Shape, mean: Tensor, std: Tensor, precision: Precision = "fp32") -> None:
+    def __init__(self, backbone: str, shape: Shape, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        self.shape, self.precision = shape, precision
+        self.shape = shape
         self.backbone = build_backbone(backbone, shape)
         self.features = self.backbone.features
         self.register_buffer("mean", mean.float().reshape(1, -1, 1, 1).clone())
@@ -105,9 +105,7 @@ class FeatureNetwork(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        values = (images.float() - self.mean) / self.std
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.backbone(values).float()
+        return self.backbone((images.float() - self.mean) / self.std).float()
 
 
 class FrozenHashNetwork(nn.Module):

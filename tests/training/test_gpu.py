@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from crh_tune.hashing.network import FeatureNetwork
+from crh_tune.training import frozen
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import Workers
@@ -30,3 +32,14 @@ def test_a_gpu_learns_as_a_cpu_does_and_reassigns_the_same_codes_alike():
         run.train(lambda metrics, save: None)
         tables.append(run.table)
     assert np.mean(tables[0] == tables[1]) > 0.9  # a code on the edge may fall on either side
+
+
+@needs_gpu
+def test_a_gpu_computes_the_features_of_a_frozen_backbone_in_float32():
+    """As the exported encoder does, or codes would differ from those that were searched with."""
+    torch.manual_seed(0)
+    network = FeatureNetwork("resnet18", (3, 64, 64), torch.full((3,), 127.0), torch.full((3,), 64.0))
+    images = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    on_cpu = network(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    on_gpu = frozen._by_torch(network.cuda(), torch.device("cuda"))(images)
+    assert np.abs(on_gpu - on_cpu).max() <= 1e-4 * np.abs(on_cpu).max()

@@ -27,7 +27,7 @@ from crh_tune.command import (
     stdout_for_json,
 )
 from crh_tune.errors import SearchFailed, printable
-from crh_tune.settings.base import SettingsError, did_you_mean, read_yaml
+from crh_tune.settings.base import SettingsError, did_you_mean
 from crh_tune.spaces import find_space, is_study, space_names
 
 SYNC_PATIENCE = 10.0
@@ -97,7 +97,10 @@ def train(
 ) -> None:
     """Train one setting on all training data, evaluate it on the test set once, and export it."""
     with stdout_for_json(as_json) as print_json:
-        _readable(settings)
+        from crh_tune.settings.trial import read_trial
+        from crh_tune.settings.used import refuse_in_vain
+
+        refuse_in_vain(read_trial(settings.expanduser(), data), str(settings))  # before anything slow is imported
         from crh_tune.trained import train as train_one
 
         trained = train_one(settings, data=data, to=to, say=silent if quiet else say)
@@ -197,10 +200,12 @@ def report(
 
         lines = search_lines(path, storage, say)
     else:
-        from crh_tune.paper import report_lines
         from crh_tune.settings.study import read_study
 
-        lines = report_lines(read_study(path), storage)
+        study = read_study(path)
+        from crh_tune.paper import report_lines
+
+        lines = report_lines(study, storage)
     print("\n".join(lines))
 
 
@@ -322,11 +327,6 @@ def _search_or_study(name: str, storage: Path) -> Path:
     if not is_study(path):
         raise SettingsError(f"{name} is a search space: name a search that was run with it ({searches})")
     return path
-
-
-def _readable(path: Path) -> None:
-    """Raises SettingsError for a file of settings that cannot be read, before anything slow is imported."""
-    read_yaml(path)
 
 
 if __name__ == "__main__":

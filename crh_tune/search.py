@@ -299,7 +299,6 @@ def _study(
         raise SettingsError("--trials, --hours, --epochs: a study runs all its cells, however long that takes")
     if as_json:
         raise SettingsError("--json: the result of a study is its report: leave --json out")
-    from crh_tune.paper import report_lines, search_study
     from crh_tune.settings.study import read_study
 
     study = read_study(path)
@@ -307,6 +306,8 @@ def _study(
         if dataset is None:
             raise SettingsError("--data: say which of the study's datasets lies there with --dataset")
         study = study.with_data(dataset, data)
+    from crh_tune.paper import report_lines, search_study
+
     with interruptible_ray("crh-tune search", lambda stop: f"the same command resumes study {study.name}") as stop:
         stop.raise_if_interrupted()
         search_study(study, dataset, storage, say, stop)

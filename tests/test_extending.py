@@ -14,12 +14,14 @@ OBJECTIVE = '''"""Nearest Centre: |tanh(u) - c|^2 to the centre of a sample's cl
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from crh_tune.hashing.objectives.base import Objective, Options, Symbol, sample_centers, tie_breaker
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NearestCenterOptions(Options):
@@ -60,29 +62,41 @@ def stripes(options: StripesOptions) -> Dataset:
     names = tuple(f"column {label}" for label in range(8))
     return Dataset("stripes", names, Samples(images[train], labels[train]), Samples(images[asked], labels[asked]))
 '''
-BACKBONE = '''class Flat(nn.Sequential):
-    """The pixels themselves, and one layer."""
+BACKBONE = '''"""Flat: the pixels themselves, and one layer."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from crh_tune.hashing.backbones import Shape
+
+
+class Flat(nn.Sequential):
+    """One layer on the pixels."""
 
     features = 32
 
     def __init__(self, shape: Shape) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(int(np.prod(shape)), self.features), nn.ReLU())
-
-
-OWN_BACKBONES'''
+        super().__init__(nn.Flatten(), nn.Linear(math.prod(shape), self.features), nn.ReLU())
+'''
 TRIED = """
-import torch
+import sys
 from crh_tune.settings.reference import reference
 from crh_tune.settings.trial import TrialSettings
-from crh_tune.training.aggregator import solve_locally
-from crh_tune.training.loop import TrainingRun
-from crh_tune.training.opening import open_split
-from crh_tune.training.workers import Workers
 
 settings = TrialSettings.model_validate({
     "dataset": {"name": "stripes", "each": 30}, "method": "nearest",
     "trial": {"bits": 8, "epochs": 15, "pull": 3.0, "backbone": "flat", "learning_rate": 0.01},
 })
+assert "torch" not in sys.modules, "settings are read without torch"
+import torch
+from crh_tune.training.aggregator import solve_locally
+from crh_tune.training.loop import TrainingRun
+from crh_tune.training.opening import open_split
+from crh_tune.training.workers import Workers
+
 split = open_split(settings, "final")
 settings = settings.resolve(split.classes, split.multi_label)
 metrics = TrainingRun(settings, split, Workers(device=torch.device("cpu")), solve_locally).train(lambda *told: None)
@@ -108,10 +122,8 @@ def test_an_objective_a_dataset_and_a_backbone_are_a_file_and_a_row_each(tmp_pat
     datasets = package / "data" / "datasets.py"
     add(datasets, "from crh_tune.data.splits import", "from crh_tune.data.readers import stripes\n")
     add(datasets, '    "digits": Source(', '    "stripes": Source(stripes.StripesOptions, build=stripes.stripes),\n')
-    backbones = package / "hashing" / "backbones.py"
-    text = backbones.read_text(encoding="utf-8").replace("import torch\n", "import numpy as np\nimport torch\n", 1)
-    backbones.write_text(text.replace("OWN_BACKBONES", BACKBONE, 1))
-    add(backbones, '    "small_cnn": SmallCNN,', '    "flat": Flat,\n')
+    (package / "hashing" / "backbones" / "flat.py").write_text(BACKBONE)
+    add(package / "hashing" / "backbones" / "__init__.py", '    "small_cnn": ', '    "flat": "flat.Flat",\n')
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", TRIED], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

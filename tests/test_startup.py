@@ -60,26 +60,99 @@ CASES = [
     (["search", "digit_pairz"], 2, "unknown search space 'digit_pairz': did you mean 'digit_pairs'?"),
     (["search", "missing.yaml"], 2, "missing.yaml: No such file or directory"),
     (["search", "a", "--space", "b"], 2, "given twice"),
-    (["train", "missing.yaml"], 2, "missing.yaml: No such file or directory"),
     (["report", "missing.yaml"], 2, "missing.yaml: No such file or directory"),
     (["export", "nothing-001"], 2, "no such search"),
 ]
 
 
+TOLD = """
+import contextlib, io
+from crh_tune.cli import main
+code = []
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+        ended = main(arguments)
+    names = sorted({name.partition(".")[0] for name in sys.modules})
+    code.append((ended, said.getvalue().splitlines(), names))
+"""
+
+
 def test_help_and_mistakes_import_nothing_slow(tmp_path: Path):
-    line = (
-        "import contextlib, io; from crh_tune.cli import main; code = []\n"
-        "for arguments in json.loads(sys.argv[1]):\n"
-        "    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):\n"
-        "        ended = main(arguments)\n"
-        "    names = sorted({name.partition('.')[0] for name in sys.modules})\n"
-        "    code.append((ended, said.getvalue().splitlines(), names))"
-    )
-    found, _, _ = loaded(line, json.dumps([arguments for arguments, _, _ in CASES]), cwd=tmp_path)
+    found, _, _ = loaded(TOLD, json.dumps([arguments for arguments, _, _ in CASES]), cwd=tmp_path)
     for (arguments, code, said), (ended, lines, names) in zip(CASES, found, strict=True):
         assert ended == code, arguments
         assert [said in line for line in lines] == ([True] if said else []), (arguments, lines)
         assert set(names) & (SLOW | {"numpy"}) == set(), arguments
+
+
+SPACE = """
+name: mine
+dataset: {name: digit_pairs}
+trial: {bits: 16, backbone: small_cnn}
+search: {margin: {uniform: [0, 0.5]}}
+"""
+TRAIN = """
+dataset: {name: folder, path: photos}
+method: csq
+trial: {backbone: resnet34, weights: IMAGENET1K_V1}
+"""
+STUDY = """
+name: mine
+title: Mine
+kind: map
+datasets: {}
+others: {}
+cells: [{row: CRH}]
+"""
+WRONG = [
+    ("search", SPACE, "name: mine", "name: [mine", "not readable as YAML"),
+    ("search", SPACE, "name: mine", "name: a\nbudgets: {}", "budgets: unknown key: one of budget,"),
+    (
+        "search",
+        SPACE,
+        "name: mine",
+        "name: mine\nbudget: {trials: many}",
+        "budget.trials: input should be a valid integer",
+    ),
+    ("search", SPACE, "name: digit_pairs", "name: digit_pairz", "dataset: unknown dataset 'digit_pairz': did you mean"),
+    ("search", SPACE, "search:", "method: crhh\nsearch:", "method: unknown method 'crhh': did you mean 'crh'"),
+    ("search", SPACE, "bits: 16", "bits: 1", "trial.bits: input should be greater than or equal to 2, got 1"),
+    ("search", SPACE, "bits: 16", "bit: 16", "trial.bit: unknown key: one of bits,"),
+    ("search", SPACE, "bits: 16", "scale: -1.0", "trial.scale: input should be greater than 0, got -1.0"),
+    ("search", SPACE, "0.5", "2.5", "search.margin: input should be less than or equal to 2, got 2.5"),
+    ("search", SPACE, "margin:", "marge:", "search.marge: unknown setting 'marge': did you mean 'margin'"),
+    ("search", SPACE, "small_cnn", "resnet35", "trial.backbone: unknown backbone 'resnet35'"),
+    ("train", TRAIN, "V1", "V9", "trial.weights: unknown weights 'IMAGENET1K_V9' of resnet34: IMAGENET1K_V1, DEFAULT"),
+    ("train", TRAIN, "V1}", "V1, scale: 3}", "trial.scale: method csq does not use it"),
+    ("report", STUDY, "row: CRH", "margin: 0.1", "cells: 0.row: is required"),
+    ("search", STUDY, "kind: map", "kind: maps", "kind: input should be 'map', 'pcc'"),
+]
+
+
+def test_mistakes_in_a_file_are_told_without_importing_anything_slow(tmp_path: Path):
+    commands = []
+    for number, (command, text, right, wrong, _) in enumerate(WRONG):
+        assert text.count(right) == 1, right
+        (tmp_path / f"{number}.yaml").write_text(text.replace(right, wrong))
+        commands.append([command, f"{number}.yaml"])
+    commands.append(["train", "missing.yaml"])
+    told = [*WRONG, ("train", "", "", "", "missing.yaml: No such file or directory")]
+    found, _, _ = loaded(TOLD, json.dumps(commands), cwd=tmp_path)
+    for (ended, lines, names), (*case, said) in zip(found, told, strict=True):
+        assert (ended, [said in line for line in lines]) == (2, [True]), (case, lines)
+        assert set(names) & SLOW == set(), case
+
+
+def test_the_shipped_spaces_and_studies_are_read_without_importing_anything_slow(tmp_path: Path):
+    line = (
+        "from crh_tune.settings.search import read_search; from crh_tune.settings.study import read_study\n"
+        "from crh_tune.spaces import find_space, is_study, space_names\n"
+        "paths = [find_space(name) for name in space_names()]\n"
+        "code = len([read_study(path) if is_study(path) else read_search(path) for path in paths])"
+    )
+    count, names, _ = loaded(line, cwd=tmp_path)
+    assert count > 10
+    assert names & SLOW == set()
 
 
 def test_looking_at_photos_imports_nothing_slow(tmp_path: Path):

@@ -7,12 +7,15 @@ in nor on how many workers there are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from crh_tune.data.store.stored import Array
+from crh_tune.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Augmentation:
         size, pad = self.crop or images.shape[2], (self.padding,) * 4
         if not len(images):  # a worker's share may be empty
             return images.new_zeros((0, images.shape[1], size, size))
-        pixels = nn.functional.pad(images.permute(0, 2, 3, 1), (0, 0, *pad)).contiguous()  # as cached images lie
+        pixels = torch.nn.functional.pad(images.permute(0, 2, 3, 1), (0, 0, *pad)).contiguous()  # as cached images lie
         batch, side, _, channels = pixels.shape
         place = torch.from_numpy(drawn).to(images.device)
         rows = torch.arange(batch, device=images.device)[:, None] * side + place[:, :1]

@@ -17,6 +17,8 @@ HashLayer = Literal["linear", "linear_batch_norm", "three_layers"]
 OptimizerName = Literal["adam", "rmsprop"]
 Schedule = Literal["cosine", "constant", "every_10_epochs", "at_80_percent"]
 """cosine to zero; constant; x 0.7 every 10 epochs (CSQ); x 0.1 after 80 % of the epochs (OrthoHash)."""
+Precision = Literal["fp32", "bf16"]
+"""bf16: the backbone under bfloat16 autocast; the hash layer, the objective and the weights stay in float32."""
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from crh_tune.hashing.backbones import Shape, build_backbone
-from crh_tune.hashing.methods import HashLayer
-
-Precision = Literal["fp32", "bf16"]
-"""bf16: the backbone under bfloat16 autocast; the hash layer, the objective and the weights stay in float32."""
+from crh_tune.hashing.methods import HashLayer, Precision
 
 
 class HashNetwork(nn.Module):

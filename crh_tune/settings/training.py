@@ -10,7 +10,6 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import torchvision
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
@@ -23,13 +22,21 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from crh_tune.data.augment import Augmentation
-from crh_tune.hashing.backbones import BACKBONES, OWN_BACKBONES, TIMM
+from crh_tune.hashing.backbones import OWN_BACKBONES, TIMM, torchvision_weights
 from crh_tune.hashing.codebook import WHOLE_SPACE_MAX_BITS, feasible_head_dims, paper_head_dim
-from crh_tune.hashing.methods import Centers, HashLayer, Method, Optimizer, OptimizerName, Reassignment, Schedule
-from crh_tune.hashing.network import Precision
+from crh_tune.hashing.methods import (
+    Centers,
+    HashLayer,
+    Method,
+    Optimizer,
+    OptimizerName,
+    Precision,
+    Reassignment,
+    Schedule,
+)
 from crh_tune.hashing.objectives import OBJECTIVES, Options, Symbol
 from crh_tune.settings.base import Settings, known
-from crh_tune.settings.weights import PACKAGES, weights_named
+from crh_tune.settings.weights import PACKAGES, has_weights
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -173,8 +180,9 @@ class TrainingSettings(_WithTheObjectives):
     def _known_backbone(cls, value: str) -> str:
         if value.startswith(TIMM) and len(value) > len(TIMM):  # looked up when it is built: timm takes seconds
             return value
-        if value not in BACKBONES:
-            near = difflib.get_close_matches(value, BACKBONES, 3)
+        names = (*OWN_BACKBONES, *torchvision_weights())
+        if value not in names:
+            near = difflib.get_close_matches(value, names, 3)
             others = f"; did you mean {' or '.join(near)}?" if near else ""
             raise ValueError(
                 f"unknown backbone {value!r}: {', '.join(OWN_BACKBONES)}, one of torchvision's classifiers, "
@@ -195,13 +203,13 @@ class TrainingSettings(_WithTheObjectives):
             if PACKAGES[value].backbone != backbone:
                 raise ValueError(f"{value} has weights of {PACKAGES[value].backbone}, not of {backbone}")
             return value
-        if weights_named(backbone, value):
+        if has_weights(backbone, value):
             return value
         if Path(value).suffix:
             return str(Path(value).expanduser().absolute())
         if backbone.startswith(TIMM):
             raise ValueError(f"unknown weights {value!r} of {backbone}: DEFAULT, {', '.join(PACKAGES)}, or a file")
-        names = ", ".join(torchvision.models.get_model_weights(backbone).__members__)
+        names = ", ".join(torchvision_weights()[backbone])
         raise ValueError(f"unknown weights {value!r} of {backbone}: {names}, or a file such as weights.pth")
 
     @field_validator("objective")

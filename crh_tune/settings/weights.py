@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torchvision
-
-from crh_tune.hashing.backbones import TIMM
+from crh_tune.hashing.backbones import TIMM, torchvision_weights
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,16 @@ PACKAGES = {
 """Pretrained weights by the name of the package that brings them."""
 
 
+def has_weights(backbone: str, name: str) -> bool:
+    """Whether a library has pretrained weights of this name for a backbone; of timm's, DEFAULT alone."""
+    return name == "DEFAULT" if backbone.startswith(TIMM) else name in torchvision_weights()[backbone]
+
+
 def weights_named(backbone: str, name: str) -> Any:
     """torchvision's weights of this name for a backbone of its registry, or None; of timm's, True for DEFAULT."""
     if backbone.startswith(TIMM):
-        return name == "DEFAULT" or None
+        return has_weights(backbone, name) or None
+    import torchvision  # noqa: PLC0415  # which takes seconds, and whoever reads settings needs the names alone
+
     weights = torchvision.models.get_model_weights(backbone)
     return weights.DEFAULT if name == "DEFAULT" else weights.__members__.get(name)

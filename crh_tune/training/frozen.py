@@ -27,7 +27,8 @@ from crh_tune.data.store.decode import DECODER, Fit
 from crh_tune.data.store.feature_cache import Compute, FeatureCache, Features, Recipe, open_features
 from crh_tune.data.store.sources import Bytes, ImageSource
 from crh_tune.ground import first_line, write_json
-from crh_tune.hashing.backbones import TIMM, Timm, Torchvision, timm_config
+from crh_tune.hashing.backbones import TIMM
+from crh_tune.hashing.backbones.libraries import Timm, Torchvision, timm_config
 from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetwork
 from crh_tune.serving.session import open_session
 from crh_tune.settings.base import SettingsError

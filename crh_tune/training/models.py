@@ -9,7 +9,8 @@ from torch import Tensor
 
 from crh_tune.data.splits import Split
 from crh_tune.data.store.stored import channel_moments
-from crh_tune.hashing.backbones import TIMM, Shape, Timm, Torchvision, timm_config
+from crh_tune.hashing.backbones import TIMM, Shape
+from crh_tune.hashing.backbones.libraries import Timm, Torchvision, timm_config
 from crh_tune.hashing.methods import HashLayer
 from crh_tune.hashing.network import HashNetwork
 from crh_tune.settings.base import SettingsError

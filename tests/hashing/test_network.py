@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from crh_tune.hashing.backbones import SmallCNN
+from crh_tune.hashing.backbones.own import SmallCNN
 from crh_tune.hashing.network import HashNetwork, standardised
 
 

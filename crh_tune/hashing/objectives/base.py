@@ -5,15 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from functools import cache
+from types import new_class
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
-from torch import Tensor, nn
+
+from crh_tune.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+else:
+    Module = object  # until one is made: see Objective.__new__
 
 _TIE_SEED = 0
-Gather = Callable[[Tensor], Tensor]
+Gather = Callable[["Tensor"], "Tensor"]
 """From a worker's share of a batch (B x ...) to the whole batch, all workers' shares in rank order; differentiable."""
 
 
@@ -64,16 +72,22 @@ class Batch:
     first: int
 
 
-class Objective(nn.Module, ABC):
-    """Base of the objectives; one may hold trainable parameters and buffers of its own.
+class Objective(ABC, Module):
+    """Base of the objectives, each an ``nn.Module``; one may hold trainable parameters and buffers of its own.
 
     ``options_type`` declares its settings. ``epoch`` counts from 1 and is set before each epoch. ``gather`` is the
     identity unless several workers share a batch. ``within_batch``: a sample's loss depends on the others of its batch.
+
+    Its file imports torch from ``crh_tune.later``, so that the settings in it are read without torch.
     """
 
     within_batch = False
     options_type: ClassVar[type[Options]] = Options
     options: Options
+
+    def __new__(cls, *_options: Any) -> Self:
+        """An objective becomes a module when it is made, and not when its file is imported: that would need torch."""
+        return object.__new__(_as_module(cls))
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -101,6 +115,15 @@ class Objective(nn.Module, ABC):
         sizes = self.gather(torch.tensor([len(outputs)], dtype=outputs.dtype, device=outputs.device))
         first = int(sizes[: self.rank].sum().item())
         return Batch(self.gather(outputs), self.gather(targets), first)
+
+
+@cache
+def _as_module(kind: type[Any]) -> type[Any]:
+    """The same class as an ``nn.Module``."""
+    if issubclass(kind, torch.nn.Module):
+        return kind
+    same = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+    return new_class(kind.__name__, (kind, torch.nn.Module), exec_body=lambda made: made.update(same))
 
 
 def _alone(part: Tensor) -> Tensor:
@@ -139,7 +162,8 @@ def sample_centers(targets: Tensor, centers: Tensor, ties: Tensor) -> Tensor:
 
 def cosine_to_centers(outputs: Tensor, centers: Tensor) -> Tensor:
     """cos(u, c): B x K and C x K -> B x C."""
-    return nn.functional.normalize(outputs, dim=1) @ nn.functional.normalize(centers, dim=1).T
+    normalize = torch.nn.functional.normalize
+    return normalize(outputs, dim=1) @ normalize(centers, dim=1).T
 
 
 def sign(values: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
 from crh_tune.hashing.objectives.base import (
     Objective,
@@ -13,6 +12,10 @@ from crh_tune.hashing.objectives.base import (
     sample_centers,
     tie_breaker,
 )
+from crh_tune.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class CentralSimilarityOptions(Options):
@@ -38,7 +41,8 @@ class CentralSimilarity(Objective):
 
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
         goal = (sample_centers(targets, centers, self.tie_breaker) + 1) / 2
-        value = functional.binary_cross_entropy_with_logits(2 * outputs, goal, reduction="none").mean(dim=1)
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits
+        value = entropy(2 * outputs, goal, reduction="none").mean(dim=1)
         return {
             "central_similarity": value,
             "quantization": self.options.quantization_weight * quantization_loss(outputs),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from crh_tune.hashing.objectives.base import Objective, Options, Symbol, sign, soft_cross_entropy
+from crh_tune.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MANY_CLASSES = 100
 
@@ -20,16 +22,6 @@ class GreedySignOptions(Options):
     """Weight of the penalty that draws outputs to -1 and +1; the paper has 0.1 on CIFAR-10 and 1 on ImageNet."""
 
 
-class _StraightThroughSign(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return sign(value)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
-
-
 class GreedySign(Objective):
     """Cross entropy of a bias-free linear classifier on b = sign(u), targets y / ||y||_1, + lambda mean ||u| - 1|^3."""
 
@@ -38,10 +30,10 @@ class GreedySign(Objective):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        self.classifier = nn.Linear(options.bits, options.classes, bias=False)
+        self.classifier = torch.nn.Linear(options.bits, options.classes, bias=False)
 
     def forward(self, outputs: Tensor, targets: Tensor, centers: Tensor) -> dict[str, Tensor]:
-        codes = _StraightThroughSign.apply(outputs)
+        codes = sign(outputs).detach() + (outputs - outputs.detach())  # plus zero, whose gradient is one
         return {
             "cross_entropy": soft_cross_entropy(self.classifier(codes), targets),
             "quantization": self.options.quantization_weight * (outputs.abs() - 1).abs().pow(3).mean(dim=1),

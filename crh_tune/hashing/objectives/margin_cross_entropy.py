@@ -6,10 +6,9 @@ The cross entropy is OrthoHash's (Hoe et al., NeurIPS 2021), with s = sqrt(2) ln
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from crh_tune.hashing.objectives.base import (
     Objective,
@@ -19,6 +18,9 @@ from crh_tune.hashing.objectives.base import (
     quantization_loss,
     soft_cross_entropy,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def paper_scale(classes: int) -> float:

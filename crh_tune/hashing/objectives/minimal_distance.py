@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
 from crh_tune.hashing.objectives.base import (
     Objective,
@@ -19,6 +16,10 @@ from crh_tune.hashing.objectives.base import (
     quantization_loss,
     soft_targets,
 )
+from crh_tune.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PAIRS_AFTER_EPOCH = 9
 
@@ -61,14 +62,14 @@ class MinimalDistance(Objective):
         if self.epoch > _PAIRS_AFTER_EPOCH:
             terms["pairs"] = self._pairs(codes, targets)
         if self.training:
-            self._update_bank(codes.detach(), targets)
+            with torch.no_grad():
+                self._update_bank(codes.detach(), targets)
         return terms
 
     def _pairs(self, codes: Tensor, targets: Tensor) -> Tensor:
         cosine = (soft_targets(targets) * cosine_to_centers(codes, self.bank)).sum(dim=1)
-        return functional.softplus((1 - cosine) / 2)
+        return torch.nn.functional.softplus((1 - cosine) / 2)
 
-    @torch.no_grad()
     def _update_bank(self, codes: Tensor, targets: Tensor) -> None:
         batch = self.whole_batch(codes, targets)
         count = batch.targets.sum(dim=0)[:, None]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from crh_tune.hashing.objectives.base import Objective, Options, Symbol
 from crh_tune.hashing.objectives.margin_cross_entropy import margin_cross_entropy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class OrthoCosineOptions(Options):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
 from crh_tune.hashing.objectives.base import Objective, Options, Symbol
+from crh_tune.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _REFRESH, _LINEAR_BEYOND = 200, 15.0
 
@@ -52,7 +53,7 @@ class PairwiseContinuation(Objective):
         similar = (batch.targets @ batch.targets.T > 0) & pairs
         weights = self._weights(similar, pairs, outputs.dtype)
         theta = (10 / self.options.bits) * batch.outputs[rows] @ batch.outputs.T
-        losses = functional.softplus(theta, threshold=_LINEAR_BEYOND) - similar[rows] * theta
+        losses = torch.nn.functional.softplus(theta, threshold=_LINEAR_BEYOND) - similar[rows] * theta
         return {"pairs": (weights[rows] * losses).sum(dim=1) * (total / weights.sum().clamp(min=1e-12))}
 
     @staticmethod

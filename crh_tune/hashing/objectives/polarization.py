@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from crh_tune.hashing.objectives.base import Objective, Options, Symbol, sample_centers, tie_breaker
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class PolarizationOptions(Options):

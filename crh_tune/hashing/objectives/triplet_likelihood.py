@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
 from crh_tune.hashing.objectives.base import Objective, Options, Symbol, sign
+from crh_tune.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BITS_OF_ONE = 225
 
@@ -40,7 +41,7 @@ class TripletLikelihood(Objective):
         count = (positive.sum(dim=1) * (~similar).sum(dim=1)).sum().clamp(min=1).to(outputs.dtype)
         theta = batch.outputs[rows] @ batch.outputs.T / 2
         gap = theta[:, :, None] - theta[:, None, :] - self.options.bits / 2
-        losses = -functional.logsigmoid(gap) * (positive[rows][:, :, None] & ~similar[rows][:, None, :])
+        losses = -torch.nn.functional.logsigmoid(gap) * (positive[rows][:, :, None] & ~similar[rows][:, None, :])
         return {
             "triplets": losses.sum(dim=(1, 2)) * (total / count),
             "quantization": self.options.quantization_weight * (outputs - sign(outputs)).square().mean(dim=1),

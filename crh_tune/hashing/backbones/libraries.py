@@ -1,11 +1,11 @@
-"""Backbones by name: our own, torchvision's classifiers, and those of timm's registry as ``timm/NAME``."""
+"""Backbones of libraries: torchvision's classifiers, and those of timm's registry."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,67 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from crh_tune.ground import first_line
-
-Shape = tuple[int, ...]
-"""Shape of one input: (channels, height, width) of an image, (length,) of a feature vector."""
-
-
-class SmallCNN(nn.Sequential):
-    """Two 3 x 3 convolution blocks of 32 channels and one hidden layer of 256: for small images, without pretraining.
-
-    Batch normalisation in every block matters: without it, reassigning the centres in the first epochs, while all codes
-    are still alike, can leave the network with one code for everything.
-
-    Raises ValueError for inputs that are not images of at least 4 x 4.
-    """
-
-    features = 256
-
-    def __init__(self, shape: Shape) -> None:
-        if len(shape) != 3 or min(shape[1:]) < 4:
-            raise ValueError(f"backbone small_cnn needs images of at least 4 x 4, got inputs of shape {shape}")
-        channels, height, width = shape
-        super().__init__(
-            *_convolution_block(channels, 32),
-            *_convolution_block(32, 32),
-            nn.Flatten(),
-            nn.Linear(32 * (height // 4) * (width // 4), self.features, bias=False),
-            nn.BatchNorm1d(self.features),
-            nn.ReLU(),
-        )
-
-
-def _convolution_block(channels_in: int, channels: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
-    return [convolution, nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(2)]
-
-
-class MLP(nn.Sequential):
-    """One hidden layer of 1024 with batch normalisation, for feature vectors. Raises ValueError for images."""
-
-    features = 1024
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__(
-            nn.Linear(_vector_length("mlp", shape), self.features, bias=False),
-            nn.BatchNorm1d(self.features),
-            nn.ReLU(),
-        )
-
-
-class Linear(nn.Identity):
-    """No backbone: the hash layer alone, on feature vectors. Raises ValueError for images."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.features = _vector_length("linear", shape)
-
-
-def _vector_length(name: str, shape: Shape) -> int:
-    if len(shape) != 1:
-        raise ValueError(f"backbone {name} needs feature vectors, got inputs of shape {shape}")
-    return shape[0]
-
+from crh_tune.hashing.backbones import TIMM, Shape
 
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 """torchvision's files of DenseNets have a dot in names of layers where its models have none."""
@@ -119,10 +59,6 @@ class Torchvision(nn.Module):
             self.body.load_state_dict(kept)
         except (RuntimeError, ValueError) as error:
             raise ValueError(" ".join(str(error).split())[:300]) from None
-
-
-TIMM = "timm/"
-"""What the names of timm's backbones begin with: ``timm/convnext_tiny``, ``timm/vit_small_patch14_dinov2.lvd142m``."""
 
 
 class Timm(nn.Module):
@@ -212,19 +148,3 @@ def _size_options(name: str, shape: Shape) -> dict[str, Any]:
     if name.startswith("vit_"):
         return {"image_size": shape[1]}
     return {"input_size": shape[1:]} if name == "maxvit_t" else {}
-
-
-OWN_BACKBONES: dict[str, Callable[[Shape], SmallCNN | MLP | Linear]] = {
-    "small_cnn": SmallCNN,
-    "mlp": MLP,
-    "linear": Linear,
-}
-"""Backbones without pretrained weights."""
-BACKBONES: tuple[str, ...] = (*OWN_BACKBONES, *torchvision.models.list_models(module=torchvision.models))
-
-
-def build_backbone(name: str, shape: Shape) -> SmallCNN | MLP | Linear | Torchvision | Timm:
-    """A backbone for inputs of a shape, with random weights. Raises ValueError where it cannot take them."""
-    if name in OWN_BACKBONES:
-        return OWN_BACKBONES[name](shape)
-    return Timm(name, shape) if name.startswith(TIMM) else Torchvision(name, shape)

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +23,8 @@ from crh_tune.data.splits import Samples, Split
 from crh_tune.data.store.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, decode
 from crh_tune.data.store.stored import CachedImages, Inputs
 from crh_tune.errors import DataError
-from crh_tune.ground import first_line
-from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetwork
+from crh_tune.export.encoder_file import read_encoder, write_encoder
+from crh_tune.hashing.network import FrozenHashNetwork, HashNetwork
 from crh_tune.retrieval.index import Index
 from crh_tune.retrieval.packing import Packed, pack_codes
 from crh_tune.serving.index import About, write_index
@@ -33,9 +32,8 @@ from crh_tune.serving.index import load_index as read_index
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings, write_trial
 from crh_tune.settings.used import symbols
-from crh_tune.training.checkpoints import read_tensors
 from crh_tune.training.evaluation import encode_share, outputs_share
-from crh_tune.training.frozen import feature_network, pretrained
+from crh_tune.training.frozen import pretrained
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import CPU, Workers
 
@@ -112,8 +110,7 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     split, network = run.split, run.network.cpu().eval()
     write_trial(run.settings, folder / SETTINGS_FILE)
-    content = _encoder_content(run, network)
-    torch.save(content, folder / ENCODER_FILE)
+    weights = write_encoder(folder / ENCODER_FILE, run, network)
     if run.has_centers:
         np.save(folder / CENTERS_FILE, run.centers, allow_pickle=False)
     database = split.database or split.train
@@ -121,30 +118,9 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
     encoded = encode_share(network.to(device), database, Workers(device=device)).cpu().numpy()
     items = np.arange(len(database)) if database.items is None else database.items
     root = run.settings.dataset.options.get("path")
-    about = About(encoder_name(content["weights"]), root and str(root), split.class_names)
+    about = About(encoder_name(weights), root and str(root), split.class_names)
     write_index(folder, Index(pack_codes(encoded), database.labels, items), about)
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
-
-
-def _encoder_content(run: TrainingRun, network: HashNetwork) -> dict[str, Any]:
-    """What the encoder's file holds: shapes, names and weights; a frozen backbone is part of it."""
-    content = {
-        "backbone": run.trial.head if run.trial.freeze else run.trial.backbone,
-        "shape": list(network.shape),
-        "inputs": list(run.split.train.inputs.shape[1:]),
-        "span": getattr(run.split.train.inputs, "span", None) or run.settings.dataset.options.get("range"),
-        "megapixels": run.settings.dataset.options.get("max_megapixels", MEGAPIXELS),
-        "bits": run.trial.bits,
-        "open_bits": run.trial.open_bits,
-        "hash_layer": run.trial.hash_layer,
-        "class_names": list(run.split.class_names),
-        "weights": network.state_dict(),
-    }
-    if not run.trial.freeze:
-        return content
-    found = pretrained(run.trial, run.settings.dataset.options.get("size"))
-    whole = FrozenHashNetwork(feature_network(found), network)
-    return {**content, "inputs": list(whole.shape), "weights": whole.state_dict(), "pretrained": asdict(found)}
 
 
 def encoder_name(weights: Mapping[str, torch.Tensor]) -> str:
@@ -158,27 +134,10 @@ def encoder_name(weights: Mapping[str, torch.Tensor]) -> str:
 
 def load_encoder(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
     """Read an exported encoder, to encode on a device. Raises SettingsError, naming the file, when it is broken."""
-    path = Path(folder) / ENCODER_FILE
-    try:
-        content: dict[str, Any] = read_tensors(path)
-        shape, inputs = tuple(content["shape"]), tuple(content["inputs"])
-        blank, fit = torch.zeros(shape[0]), STRETCHED
-        network: HashNetwork | FrozenHashNetwork
-        bits, open_bits = content["bits"], content.get("open_bits", 0)
-        network = HashNetwork(
-            content["backbone"], shape, bits - open_bits, blank, blank, content["hash_layer"], open_bits=open_bits
-        )
-        frozen = content.get("pretrained")
-        if frozen is not None:
-            fit, colours = Fit(frozen["crop"], frozen["interpolation"]), torch.zeros(3)
-            network = FrozenHashNetwork(FeatureNetwork(frozen["backbone"], inputs, colours, colours), network)
-        network.load_state_dict(content["weights"])
-    except Exception as error:
-        raise SettingsError(f"{path}: not a readable encoder: {first_line(error)}") from None
+    header, network = read_encoder(Path(folder) / ENCODER_FILE)
     device = torch.device(device)
-    names, span = tuple(content["class_names"]), content.get("span")
-    megapixels = content.get("megapixels", MEGAPIXELS)
-    return Encoder(network.to(device).eval(), inputs, content["bits"], names, device, fit, span, megapixels)
+    names, span, megapixels = header.class_names, header.span, header.megapixels
+    return Encoder(network.to(device).eval(), header.inputs, header.bits, names, device, header.fit, span, megapixels)
 
 
 def load_index(folder: str | Path) -> Index:

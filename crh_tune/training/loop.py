@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,22 +176,21 @@ class TrainingRun:
 
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint. Raises checkpoints.CheckpointError when it is broken or of other settings."""
-        state = checkpoints.load(folder)
-        if not self._is_of_these_settings(state.get("settings")):
+        header, parts = checkpoints.load(folder)
+        if not self._is_of_these_settings(header.settings):
             raise checkpoints.CheckpointError(f"{folder}: the checkpoint is of a trial with other settings")
-        if state["epoch"] == 0:
-            self._prepared = state["prepared"]
+        if header.epoch == 0:
+            self._prepared = parts["prepared"]
             return
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.has_centers:
-            codebook = state["codebook"]
-            self._use_codebook(CodebookSpec(**{**codebook, "words": bytes.fromhex(codebook["words"])}))
-            self.table = state["table"].numpy()
-        self.epoch = state["epoch"]
-        self.metrics = state["metrics"]
-        self.seconds = state["seconds"]
+        self.model.load_state_dict(parts["model"])
+        self.optimizer.load_state_dict(parts["optimizer"])
+        self.schedule.load_state_dict(parts["schedule"])
+        if header.codebook is not None:
+            self._use_codebook(header.codebook)
+            self.table = parts["table"].numpy()
+        self.epoch = header.epoch
+        self.metrics = dict(header.metrics)
+        self.seconds = {**dict.fromkeys(_PHASES, 0.0), **header.seconds}
 
     def _is_of_these_settings(self, content: object) -> bool:
         """Whether a checkpoint's settings are this run's; an older version wrote what its objective does not have."""
@@ -202,25 +201,27 @@ class TrainingRun:
             return False
 
     def _save_preparation(self, folder: Path, state: State) -> None:
-        settings = self.settings.model_dump(mode="json")
-        checkpoints.save({"settings": settings, "epoch": 0, "prepared": state}, folder)
+        header = checkpoints.Header(settings=self.settings.model_dump(mode="json"), epoch=0)
+        checkpoints.save(header, {"prepared": state}, folder)
 
     def _save(self, folder: Path) -> None:
-        state = {
-            "settings": self.settings.model_dump(mode="json"),
+        header = checkpoints.Header(
+            settings=self.settings.model_dump(mode="json"),
+            epoch=self.epoch,
+            metrics=self.metrics,
+            seconds=self.seconds,
+            codebook=self.codebook_spec,
+        )
+        parts: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "epoch": self.epoch,
-            "metrics": self.metrics,
-            "seconds": self.seconds,
         }
         if self.has_centers:
-            codebook = {**asdict(self._spec), "words": self._spec.words.hex()}  # plain text loads without pickle
-            state |= {"codebook": codebook, "table": torch.from_numpy(self.table.copy())}
+            parts["table"] = torch.from_numpy(self.table.copy())
             folder.mkdir(parents=True, exist_ok=True)
             np.save(folder / checkpoints.CENTERS_FILE, self.centers, allow_pickle=False)
-        checkpoints.save(state, folder)  # last: where it is, the checkpoint is complete
+        checkpoints.save(header, parts, folder)  # last: where it is, the checkpoint is complete
 
     def _update_due(self) -> bool:
         """After each of the first epochs, then at intervals; never after the last, which nothing would train on."""

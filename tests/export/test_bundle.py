@@ -377,8 +377,27 @@ def test_an_encoder_with_weights_of_another_network_is_refused(tmp_path):
         with pytest.raises(SettingsError, match="not a readable encoder") as caught:
             load_encoder(path.parent)
         assert "\n" not in str(caught.value)
-    torch.save(content, path)
+    later = ("open_bits", "span", "megapixels", "pretrained")  # what an older version did not write
+    torch.save({name: value for name, value in content.items() if name not in later}, path)
     assert load_encoder(path.parent).bits == BITS
+
+
+def test_what_an_encoder_says_of_itself_is_checked_field_by_field(tmp_path):
+    path = exported(feature_run(tmp_path, backbone="linear"), tmp_path / "export") / "encoder.pt"
+    content = torch.load(path, weights_only=True)
+    for change, said in (
+        ({"bits": "many"}, "bits: input should be a valid integer"),
+        ({"inputs": None}, "inputs: input should be a valid tuple"),
+        ({"hash_layer": "cubic"}, "hash_layer: input should be 'linear', "),
+        ({"pretrained": {"backbone": "resnet18"}}, "pretrained.crop: is required"),
+        ({"weights": ...}, "weights: is required"),
+        ({"class_names": ...}, "class_names: is required"),
+    ):
+        torch.save({name: value for name, value in {**content, **change}.items() if value is not ...}, path)
+        with pytest.raises(SettingsError) as caught:
+            load_encoder(path.parent)
+        assert str(caught.value).startswith(f"{path}: not a readable encoder: {said}")
+        assert "\n" not in str(caught.value)
 
 
 def test_the_model_card_tells_how_to_ask_with_files_only_where_inputs_came_from_files(tmp_path):

@@ -123,7 +123,7 @@ def finish(folder: Path, resolved: list[TrialSettings]) -> None:
     tested = {}
     for name, number in (("final-best", 1), ("final-paper", 0)):
         checkpoint = train(folder, name, resolved[number], "final")
-        metrics = checkpoints.load(Path(checkpoint))["metrics"]
+        metrics = checkpoints.load(Path(checkpoint)).header.metrics
         outcome = Outcome(name, resolved[number].model_dump(mode="json"), "fixed", "complete", metrics, checkpoint)
         keep(folder, outcome)
         tested[name] = asdict(outcome)

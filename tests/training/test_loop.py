@@ -179,6 +179,7 @@ def test_a_checkpoint_that_is_cut_in_half_or_of_other_settings_is_refused(tmp_pa
     split = split_of()
     run = TrainingRun(settings_for(split), split, Workers(), solve_locally)
     run.take_first_centers()
+    run.epoch = 1
     run._save(tmp_path)
     other = TrainingRun(settings_for(split, margin=0.3), split, Workers(), solve_locally)
     with pytest.raises(checkpoints.CheckpointError, match="other settings"):
@@ -187,6 +188,34 @@ def test_a_checkpoint_that_is_cut_in_half_or_of_other_settings_is_refused(tmp_pa
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(checkpoints.CheckpointError, match=r"checkpoint\.pt"):
         run.restore(tmp_path)
+
+
+def test_a_checkpoint_without_all_that_it_needs_is_told_in_one_line(tmp_path: Path):
+    split = split_of()
+    run = TrainingRun(settings_for(split), split, Workers(), solve_locally)
+    run.take_first_centers()
+    run.epoch = 1
+    run._save(tmp_path)
+    path = tmp_path / checkpoints.CHECKPOINT_FILE
+    whole = torch.load(path, weights_only=True)
+    for change, said in (
+        ({"epoch": None}, "epoch: input should be a valid integer, got None"),
+        ({"epoch": 0}, "prepared: is required"),
+        ({"settings": "crh"}, "settings: input should be a valid dictionary, got 'crh'"),
+        ({"metrics": {"val/map": "much"}}, "metrics.val/map: input should be a valid number"),
+        ({"codebook": {**whole["codebook"], "words": "xyz"}}, "codebook: non-hexadecimal number"),
+        ({"codebook": {"bits": 16}}, "codebook.size"),
+        ({"model": ...}, "model: is required"),
+        ({"table": ...}, "table: is required"),
+    ):
+        torch.save({name: value for name, value in {**whole, **change}.items() if value is not ...}, path)
+        with pytest.raises(checkpoints.CheckpointError) as caught:
+            run.restore(tmp_path)
+        line = str(caught.value)
+        assert line.startswith(f"{path}: not a checkpoint of a training run: {said}"), line
+        assert "\n" not in line
+    torch.save(whole, path)
+    run.restore(tmp_path)
 
 
 def with_unseen(name: str, share: float = 0.3) -> Split:

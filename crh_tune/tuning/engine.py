@@ -25,7 +25,11 @@ from crh_tune.tuning.stages import Stage
 from crh_tune.tuning.trial import run_trial
 from crh_tune.tuning.worker import RESTARTS
 
-os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a run that fails reports its error in place of metrics
+_ENVIRONMENT = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own handler would end the runs, and then continue the search
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a run that fails reports its error in place of metrics
+}
+"""What Tune reads from the environment as it starts; without these an engine does not work."""
 
 
 def drive(
@@ -43,6 +47,7 @@ def drive(
     engine.begin()
     if engine.present is not None:
         (place.folder / RUNS_FOLDER).mkdir(exist_ok=True)
+        os.environ.update(_ENVIRONMENT)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the events say what happened
         survive_out_of_memory()
         keep_processes()

@@ -17,7 +17,6 @@ from crh_tune.errors import INTERRUPTED_CODE, Interrupted
 from crh_tune.ground import write_whole
 
 _KEEP_SECONDS = 2.0
-os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own handler would end the runs, and then go on with the search
 
 
 class Clock:

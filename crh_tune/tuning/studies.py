@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import ray
-from mlflow import MlflowClient
 
 from crh_tune.data.splits import Split, final_split
 from crh_tune.hashing.codebook import sample_codebook
@@ -30,7 +29,7 @@ from crh_tune.tuning.record import COMPLETE, held, make_storage, read_outcomes
 from crh_tune.tuning.run import TEST, Run
 from crh_tune.tuning.stages import FixedRuns
 from crh_tune.tuning.stopping import Stop
-from crh_tune.tuning.tracking import PATIENCE, SHORT_PATIENCE
+from crh_tune.tuning.tracking import PATIENCE, SHORT_PATIENCE, open_client
 from crh_tune.tuning.worker import start_aggregator
 
 VARIED = ("early_epochs", "reassignment")
@@ -125,7 +124,7 @@ def _is_complete(run: Any) -> bool:
 
 
 def _all_runs(uri: str, experiment: str) -> list[Any]:
-    client, token = MlflowClient(tracking_uri=uri), None
+    client, token = open_client(uri), None
     runs: list[Any] = []
     while True:
         page = client.search_runs([experiment], max_results=_PAGE, page_token=token)
@@ -162,7 +161,7 @@ def study_runs(study: str, storage: Path) -> pd.DataFrame:
     """
     uri = tracking.default_tracking_uri(storage)
     with tracking.answering(uri):
-        found = MlflowClient(tracking_uri=uri).get_experiment_by_name(study)
+        found = open_client(uri).get_experiment_by_name(study)
         runs = [run for run in _all_runs(uri, found.experiment_id) if _is_complete(run)] if found else []
     return pd.DataFrame([_row(run) for run in runs], columns=list(_COLUMNS))
 

@@ -21,10 +21,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # a line for every run that ends, with the password
-
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
@@ -38,8 +34,6 @@ KEY_TAG, RUN_TAG = "crh_tune.key", "crh_tune.run"
 """Tags of every run: what it is found again by, and its name in the search's folder; the page's own name changes."""
 NOTE_TAG = "mlflow.note.content"
 """What MLflow shows as the description of a run or experiment, in Markdown."""
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-logging.getLogger("alembic").setLevel(logging.WARNING)
 # Without a kind, the UI takes an experiment for one of language-model traces.
 _VIEW = {
     "searchFilter": "",
@@ -81,6 +75,16 @@ def default_tracking_uri(storage: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage.resolve() / 'mlflow.db'}"
 
 
+def open_client(uri: str) -> MlflowClient:
+    """A client that waits for seconds, not minutes, and prints nothing. Raises what MLflow does on no address."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # a line for every run that ends, with the password
+    for name in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
 def connect(uri: str, experiment: str, storage: Path) -> str:
     """Reach the tracking server and create the experiment where it is missing; returns its id.
 
@@ -89,7 +93,7 @@ def connect(uri: str, experiment: str, storage: Path) -> str:
     storage.mkdir(parents=True, exist_ok=True)
     with answering(uri), (storage / ".mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that make a new SQLite database break each other's
-        client = MlflowClient(tracking_uri=uri)
+        client = open_client(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
             artifacts = (storage.resolve() / "mlflow_artifacts").as_uri() if uri.startswith("sqlite:") else None
@@ -125,7 +129,7 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str, storage: Path, folder: Path) -> None:
         with answering(uri):  # what is no address at all
-            self._client = MlflowClient(tracking_uri=uri)
+            self._client = open_client(uri)
         self._connect = lambda: connect(uri, experiment, storage)
         self._uri = uri
         self._experiment_id = ""

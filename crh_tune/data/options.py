@@ -12,9 +12,12 @@ from crh_tune.data.store.decode import MEGAPIXELS
 
 
 class Options(BaseModel):
-    """Base of the datasets' options: unknown keys are refused."""
+    """Base of the datasets' options: unknown keys are refused.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    The sentence below an option is its description, in ``docs/settings.md`` too.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def _absolute(path: Path) -> Path:
@@ -32,31 +35,29 @@ def _rising(span: tuple[float, float] | None) -> tuple[float, float] | None:
 
 
 class FileOptions(Options):
-    """``path`` is the dataset's folder or file; ``--data`` sets it.
-
-    ``reference`` says how alike classes are where the dataset does not know: a CSV file ``class,superclass``, or a
-    ``.npy`` array of features with one row a class, or one row a training sample.
-    """
+    """What every dataset takes that is read from files."""
 
     path: DataPath | None = None
+    """The dataset's folder or file; ``--data`` sets it."""
     reference: DataPath | None = None
+    """How alike classes are: a CSV file ``class,superclass``, or an ``.npy`` array with a row a class or sample."""
 
 
 class ImageOptions(FileOptions):
-    """Images are decoded once to ``size`` x ``size`` pixels; ``on_bad_image`` says what an unreadable one does.
-
-    ``range`` is what becomes 0 and 255 in grey images of more than 8 bits: [low, high]; without, the lowest and the
-    highest value in all of the dataset. Images of more than ``max_megapixels`` million pixels count as unreadable:
-    a small file can hold so many that they fill the memory.
-    """
+    """What every dataset of image files takes beside that."""
 
     size: int = Field(256, ge=4, le=2048)
+    """The side in pixels to which images are decoded, once."""
     on_bad_image: Literal["stop", "skip"] = "stop"
+    """What an unreadable image does: it stops the search before its first trial, or is left out and named."""
     range: Annotated[tuple[float, float] | None, AfterValidator(_rising)] = None
+    """What becomes 0 and 255 in grey images of more than 8 bits; null takes the dataset's lowest and highest value."""
     max_megapixels: float = Field(MEGAPIXELS, gt=0)
+    """Larger images, in million pixels, count as unreadable: a small file can hold more than fits into memory."""
 
 
 class LabelOptions(ImageOptions):
-    """``on_no_label`` says what a row without a label does: published lists of several labels have some."""
+    """What datasets take whose images can have several labels, or none."""
 
     on_no_label: Literal["stop", "skip"] = "stop"
+    """What an image without a label does: it stops the search, or is left out; published lists have some."""

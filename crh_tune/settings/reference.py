@@ -15,6 +15,8 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from crh_tune.data.datasets import DATASETS
+from crh_tune.data.options import FileOptions, ImageOptions, LabelOptions, Options
 from crh_tune.hashing.methods import METHODS
 from crh_tune.hashing.objectives import OBJECTIVES
 from crh_tune.settings.distribution import KINDS
@@ -29,6 +31,11 @@ _INTRODUCTION = """# Settings
 A search-space file is YAML. `crh-tune search FILE` runs it, and what is wrong in it is told in one line. An export's
 `settings.yaml` holds the settings of one trial: `dataset`, `method`, `trial`, `evaluation`, `validation` and `scaling`
 are the same in both. `null` in the column of defaults means: not set."""
+
+_DATASET = """## dataset
+
+The dataset's `name`, and beside it the options that this dataset takes. [data.md](data.md) says how its files lie on
+disk."""
 
 _SEARCHED = """## search
 
@@ -61,6 +68,8 @@ def reference() -> str:
             "## A search-space file",
             settings_table(SearchSettings.model_fields),
             *_parts("", SearchSettings.model_fields),
+            _DATASET,
+            *_datasets(),
             _SEARCHED,
             _table(("distribution", "takes"), ((f"`{name}`", text) for name, text in KINDS.items())),
             _TRIAL,
@@ -82,7 +91,8 @@ def settings_table(fields: Mapping[str, FieldInfo]) -> str:
     for name, field in fields.items():
         symbol = symbol_of(field)
         written = f"{symbol.name} ({symbol.where})" if symbol and symbol.where else symbol.name if symbol else ""
-        rows.append((f"`{name}`", written, default_of(name, field), range_of(field), field.description or ""))
+        sentence = (field.description or "").replace("``", "`")
+        rows.append((f"`{name}`", written, default_of(name, field), range_of(field), sentence))
     return _table(("setting", "symbol", "default", "range", "what it is"), rows)
 
 
@@ -153,6 +163,26 @@ def _parts(above: str, fields: Mapping[str, FieldInfo]) -> list[str]:
 
 def _has_settings(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+_SHARED_OPTIONS = {"files": FileOptions, "images": ImageOptions, "labels": LabelOptions}
+
+
+def _datasets() -> list[str]:
+    """The options that datasets share, and then each dataset with its own."""
+    found = [f"### Options of {name}\n\n{_docstring(kind)}\n\n{_own(kind)}" for name, kind in _SHARED_OPTIONS.items()]
+    for kind in dict.fromkeys(source.options for source in DATASETS.values()):
+        names = ", ".join(f"`{name}`" for name, source in DATASETS.items() if source.options is kind)
+        shared = [name for name, each in _SHARED_OPTIONS.items() if issubclass(kind, each)]
+        takes = f"Also the options of {', '.join(shared)}." if shared else ""
+        found.append("\n\n".join(part for part in (f"### {names}", _docstring(kind), takes, _own(kind)) if part))
+    return found
+
+
+def _own(kind: type[Options]) -> str:
+    """A table of the options that a class declares itself; nothing where it declares none."""
+    own = {name: field for name, field in kind.model_fields.items() if name in vars(kind).get("__annotations__", {})}
+    return settings_table(own) if own else ""
 
 
 def _objective(name: str) -> str:

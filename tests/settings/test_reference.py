@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import pytest
 from pydantic import BaseModel, Field
 
+from crh_tune.data.datasets import DATASETS
 from crh_tune.hashing.methods import METHODS
 from crh_tune.hashing.objectives import OBJECTIVES, Symbol
 from crh_tune.settings.reference import default_of, range_of, reference
@@ -32,6 +34,7 @@ def settings_in(kind: type[BaseModel]) -> set[type[BaseModel]]:
 
 
 ALL = {kind for root in (SearchSettings, TrialSettings, StudySettings) for kind in settings_in(root)}
+ALL |= {source.options for source in DATASETS.values()}
 
 
 def test_the_page_is_up_to_date():
@@ -51,6 +54,9 @@ def test_every_setting_objective_and_method_is_on_the_page():
     for kind in settings_in(SearchSettings) - {TrainingSettings}:
         if kind.__name__ not in ("Distribution", "DatasetSettings"):
             assert all(f"\n| `{name}` |" in page for name in kind.model_fields), kind
+    for name, source in DATASETS.items():
+        assert re.search(rf"\n### .*`{name}`", page), name
+        assert all(f"\n| `{option}` |" in page for option in source.options.model_fields), name
     assert all(f"\n| `{name}` |" in page for name in (*TrainingSettings.model_fields, *METHODS))
     for name, kind in OBJECTIVES.items():
         part = page.split(f"### {name}\n")[1].split("\n#")[0]

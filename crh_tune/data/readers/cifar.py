@@ -25,15 +25,14 @@ _QUERIES, _TRAIN = 100, 500
 
 
 class CifarOptions(ImageOptions):
-    """``path`` holds the folder of Python batches, or their content, or class folders under train/ and test/.
-
-    The protocol ``full`` trains on the training images and is evaluated on the test images. ``sampled`` draws 100
-    queries and 500 training images a class with ``seed`` from all images; all but the queries are the database.
-    """
+    """``path`` holds the folder of Python batches, or their content, or class folders under train/ and test/."""
 
     size: int = Field(32, ge=4, le=2048)
+    """The side in pixels to which images are decoded, once."""
     protocol: Literal["full", "sampled"] = "full"
+    """The files' own split; or 100 queries and 500 training images a class, in a database of all but the queries."""
     seed: int = Field(0, ge=0)
+    """What the images of ``sampled`` are drawn with."""
 
 
 @dataclass(frozen=True)

@@ -30,16 +30,20 @@ _PARTS = ("train2014", "val2014")
 class CocoOptions(LabelOptions):
     """``path`` holds train2014/, val2014/ and annotations/instances_train2014.json, instances_val2014.json.
 
-    ``queries`` and ``train`` images are drawn with ``seed`` from those with a label; the rest is the database.
-    ``lists`` is a folder of train.txt, test.txt and database.txt that say the split instead: an image's path and a 0
-    or 1 for every class, in alphabetical order, a row. ``database_contains_train``: training images can be found too.
+    Queries and training images are drawn from those with a label; the rest is the database. Where ``lists`` says the
+    split instead, each row of a list is an image's path and a 0 or 1 for every class, in alphabetical order.
     """
 
     lists: str | None = None
+    """A folder of train.txt, test.txt and database.txt that say the split; null draws one."""
     seed: int = Field(0, ge=0)
+    """What queries and training images are drawn with."""
     queries: int = Field(5000, ge=1)
+    """How many queries are drawn."""
     train: int = Field(10_000, ge=1)
+    """How many training images are drawn."""
     database_contains_train: bool = True
+    """Whether the training images can be found too."""
 
 
 @dataclass(frozen=True)

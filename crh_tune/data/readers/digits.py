@@ -23,23 +23,29 @@ Pools = list[npt.NDArray[np.int64]]
 
 
 class DigitsOptions(Options):
-    """The digits themselves have nothing to choose."""
+    """Single handwritten digits, built in: 10 classes."""
 
 
 class DigitPairsOptions(Options):
-    """``images_per_class`` training pairs and ``queries_per_class`` test queries a class; ``seed`` pairs them."""
+    """Two digits side by side, built in: 100 classes."""
 
     images_per_class: int = Field(12, ge=2, le=10_000)
+    """How many training pairs a class has."""
     queries_per_class: int = Field(5, ge=1, le=10_000)
+    """How many test queries a class has."""
     seed: int = Field(0, ge=0)
+    """What digits are paired with."""
 
 
 class DigitSetsOptions(Options):
-    """``images`` training canvases and ``queries`` test queries; ``seed`` composes them."""
+    """Canvases of several digits, built in: each has the labels of the digits on it."""
 
     images: int = Field(1200, ge=50, le=1_000_000)
+    """How many training canvases there are."""
     queries: int = Field(400, ge=10, le=1_000_000)
+    """How many test queries there are."""
     seed: int = Field(0, ge=0)
+    """What canvases are composed with."""
 
 
 def digits(options: DigitsOptions) -> Dataset:

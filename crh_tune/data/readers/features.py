@@ -47,11 +47,13 @@ class FeaturesOptions(FileOptions):
     """``path`` is a ``.npz`` file or a folder of ``.npy`` files.
 
     They hold train_features, train_labels, test_features, test_labels, and perhaps database_features and
-    database_labels; or features and labels, of which ``test_fraction`` is drawn as queries with ``seed``.
+    database_labels; or features and labels, of which queries are drawn.
     """
 
     test_fraction: float = Field(0.2, gt=0, lt=1)
+    """The share of the samples that is drawn as queries, where the files name none."""
     seed: int = Field(0, ge=0)
+    """What queries are drawn with."""
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,16 @@ _LEFT_BY_PROGRAMS = frozenset({"__MACOSX", "@eaDir"})
 
 
 class FolderOptions(ImageOptions):
-    """``train/<class>/`` and ``test/<class>/``, or ``<class>/`` alone, of which ``test_fraction`` is drawn as queries.
+    """``train/<class>/`` and ``test/<class>/``, or ``<class>/`` alone, of which queries are drawn class by class.
 
-    The draw is made class by class with ``seed``. ``training/`` stands in for ``train/``, and ``testing/``, ``val/``,
-    ``valid/`` or ``validation/`` for ``test/``, in any case of the letters.
+    ``training/`` stands in for ``train/``, and ``testing/``, ``val/``, ``valid/`` or ``validation/`` for ``test/``, in
+    any case of the letters.
     """
 
     test_fraction: float = Field(0.2, gt=0, lt=1)
+    """The share of each class that is drawn as queries, where there is no folder of them."""
     seed: int = Field(0, ge=0)
+    """What queries are drawn with."""
 
 
 def list_folder(options: FolderOptions) -> Listing:

@@ -30,15 +30,16 @@ _ROW = re.compile(rf"(.*(?:{_SUFFIX}))[\s,]+(.+)", re.IGNORECASE)
 
 
 class ListsOptions(LabelOptions):
-    """List files, in the data folder or by absolute path; the paths in them lead into it, relative to it or absolute.
-
-    ``database`` and ``classes`` (a class name a line) default to ``database.txt`` and ``classes.txt`` if these exist.
-    """
+    """List files, in the data folder or by absolute path; the paths in them, relative or absolute, lead into it."""
 
     train: str = "train.txt"
+    """The list of training images."""
     test: str = "test.txt"
+    """The list of test queries."""
     database: str | None = None
+    """The list of the database; null takes ``database.txt`` where it exists, else the training images."""
     classes: str | None = None
+    """A file with a class name a line; null takes ``classes.txt`` where it exists."""
 
 
 class Row(NamedTuple):

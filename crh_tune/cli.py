@@ -18,11 +18,14 @@ from crh_tune.command import (
     DEFAULT_STORAGE,
     AsJson,
     Quiet,
+    SearchName,
     Storage,
+    complete_search,
     ending,
     leave,
     run_app,
     say,
+    search_names,
     silent,
     stdout_for_json,
 )
@@ -32,11 +35,6 @@ from crh_tune.spaces import find_space, is_study, space_names
 
 SYNC_PATIENCE = 10.0
 """After how many seconds in which nothing could be sent ``sync`` gives up."""
-
-
-def _searches() -> list[str]:
-    """The names of the searches there are, for a shell to complete."""
-    return sorted(path.parent.name for path in Path(DEFAULT_STORAGE).glob("*/search.json"))
 
 
 app = typer.Typer(
@@ -120,9 +118,7 @@ crh-tune export digit-pairs-001 --to model/"""
 )
 @ending("crh-tune export")
 def export(
-    search: Annotated[
-        str, typer.Argument(help="The search's name, such as digit-pairs-001.", autocompletion=_searches)
-    ],
+    search: SearchName,
     storage: Storage = Path(DEFAULT_STORAGE),
     to: Annotated[
         Path | None,
@@ -152,9 +148,7 @@ crh-tune sync digit-pairs-001"""
 )
 @ending("crh-tune sync")
 def sync(
-    search: Annotated[
-        str, typer.Argument(help="The search's name, such as digit-pairs-001.", autocompletion=_searches)
-    ],
+    search: SearchName,
     storage: Storage = Path(DEFAULT_STORAGE),
 ) -> None:
     """Send MLflow what its server missed of a search."""
@@ -187,7 +181,7 @@ def report(
         str,
         typer.Argument(
             help="A search, such as digit-pairs-001, or a study, such as table2 or a YAML file.",
-            autocompletion=lambda: [*_searches(), *space_names()],
+            autocompletion=lambda ctx: [*complete_search(ctx), *space_names()],
         ),
     ],
     storage: Storage = Path(DEFAULT_STORAGE),
@@ -216,7 +210,7 @@ crh-tune compare digit-pairs-001 digit-pairs-002"""
 )
 @ending("crh-tune compare")
 def compare(
-    names: Annotated[list[str], typer.Argument(help="Searches, two or more.", autocompletion=_searches)],
+    names: Annotated[list[str], typer.Argument(help="Searches, two or more.", autocompletion=complete_search)],
     storage: Storage = Path(DEFAULT_STORAGE),
 ) -> None:
     """Put searches side by side, with the difference of those that were tested on the same queries."""
@@ -246,9 +240,7 @@ crh-tune clean digit-pairs-001"""
 )
 @ending("crh-tune clean")
 def clean(
-    search: Annotated[
-        str, typer.Argument(help="The search's name, such as digit-pairs-001.", autocompletion=_searches)
-    ],
+    search: SearchName,
     storage: Storage = Path(DEFAULT_STORAGE),
 ) -> None:
     """Delete the checkpoints of a finished search that neither its export nor its report needs."""
@@ -316,7 +308,7 @@ def check(
 
 def _search_or_study(name: str, storage: Path) -> Path:
     """The folder of a search, or else the file of a study. Raises SettingsError with the searches there are."""
-    there = sorted(path.parent.name for path in storage.glob("*/search.json"))
+    there = search_names(storage)
     if name in there:
         return storage / name
     searches = f"{did_you_mean(name, there)}there is {', '.join(there) or 'none'}"

@@ -31,6 +31,21 @@ _ENVIRONMENT = {
 
 Say = Callable[[str], None]
 Arguments = ParamSpec("Arguments")
+
+
+def search_names(storage: Path) -> list[str]:
+    """The names of the searches there are."""
+    return sorted(path.parent.name for path in storage.glob("*/search.json"))
+
+
+def complete_search(context: typer.Context) -> list[str]:
+    """The same for a shell to complete: those of the storage that stands in the command line so far."""
+    return search_names(Path(context.params.get("storage") or DEFAULT_STORAGE).expanduser())
+
+
+SearchName = Annotated[
+    str, typer.Argument(help="The search's name, such as digit-pairs-001.", autocompletion=complete_search)
+]
 Storage = Annotated[Path, typer.Option(metavar="DIR", help="Where searches are kept.")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object; progress goes to standard error.")

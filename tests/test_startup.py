@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -223,6 +224,28 @@ def test_importing_any_module_changes_nothing_that_the_whole_process_shares(tmp_
     *changed, count = loaded(IMPORT_ALL, cwd=tmp_path)[0]
     assert changed == []
     assert count > 150
+
+
+COMPLETE = """
+eval "$(_CRH_TUNE_COMPLETE=source_bash crh-tune)"
+press_tab() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _crh_tune_completion crh-tune; echo "${COMPREPLY[*]}"; }
+press_tab crh-tune dat
+press_tab crh-tune search --tri
+press_tab crh-tune search digit
+press_tab crh-tune search --storage mine --resume p
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="it is bash that completes")
+def test_bash_completes_commands_options_search_spaces_and_searches(tmp_path: Path):
+    (tmp_path / "mine" / "photos-001").mkdir(parents=True)
+    (tmp_path / "mine" / "photos-001" / "search.json").touch()
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", COMPLETE],
+        capture_output=True, text=True, check=True, cwd=tmp_path, env={**os.environ, "PATH": path},
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["data", "--trials", "digit_pairs", "photos-001"]
 
 
 def test_the_script_of_ray_submit_runs_as_a_copy_in_another_folder(tmp_path: Path):

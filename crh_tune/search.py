@@ -115,8 +115,8 @@ def resume_search(
 ) -> SearchResult:
     """Resume a search where it stopped, by its name (``digit-pairs-001``); of a finished one, its result again.
 
-    ``trials``, ``hours`` and ``epochs`` are added to a search that has ended: it goes on for so many, and
-    confirms and tests what wins now. Other arguments, result and errors are those of :func:`run_search`.
+    ``trials``, ``hours`` and ``epochs`` are added to a search that has ended: it continues for that long,
+    and confirms and tests what wins now. Other arguments, result and errors are those of :func:`run_search`.
     """
     prepare_process()
     from crh_tune.tuning.record import SETTINGS_FILE, find_folder, read_settings, with_more

@@ -15,7 +15,7 @@ class AshaSettings(Settings):
     grace_epochs: int = Field(5, ge=1)
     """How many epochs every trial gets."""
     reduction: float = Field(3, gt=1)
-    """Of so many trials that reach a rung, one goes on; rungs are so many times further apart."""
+    """One in this many trials passes a rung; each rung is at this many times the epochs of the one before."""
 
 
 class SchedulerSettings(Settings):

@@ -19,7 +19,7 @@ from crh_tune.training.models import build_network
 from crh_tune.training.workers import Workers
 
 State = dict[str, Any]
-"""What the classifier's training goes on from: its ``epoch``, and the state of model, optimizer and schedule."""
+"""What the classifier's training resumes from: its ``epoch``, and the state of model, optimizer and schedule."""
 Reached = Callable[[int, Callable[[], State]], None]
 """Called by every worker after each epoch of the classifier with its number and what gives its state beside it."""
 _ASK_BATCH = 256
@@ -31,7 +31,7 @@ def classifier_scores(
     """Train a classifier for half the trial's epochs; C x C: how much of other classes it sees in each class's samples.
 
     Cross entropy on the logits, targets y / ||y||_1; Adam at the trial's learning rate, cosine to zero; batches in
-    ``accumulate`` parts. From ``begun`` on it goes on as if it had never stopped.
+    ``accumulate`` parts. From ``begun`` it resumes as if it had never stopped.
     """
     trial = settings.trial
     torch.manual_seed(trial.seed)

@@ -25,7 +25,7 @@ class Asha(AsyncHyperBandScheduler):
         fill_rungs(self, name, values)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Give a trial that goes on the places it has in the rungs, so that it is not counted twice."""
+        """Give a trial that is resumed the places it has in the rungs, so that it is not counted twice."""
         if not _is_searched(trial):
             return
         super().on_trial_add(tune_controller, trial)

@@ -99,7 +99,7 @@ def compute_features(dataset: DatasetSettings, trial: TrainingSettings, scaling:
             deaths = deaths + 1 if kept == before else 0
             if deaths > RESTARTS:
                 raise DataError(f"the task that computes features dies ({why}): start again, what is done is kept")
-            say(f"the task that computes features died ({why}): it goes on in another process")
+            say(f"the task that computes features died ({why}): it continues in another process")
     finally:
         token.unlink(missing_ok=True)
 

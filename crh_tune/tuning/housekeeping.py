@@ -110,7 +110,7 @@ def clean(storage: Path, name: str) -> list[str]:
     folder = find_folder(storage, name)
     if not (folder / SUMMARY_FILE).exists():
         raise SettingsError(
-            f"{name} has not ended, and needs its checkpoints to go on: crh-tune search --resume {name} first"
+            f"{name} has not ended, and needs its checkpoints to resume: crh-tune search --resume {name} first"
         )
     with held(folder):
         before = size_of(folder)

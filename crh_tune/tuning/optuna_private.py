@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, Trial
 
 
 def taken_up(study: optuna.Study, begun: FrozenTrial) -> Trial:
-    """A running trial of the study, begun in this process or another, to be gone on with."""
+    """A running trial of the study, begun in this process or another, to be continued."""
     return Trial(study, begun._trial_id)
 
 

@@ -1,4 +1,4 @@
-"""A search's folder is its record: settings, Optuna's study, how each run ended. A resumed search reads it and goes on.
+"""A search's folder is its record: settings, Optuna's study, how each run ended. A search resumes from it.
 
 Every file is written whole or not at all; one process at a time holds the folder.
 """
@@ -161,7 +161,7 @@ def epochs_of(outcomes: Iterable[Outcome]) -> int:
 
 
 def go_on_with(folder: Path, settings: SearchSettings) -> None:
-    """Let a search that has ended go on under these settings; its summary so far is kept as ``summary-1.json``, ..."""
+    """Let a search that has ended continue under these settings; its summary is kept as ``summary-1.json``, ..."""
     (folder / SUMMARY_FILE).rename(folder / f"summary-{earlier_ends(folder) + 1}.json")
     write_record(folder / SETTINGS_FILE, settings)  # last: before it, nothing has been added
 

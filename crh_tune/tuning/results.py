@@ -57,7 +57,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search that has ended found. ``best_test`` and ``paper_test`` are the test mAP, each asked once.
+    """What a search that has ended found. ``best_test`` and ``paper_test`` are the test mAP, each measured once.
 
     ``tracking_uri`` is without a password: the result is kept and printed.
     """

@@ -220,7 +220,7 @@ class ConfirmStage(Stage):
             self._end_round()
 
     def _end_round(self) -> None:
-        """Let finalists drop out, and go on to the next seed unless the race is over."""
+        """Let finalists drop out, and begin the next seed unless the race is over."""
         self._seeds_run += 1
         values, seeds = self._values(), self._settings.confirm.seeds
         most = race.places(self._finalists, self._seeds_run, seeds)
@@ -279,7 +279,7 @@ class ConfirmStage(Stage):
 
 
 class TestStage(FixedRuns):
-    """The winner, and the paper's setting to compare, trained on all training samples; the test queries are asked once.
+    """The winner, and the paper's setting to compare, trained on all training samples, evaluated on the test set once.
 
     ``best`` and ``paper`` are the candidates that are tested, once the stage has begun.
     """

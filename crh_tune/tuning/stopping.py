@@ -45,9 +45,9 @@ class Stop(tune.Stopper):
     def __init__(self) -> None:
         self.interrupted = False
         self.search_id = ""
-        """The search that can be gone on with; empty before there is one."""
+        """The search that can be resumed; empty before there is one."""
         self.failure: Exception | None = None
-        """Why it makes no sense to go on."""
+        """Why it makes no sense to continue."""
         self._running = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:

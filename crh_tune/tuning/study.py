@@ -118,7 +118,7 @@ def run_search(
 ) -> SearchResult:
     """Run a search to its end, in a new folder of ``storage`` or in the one that is resumed; Ray is up already.
 
-    One that has ended goes on where its settings have more trials or hours than those it ended with.
+    One that has ended continues where its settings have more trials or hours than those it ended with.
 
     Raises SettingsError before anything starts where the machine is too small, MLflow does not answer, another process
     runs this search or it was begun on other data; SearchFailed where no trial ends well or storage fails; Interrupted,
@@ -127,7 +127,7 @@ def run_search(
     at_once, stop = concurrency(settings.scaling, settings.budget), stop or Stop()
     make_storage(storage)
     uri = tracking.default_tracking_uri(storage)
-    if resume is None:  # a search that goes on does so without MLflow too
+    if resume is None:  # a search that is resumed can do without MLflow
         with stop.in_order():  # a new database that is half made is of no use to anyone
             tracking.connect(uri, settings.name, storage)
         stop.raise_if_interrupted()
@@ -249,7 +249,7 @@ def how_it_ended(settings: SearchSettings, outcomes: list[Outcome], trials: int)
 
 
 def _open_study(settings: SearchSettings, place: Place) -> optuna.Study:
-    """The search's study, new or as it was left. A sampler that goes on proposes nothing a second time."""
+    """The search's study, new or as it was left. A sampler that is resumed proposes nothing a second time."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     study = optuna.create_study(

@@ -44,7 +44,7 @@ def test_a_search_is_listed_reported_compared_and_cleaned(searches, tmp_path, ca
         (["report", "../x"], "no search '../x' in "),
         (["compare", "made-001"], "name two searches or more, each once"),
         (["compare", "made-001", "other"], "no search 'other' in "),
-        (["clean", "photos-001"], "photos-001 has not ended, and needs its checkpoints to go on"),
+        (["clean", "photos-001"], "photos-001 has not ended, and needs its checkpoints to resume"),
         (["clean", "other"], "no search 'other' in "),
     ],
 )

@@ -2,7 +2,7 @@
 
 A cache is named after the content of the image files, their order and the size, so a changed dataset has another one.
 It is built under a lock, in blocks, beside its place, and renamed when it is whole; whoever comes meanwhile waits, and
-whoever finds a part that a killed process has left goes on with it. Every block has a checksum: a cache whose files are
+whoever finds a part that a killed process has left continues it. Every block has a checksum: a cache whose files are
 not exactly as they were when they were last checked is checked again before it is read, and a bad one is built anew.
 """
 

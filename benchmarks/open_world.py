@@ -2,11 +2,14 @@
 
     .venv/bin/python -m benchmarks.open_world --data DIR [--last 50] [--bits 64] [--seeds 3] [--epochs 30]
         [--rows crh crh+16 orthohash …] [--backbone …] [--weights …] [--keep FILE] [--figure FILE]
+    .venv/bin/python -m benchmarks.open_world --digits --bits 32 …     # pairs of digits, those with a 9 held out
+    .venv/bin/python -m benchmarks.open_world --data DIR --served      # what open bits cost in service, nothing else
 
 The last so many classes by name are held out whole. Every fifth photo of a class is a query; the seen classes are
 trained on and searched by theirs, the held-out classes are searched among themselves. ``crh+16`` is CRH with 16 open
-bits of the same length in all; ``pca_itq`` and ``float_cosine`` are not trained. Prints a Markdown table: mAP@all with
-expected ties of the seen and the unseen, the mean over the seeds and each value, and of all in one database.
+bits of the same length in all; ``pca_itq`` and ``float_cosine`` are not trained. Prints Markdown tables: mAP@all with
+expected ties of the seen and the unseen, the mean over the seeds and each value, and of all in one database; then what
+enrolling the held-out classes with 1, 5 and 20 of their photos does, and how many queries are far from every code.
 ``--keep FILE`` holds each finished run as a line of JSON: a benchmark that was stopped goes on where it was.
 ``--figure FILE`` draws the seen against the unseen, a point a run, at the first length.
 """
@@ -14,9 +17,11 @@ expected ties of the seen and the unseen, the mean over the seeds and each value
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,29 +30,48 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.photos import LINEAR, THREADS, heading, open_photos, to_stderr
+from crh_tune.data.datasets import open_dataset
 from crh_tune.data.listing import DataError
-from crh_tune.data.splits import Samples, Split, hold_out
+from crh_tune.data.splits import Samples, Split, final_split, hold_out
+from crh_tune.hashing.codebook import Codebook
 from crh_tune.hashing.methods import METHODS
 from crh_tune.retrieval.average_precision import LabelledCodes, average_precisions, mean_average_precision
 from crh_tune.retrieval.baselines import cosine_average_precisions
-from crh_tune.retrieval.packing import pack_codes
+from crh_tune.retrieval.index import Index
+from crh_tune.retrieval.packing import hamming_distances, pack_codes
+from crh_tune.serving.codes import Codes
+from crh_tune.serving.enrolment import Enrolment, Place
+from crh_tune.serving.reach import Reach
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.training import TrainingSettings
 from crh_tune.settings.trial import EvaluationSettings, TrialSettings
 from crh_tune.training.aggregator import solve_locally
+from crh_tune.training.evaluation import encode_share
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import Workers
 
 ROWS = ("float_cosine", "pca_itq", "crh+16", "crh", "crh+24", "crh+32", "crh_u", "orthohash")
+ENROLLING = ("crh", "crh+24", "crh+12")
+"""Rows whose held-out classes are enrolled as well: two are enough."""
+PLACE_TITLES: dict[Place, str] = {
+    "own": "own codes (no enrolment)",
+    "middle": "middle of the class",
+    "word": "free codeword",
+}
 UNTRAINED = {"float_cosine": "float features, cosine", "pca_itq": "PCA + ITQ, no training"}
 PROTOCOL = EvaluationSettings().protocol
-Maps = dict[str, float]
-"""mAP of the ``seen``, the ``unseen``, and all in one database (``mixed``)."""
+LABELLED = (1, 5, 20)
+"""How many photos of each held-out class are labelled, to enroll it."""
+Maps = dict[str, Any]
+"""mAP of the ``seen``, the ``unseen``, and all in one database (``mixed``); of a trained row also ``enrolled``, by the
+number of labelled photos and the place, and ``far``."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path)
+    source.add_argument("--digits", action="store_true")
     parser.add_argument("--last", type=int, default=50)
     parser.add_argument("--bits", type=int, nargs="+", default=[64])
     parser.add_argument("--seeds", type=int, default=3)
@@ -58,22 +82,32 @@ def main() -> int:
     parser.add_argument("--photos-per-class", type=int, metavar="N")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--served", action="store_true")
     arguments = parser.parse_args()
-    shape = {
-        "backbone": arguments.backbone, "weights": arguments.weights, "freeze": True, "head": "mlp",
-        "batch_size": 256, "epochs": arguments.epochs, "evaluate_every": arguments.epochs,
-    }  # fmt: skip
+    shape: dict[str, Any] = {"epochs": arguments.epochs, "evaluate_every": arguments.epochs}
     try:
-        whole = open_photos(arguments.data, TrainingSettings(**shape), arguments.photos_per_class)
-        split = hold_out(whole, np.arange(whole.classes - arguments.last, whole.classes))
+        if arguments.digits:
+            shape |= {"backbone": "small_cnn", "batch_size": 128, "learning_rate": 2e-3}
+            split = digit_pairs()
+        else:
+            shape |= {
+                "backbone": arguments.backbone, "weights": arguments.weights, "freeze": True, "head": "mlp",
+                "batch_size": 256,
+            }  # fmt: skip
+            whole = open_photos(arguments.data, TrainingSettings(**shape), arguments.photos_per_class)
+            split = hold_out(whole, np.arange(whole.classes - arguments.last, whole.classes))
+        if arguments.served:
+            print("\n".join(served(split, shape, arguments.bits[0])))
+            return 0
         results = measured(split, shape, arguments)
     except (DataError, SettingsError, ValueError) as error:
         parser.error(str(error))
     assert split.unseen is not None
-    print("\n".join(heading(split)))
-    print(f"{arguments.last} further classes are held out: {len(split.unseen.database):,} photos and queries "
-          f"{len(split.unseen.queries):,}.\n")  # fmt: skip
-    print("\n".join(table(results, arguments)))
+    print("\n".join(heading(split)).replace("benchmarks.photos", "benchmarks.open_world"))
+    print(f"{len(split.unseen.class_names)} further classes are held out: {len(split.unseen.database):,} photos and "
+          f"{len(split.unseen.queries):,} queries.\n")  # fmt: skip
+    print("\n".join([*table(results, arguments), "", *enrolment_table(results, arguments), ""]))
+    print("\n".join(far_table(results, arguments)))
     if arguments.figure is not None:
         draw(results, arguments)
     return 0
@@ -99,21 +133,112 @@ def measured(split: Split, shape: dict[str, Any], arguments: argparse.Namespace)
     return results
 
 
+def digit_pairs() -> Split:
+    """Pairs of two handwritten digits, those with a 9 held out."""
+    whole = final_split(open_dataset("digit_pairs", {"images_per_class": 12}))
+    return hold_out(whole, np.array([i for i, name in enumerate(whole.class_names) if "9" in name]))
+
+
 def trained(split: Split, row: str, bits: int, seed: int, shape: dict[str, Any]) -> Maps:
+    run = _run(split, row, bits, seed, shape)
+    metrics = run.train(lambda metrics, save: None)
+    maps = {"seen": metrics["test/map"], "unseen": metrics["test/map_unseen"], "mixed": metrics["test/map_mixed"]}
+    unseen = split.unseen
+    assert unseen is not None
+    names = ("queries", "database", "new queries", "new database")
+    parts = (split.queries, split.ranked, unseen.queries, unseen.database)
+    codes = {
+        name: LabelledCodes(pack_codes(encode_share(run.network, part, Workers()).numpy()), part.labels, bits)
+        for name, part in zip(names, parts, strict=True)
+    }
+    return {**maps, "far": far(codes, seed), **({"enrolled": enrolled(codes, run, seed)} if row in ENROLLING else {})}
+
+
+def _run(split: Split, row: str, bits: int, seed: int, shape: dict[str, Any]) -> TrainingRun:
     method, _, open_bits = row.partition("+")
     trial = {**shape, "bits": bits, "seed": seed, "open_bits": int(open_bits or 0)}
     content = {"dataset": {"name": "folder"}, "method": method, "trial": trial, "scaling": {"cpus_per_worker": THREADS}}
     settings = TrialSettings.model_validate(content).resolve(split.classes, split.multi_label)
-    metrics = TrainingRun(settings, split, Workers(), solve_locally).train(lambda metrics, save: None)
-    return {"seen": metrics["test/map"], "unseen": metrics["test/map_unseen"], "mixed": metrics["test/map_mixed"]}
+    return TrainingRun(settings, split, Workers(), solve_locally)
+
+
+def served(split: Split, shape: dict[str, Any], bits: int) -> list[str]:
+    """A row without and one with open bits: bytes a code, distinct codes, and queries encoded and searched a second.
+
+    Queries are the split's, features in, ten neighbours out; the two take turns, medians of the turns.
+    """
+    rows, turns = ("crh", f"crh+{3 * bits // 8}"), 30
+    runs = [_run(split, row, bits, 0, shape) for row in rows]
+    indexes = []
+    for run in runs:
+        run.train(lambda metrics, save: None)
+        words = pack_codes(encode_share(run.network, split.ranked, Workers()).numpy())
+        indexes.append(Index(words, split.ranked.labels, np.arange(len(words))))
+    seconds: list[list[float]] = [[], []]
+    for _ in range(turns):
+        for run, index, taken in zip(runs, indexes, seconds, strict=True):
+            start = time.perf_counter()
+            index.search(pack_codes(encode_share(run.network, split.queries, Workers()).numpy()), 10)
+            taken.append(time.perf_counter() - start)
+    lines = [f"| {bits} bits | bytes a code | distinct codes | queries a second |", "|---|---|---|---|"]
+    for row, index, taken in zip(rows, indexes, seconds, strict=True):
+        rate = len(split.queries) / statistics.median(taken)
+        lines.append(f"| {_title(row)} | {index.words[0].nbytes} | {index.distinct:,} | {rate:,.0f} |")
+    ratio = statistics.median(b / a for a, b in zip(*seconds, strict=True))
+    return [*lines, "", f"With open bits a turn takes {ratio:.2f} times as long (median of {turns} turns)."]
+
+
+def enrolled(codes: dict[str, LabelledCodes], run: TrainingRun, seed: int) -> dict[str, dict[str, list[float]]]:
+    """What enrolling the new classes with so many photos each does, by their number and the place that they have.
+
+    The database is the old one and these photos. Of each place three mAP: that of the new queries among the new photos,
+    theirs in the whole database, and that of the old queries there.
+    """
+    assert isinstance(run.codebook, Codebook)
+    new, generator, maps = codes["new database"], np.random.default_rng(seed), {}
+    blank = Enrolment("", run.trial.bits, run.codebook.words, run.table, (), {})
+    order = generator.permutation(len(new))
+    for count in LABELLED:
+        own = (order[new.labels[order] == label][:count] for label in np.unique(new.labels))
+        rows = np.sort(np.concatenate(list(own)))
+        photos = Codes(new.words[rows], new.labels[rows].astype(str), rows, "", run.trial.bits)
+        after, maps[str(count)] = blank.enroll(photos), {}
+        for place in PLACE_TITLES:
+            stored = LabelledCodes(after.stored(photos, place), new.labels[rows], run.trial.bits)
+            every = _joined(codes["database"], stored)
+            asked = ((codes["new queries"], stored), (codes["new queries"], every), (codes["queries"], every))
+            maps[str(count)][place] = [score(*each) for each in asked]
+    return maps
+
+
+def far(codes: dict[str, LabelledCodes], seed: int) -> dict[str, float]:
+    """How far is far, by a random half of the old queries, and the share of the other half and of the new that are."""
+    near = {
+        name: hamming_distances(codes[name].words, codes["database"].words).min(axis=1)
+        for name in ("queries", "new queries")
+    }
+    order = np.random.default_rng(seed).permutation(len(near["queries"]))
+    reach = Reach.of(near["queries"][order[::2]])
+    old, new = near["queries"][order[1::2]], near["new queries"]
+    return {"bits": reach.threshold, "known": reach.known_share, "seen": reach.share(old), "unseen": reach.share(new)}
+
+
+def score(queries: LabelledCodes, database: LabelledCodes) -> float:
+    return mean_average_precision(average_precisions(queries, database, PROTOCOL, THREADS), PROTOCOL.no_relevant)
+
+
+def _joined(first: LabelledCodes, second: LabelledCodes) -> LabelledCodes:
+    words, labels = (np.concatenate(pair) for pair in ((first.words, second.words), (first.labels, second.labels)))
+    return LabelledCodes(words, labels, first.bits)
 
 
 def untrained(split: Split, row: str, bits: int, seed: int) -> Maps:
     """Fitted on the training samples of the seen classes alone."""
+    split = _flat(split)
     unseen, fitted = split.unseen, None if row == "float_cosine" else LINEAR[row](split.train.inputs, bits, seed)
     assert unseen is not None
 
-    def score(queries: Samples, database: Samples) -> float:
+    def compared(queries: Samples, database: Samples) -> float:
         if fitted is None:
             values = cosine_average_precisions(
                 queries.inputs, queries.labels, database.inputs, database.labels, PROTOCOL
@@ -127,10 +252,26 @@ def untrained(split: Split, row: str, bits: int, seed: int) -> Maps:
 
     both = [_together(split.queries, unseen.queries), _together(split.ranked, unseen.database)]
     return {
-        "seen": score(split.queries, split.ranked),
-        "unseen": score(unseen.queries, unseen.database),
-        "mixed": score(both[0], both[1]),
+        "seen": compared(split.queries, split.ranked),
+        "unseen": compared(unseen.queries, unseen.database),
+        "mixed": compared(both[0], both[1]),
     }
+
+
+def _flat(split: Split) -> Split:
+    """The same with images as rows of numbers."""
+
+    def flat(part: Samples) -> Samples:
+        return part if part.inputs.ndim == 2 else replace(part, inputs=_rows(part))
+
+    assert split.unseen is not None
+    unseen = replace(split.unseen, queries=flat(split.unseen.queries), database=flat(split.unseen.database))
+    database = None if split.database is None else flat(split.database)
+    return replace(split, train=flat(split.train), queries=flat(split.queries), database=database, unseen=unseen)
+
+
+def _rows(part: Samples) -> Any:
+    return np.asarray(part.inputs[np.arange(len(part))]).reshape(len(part), -1).astype(np.float32)
 
 
 def _together(first: Samples, second: Samples) -> Samples:
@@ -150,18 +291,54 @@ def table(results: dict[tuple[str, int, int], Maps], arguments: argparse.Namespa
     return lines
 
 
+def enrolment_table(results: dict[tuple[str, int, int], Maps], arguments: argparse.Namespace) -> list[str]:
+    """A row for each trained row, length, number of labelled photos and place: means over the seeds."""
+    lines = [
+        "| | labelled photos a class | stored | new among new | new in one database | seen in one database |",
+        "|---" * 6 + "|",
+    ]
+    for row, bits in itertools.product(arguments.rows, arguments.bits):
+        found = [maps["enrolled"] for run, maps in results.items() if run[:2] == (row, bits) and "enrolled" in maps]
+        for count, place in itertools.product(map(str, LABELLED), PLACE_TITLES) if found else ():
+            cells = np.mean([each[count][place] for each in found], axis=0)
+            told = " | ".join(f"{value:.3f}" for value in cells)
+            lines.append(f"| {_title(row)}, {bits} bits | {count} | {PLACE_TITLES[place]} | {told} |")
+    return lines
+
+
+def far_table(results: dict[tuple[str, int, int], Maps], arguments: argparse.Namespace) -> list[str]:
+    """A row for each trained row and length: the threshold and the shares beyond it, of each seed."""
+    lines = ["| | farther than | of seen classes | of classes never seen |", "|---|---|---|---|"]
+    for row, bits in itertools.product(arguments.rows, arguments.bits):
+        found = [maps["far"] for run, maps in sorted(results.items()) if run[:2] == (row, bits) and "far" in maps]
+        if found:
+            limits = ", ".join(f"{each['bits']}" for each in found)
+            seen, unseen = (", ".join(f"{each[name]:.0%}" for each in found) for name in ("seen", "unseen"))
+            lines.append(f"| {_title(row)}, {bits} bits | {limits} bits | {seen} | {unseen} |")
+    return lines
+
+
 def draw(results: dict[tuple[str, int, int], Maps], arguments: argparse.Namespace) -> None:
-    """mAP of the unseen (up) against that of the seen (right), a point a run; the line is what the features reach."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    """Left, mAP of the unseen against that of the seen, a point a run; right, what enrolling brings, by photos."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    bits = arguments.bits[0]
     for row in arguments.rows:
-        maps = [each for run, each in results.items() if run[:2] == (row, arguments.bits[0])]
+        maps = [each for run, each in results.items() if run[:2] == (row, bits)]
         if row == "float_cosine":
-            axes.axhline(maps[0]["unseen"], color="grey", linestyle="--", label=_title(row))
+            left.axhline(maps[0]["unseen"], color="grey", linestyle="--", label=_title(row))
         else:
-            axes.scatter([each["seen"] for each in maps], [each["unseen"] for each in maps], label=_title(row))
-    axes.set(xlabel="mAP, classes that were trained on", ylabel="mAP, classes never seen", xlim=(0, 1), ylim=(0, None))
-    axes.set_title(f"{arguments.bits[0]} bits, {arguments.last} classes never seen")
-    axes.legend(fontsize="small")
+            left.scatter([each["seen"] for each in maps], [each["unseen"] for each in maps], label=_title(row))
+    left.set(xlabel="mAP, classes that were trained on", ylabel="mAP, classes never seen", xlim=(0, 1), ylim=(0, None))
+    left.set_title(f"{bits} bits")
+    left.legend(fontsize="small")
+    enrolling = [row for row in arguments.rows if row in ENROLLING and "+" in row][:1]
+    found = [maps["enrolled"] for run, maps in results.items() if run[0] in enrolling and run[1] == bits]
+    for place, title in PLACE_TITLES.items() if found else ():
+        means = [np.mean([each[str(count)][place][1] for each in found]) for count in LABELLED]
+        right.plot([str(count) for count in LABELLED], means, marker="o", label=title)
+    right.set(xlabel="labelled photos of each new class", ylabel="mAP of new classes, one database", ylim=(0, None))
+    right.set_title("enrolled, where their photos are stored")
+    right.legend(fontsize="small")
     figure.savefig(arguments.figure, dpi=120)
 
 

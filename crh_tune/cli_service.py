@@ -1,9 +1,9 @@
-"""The commands of ``crh-tune`` for what comes after a search: encode, index, query, dedupe, handover, demo."""
+"""The commands of ``crh-tune`` for what comes after a search: encode, enroll, index, query, dedupe, handover, demo."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,6 +23,7 @@ def add_service(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     for command, examples in (
         (encode, "crh-tune encode crh_runs/photos-001/export photos/ -o codes.npz"),
+        (enroll, "crh-tune enroll crh_runs/photos-001/export new_species/"),
         (index, "crh-tune index crh_runs/photos-001/export codes.npz -o index"),
         (query, "crh-tune query crh_runs/photos-001/export index new.jpg"),
         (dedupe, "crh-tune dedupe crh_runs/photos-001/export photos/"),
@@ -44,15 +45,30 @@ def encode(
     commands.encode(export, source, output)
 
 
+def enroll(
+    export: Export,
+    source: Annotated[Path | None, typer.Argument(help="Folder with a folder of photos a class; a list, .npz.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The codes.")] = Path("enrolled.npz"),
+    undo: Annotated[str | None, typer.Option(metavar="NAME", help="Take the codeword of this class back.")] = None,
+) -> None:
+    """Give classes that nobody had labelled free codewords, without retraining."""
+    from crh_tune.serving import commands
+
+    commands.enroll(export, source, output, undo)
+
+
 def index(
     export: Export,
-    codes: Annotated[list[Path], typer.Argument(help="What crh-tune encode has written.")],
+    codes: Annotated[list[Path], typer.Argument(help="What crh-tune encode or enroll has written.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The index.")] = Path("index"),
+    enrolled: Annotated[
+        Literal["middle", "word", "own"], typer.Option(help="Where photos of enrolled classes are stored.")
+    ] = "middle",
 ) -> None:
     """Make an index out of codes."""
     from crh_tune.serving import commands
 
-    commands.index(export, codes, output)
+    commands.index(export, codes, output, enrolled)
 
 
 def query(

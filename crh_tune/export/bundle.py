@@ -4,7 +4,9 @@ settings.yaml   resolved settings; ``crh-tune train settings.yaml`` gives the sa
 encoder.pt      the hash network, loadable with ``weights_only=True``
 encoder.onnx    the same network for services without torch (``export.onnx_file``)
 centers.npy     class centres, C x K, int8, -1 and +1 (methods with centres)
+codebook.npz    the listed codewords and who holds them (``serving.enrolment``)
 index.npz       packed codes and labels of the database, and what each item of it is
+reach.json      how far the queries are from the nearest of these codes (``serving.reach``)
 model_card.md   what was measured, and how
 """
 
@@ -21,14 +23,17 @@ import torch
 
 from crh_tune.data.splits import Samples, Split
 from crh_tune.data.store.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, decode
-from crh_tune.data.store.stored import CachedImages, Inputs
+from crh_tune.data.store.stored import Array, CachedImages, Inputs
 from crh_tune.errors import DataError
 from crh_tune.export.encoder_file import read_encoder, write_encoder
+from crh_tune.hashing.codebook import Codebook
 from crh_tune.hashing.network import FrozenHashNetwork, HashNetwork
 from crh_tune.retrieval.index import Index
 from crh_tune.retrieval.packing import Packed, pack_codes
+from crh_tune.serving.enrolment import write_codebook
 from crh_tune.serving.index import About, write_index
 from crh_tune.serving.index import load_index as read_index
+from crh_tune.serving.reach import Reach, write_reach
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings, write_trial
 from crh_tune.settings.used import symbols
@@ -110,17 +115,33 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     split, network = run.split, run.network.cpu().eval()
     write_trial(run.settings, folder / SETTINGS_FILE)
-    weights = write_encoder(folder / ENCODER_FILE, run, network)
+    name = encoder_name(write_encoder(folder / ENCODER_FILE, run, network))
     if run.has_centers:
         np.save(folder / CENTERS_FILE, run.centers, allow_pickle=False)
-    database = split.database or split.train
+        if isinstance(run.codebook, Codebook):
+            write_codebook(folder, run.codebook.words, run.table, name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # as whoever loads it will encode queries
-    encoded = encode_share(network.to(device), database, Workers(device=device)).cpu().numpy()
-    items = np.arange(len(database)) if database.items is None else database.items
+    network, workers = network.to(device), Workers(device=device)
+    database, labels, items, names = _indexed(split)
+    encoded = [pack_codes(encode_share(network, part, workers).cpu().numpy()) for part in (*database, split.queries)]
     root = run.settings.dataset.options.get("path")
-    about = About(encoder_name(weights), root and str(root), split.class_names)
-    write_index(folder, Index(pack_codes(encoded), database.labels, items), about)
+    index = Index(np.concatenate(encoded[:-1]), labels, items)
+    write_index(folder, index, About(name, root and str(root), names))
+    write_reach(folder, Reach.of(index.search(encoded[-1], 1)[1]))
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def _indexed(split: Split) -> tuple[list[Samples], Array, Array, tuple[str, ...]]:
+    """What an export's index has: the database with the classes held out, its labels and items, all classes' names."""
+    parts, names = [split.ranked], split.class_names
+    labels = [split.ranked.labels]
+    if split.unseen is not None:
+        parts, names = [*parts, split.unseen.database], names + split.unseen.class_names
+        wide = labels[0] if not split.multi_label else np.pad(labels[0], ((0, 0), (0, len(names) - split.classes)))
+        labels = [wide, split.unseen.database.labels]
+    known = [part.items for part in parts if part.items is not None]
+    items = np.concatenate(known) if known else np.arange(sum(map(len, parts)))
+    return parts, np.concatenate(labels), items, names
 
 
 def encoder_name(weights: Mapping[str, torch.Tensor]) -> str:
@@ -185,7 +206,10 @@ def on_unseen_classes(metrics: dict[str, float], held: int | None = None) -> str
     """What is known of classes that training has not seen, in one line; ``held`` is how many were held out."""
     found = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(("val/", "test/"))}
     if "map_unseen" not in found:
-        return "On classes it has not seen: not measured (validation.classes: 0.2 holds every fifth class out)."
+        return (
+            "On classes it has not seen: not measured. One more training does: `crh-tune train settings.yaml` with "
+            "`validation.classes: 0.2` in that file, which holds every fifth class out."
+        )
     free = f", training-free (PCA + ITQ): {found['map_unseen_itq']:.4f}" if "map_unseen_itq" in found else ""
     which = "" if held is None else f" ({held} held out)"
     return (

@@ -13,17 +13,19 @@ from crh_tune.retrieval.packing import Packed
 from crh_tune.serving.encoder import Array, Encoder, load_encoder
 from crh_tune.serving.index import About, open_index
 from crh_tune.serving.photos import Found
+from crh_tune.serving.reach import Reach, load_reach
 
 COUNT = 10
 
 
 @dataclass(frozen=True)
 class Answers:
-    """An encoder, an index of its codes, and what the index says of itself."""
+    """An encoder, an index of its codes, what the index says of itself, and how far known queries are."""
 
     encoder: Encoder
     index: Index
     about: About
+    reach: Reach | None = None
 
     def near_inputs(self, inputs: Array, count: int = COUNT) -> list[list[Found]]:
         """The nearest items of N inputs, nearest first. Raises ValueError for inputs of another shape or type."""
@@ -59,7 +61,8 @@ def open_answers(export: Path, index: Path | None = None) -> Answers:
     want_own(encoder, about.encoder or encoder.name, index or export)
     if found.words.dtype != encoder.empty.dtype or found.words.shape[1] != encoder.empty.shape[1]:
         raise DataError(f"{index or export}: codes of another length than this export's {encoder.bits} bits")
-    return Answers(encoder, found, replace(about, class_names=about.class_names or encoder.class_names))
+    names = about.class_names or encoder.class_names
+    return Answers(encoder, found, replace(about, class_names=names), load_reach(export))
 
 
 def want_own(encoder: Encoder, name: str, path: Path) -> None:

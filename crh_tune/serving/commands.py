@@ -1,4 +1,4 @@
-"""What a user types once there is an export: encode, index, query, dedupe, handover, demo.
+"""What a user types once there is an export: encode, enroll, index, query, dedupe, handover, demo.
 
 ``python -m crh_tune.serving`` has them where neither torch nor Ray is installed.
 """
@@ -15,6 +15,14 @@ from crh_tune.serving.answers import open_answers, want_own
 from crh_tune.serving.codes import Codes, encode_source, find_source, joined, read_codes
 from crh_tune.serving.duplicates import groups, thumbnail
 from crh_tune.serving.encoder import BATCH, load_encoder
+from crh_tune.serving.enrolment import (
+    PLACES,
+    Place,
+    enrolled_lines,
+    is_enrolling,
+    open_enrolment,
+    write_enrolled,
+)
 from crh_tune.serving.handover import STORES, hand_over
 from crh_tune.serving.index import About, Index, write_index
 from crh_tune.serving.photos import contact_sheet
@@ -31,13 +39,39 @@ def encode(export: Path, source: Path, output: Path = Path("codes.npz")) -> None
     _say(f"{len(codes.words):,} codes of {codes.bits} bits written to {output}")
 
 
-def index(export: Path, codes: Sequence[Path], output: Path = Path("index")) -> None:
-    """Make an index, a folder, out of one or more files of codes."""
+def enroll(
+    export: Path, source: Path | None = None, output: Path = Path("enrolled.npz"), undo: str | None = None
+) -> None:
+    """Give the classes of labelled photos free codewords, without retraining; ``undo`` names one to take back."""
+    if (source is None) == (undo is None):
+        raise DataError("give labelled photos, DIR/<class>/*.jpg, or --undo NAME")
+    encoder = load_encoder(export)
+    before = open_enrolment(export, encoder)
+    if source is None:
+        write_enrolled(export, before.without(str(undo)))
+        _say(printable(f"{undo} is not enrolled any more, and its codeword is free"))
+        return
+    codes = encode_source(encoder, find_source(source.expanduser()), output, _say)
+    _list_unreadable(codes, output)
+    after = before.enroll(codes)
+    write_enrolled(export, after)
+    for line in enrolled_lines(before, after, codes):
+        _say(line)
+
+
+def index(export: Path, codes: Sequence[Path], output: Path = Path("index"), enrolled: Place = "middle") -> None:
+    """Make an index, a folder, out of one or more files of codes.
+
+    ``enrolled``: where items of enrolled classes are stored.
+    """
+    if enrolled not in PLACES:
+        raise DataError(f"--enrolled: expected one of {', '.join(PLACES)}, got {enrolled!r}")
     encoder = load_encoder(export)
     found = joined([(path, read_codes(path)) for path in codes])
     want_own(encoder, found.encoder, codes[0])
+    words = open_enrolment(export, encoder).stored(found, enrolled) if is_enrolling(export) else found.words
     try:
-        write_index(output, Index(found.words, found.labels, found.items), About(encoder.name, found.root))
+        write_index(output, Index(words, found.labels, found.items), About(encoder.name, found.root))
     except OSError as error:
         raise DataError(f"{output}: cannot be written: {error.strerror}") from None
     _say(f"{counted(len(found.words), 'item')} indexed in {output}")
@@ -65,6 +99,8 @@ def query(
         _say(f"{image}\n  {'bits':>4}  {'label':<20}  item")
         for each in neighbours:
             _say(f"  {each.distance:>4}  {printable(each.label):<20}  {printable(each.item)}")
+    if answers.reach is not None:
+        _say(answers.reach.line([min(each.distance for each in neighbours) for _, neighbours in rows]))
     try:
         contact_sheet(rows, root).save(sheet, "PNG")
     except OSError as error:
@@ -162,9 +198,14 @@ def add_commands(commands: Any) -> None:
     of_encode = command(encode, "encode")
     of_encode.add_argument("source", type=Path, help="folder of photos, text file of paths, .npy or .npz")
     of_encode.add_argument("-o", "--output", type=Path, default=Path("codes.npz"), help="file of the codes")
+    of_enroll = command(enroll, "enroll")
+    of_enroll.add_argument("source", type=Path, nargs="?", help="folder of class folders of photos, list, or .npz")
+    of_enroll.add_argument("-o", "--output", type=Path, default=Path("enrolled.npz"), help="file of the codes")
+    of_enroll.add_argument("--undo", help="name of a class whose codeword is taken back", metavar="NAME")
     of_index = command(index, "index")
     of_index.add_argument("codes", type=Path, nargs="+", help="what crh-tune encode has written")
     of_index.add_argument("-o", "--output", type=Path, default=Path("index"), help="folder of the index")
+    of_index.add_argument("--enrolled", default="middle", help=f"where enrolled classes are: {', '.join(PLACES)}")
     of_query = command(query, "query")
     of_query.add_argument("index", type=Path, help="folder of an index; the export's own is in the export")
     of_query.add_argument("images", type=Path, nargs="+", help="photos to search with")

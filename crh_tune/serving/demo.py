@@ -41,7 +41,8 @@ def make_app(answers: Answers, root: str | None, hosts: tuple[str, ...] = ("127.
     """The page and what it asks: ``root`` is the folder of the indexed photos.
 
     POST /search with an image as body, and GET /items/ROW/near, give ten neighbours as JSON; GET /items/ROW/photo a
-    small picture. Raises ValueError where the encoder takes no photos.
+    small picture. A search has a note where all neighbours are far. Raises ValueError where the encoder takes no
+    photos.
     """
     answers.encoder.want_images()
     app = FastAPI(title="crh-tune demo", docs_url=None, redoc_url=None, openapi_url=None)
@@ -120,7 +121,9 @@ def _search(answers: Answers, content: bytes) -> dict[str, Any]:
         image = decode(content, encoder.shape[1], encoder.fit, encoder.span, min(MEGAPIXELS, encoder.megapixels))
     except BadImage as error:
         raise HTTPException(400, f"no photo that can be read: {error}") from None
-    return {"found": [vars(each) for each in answers.near_inputs(image.transpose(2, 0, 1)[None])[0]]}
+    found = answers.near_inputs(image.transpose(2, 0, 1)[None])[0]
+    note = answers.reach.note(min(each.distance for each in found)) if answers.reach is not None else ""
+    return {"found": [vars(each) for each in found], "note": note}
 
 
 def _want(row: int, answers: Answers) -> None:

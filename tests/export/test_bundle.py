@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from crh_tune.data.datasets import open_dataset
-from crh_tune.data.splits import Split, final_split, search_split
+from crh_tune.data.splits import Split, final_split, hold_out, search_split
 from crh_tune.export import Encoder, load_encoder, load_index
 from crh_tune.export.bundle import model_card, write_bundle
 from crh_tune.hashing.network import HashNetwork
+from crh_tune.serving.index import open_index
+from crh_tune.serving.reach import load_reach
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings, read_trial
 from crh_tune.training.aggregator import solve_locally
@@ -143,11 +145,36 @@ def test_images_exported_and_loaded_again_have_the_same_codes(tmp_path, stage):
     assert (folder / "model_card.md").read_text() == "# A card\n"
     assert sorted(path.name for path in folder.iterdir()) == [
         "centers.npy",
+        "codebook.npz",
         "encoder.pt",
         "index.npz",
         "model_card.md",
+        "reach.json",
         "settings.yaml",
     ]
+    apart = codes_of(encoder.encode(queries))[:, None] != codes_of(index.words)[None]
+    reach = load_reach(folder)
+    assert reach is not None
+    assert reach.counts == tuple(np.bincount(apart.sum(axis=2).min(axis=1)))
+
+
+@pytest.mark.parametrize("dataset", ["digits", "digit_sets"])
+def test_the_index_has_the_classes_that_were_held_out_too(tmp_path, dataset):
+    split = search_split(open_dataset(dataset, {}), 0.2, 0, classes=0.3)
+    run = trained(split, {"name": dataset}, bits=16, head_dim=8, epochs=1, batch_size=256)
+    encoder, (index, about) = load_encoder(exported(run, tmp_path)), open_index(tmp_path)
+    unseen, names = split.unseen, about.class_names
+    assert unseen is not None
+    assert names == split.class_names + unseen.class_names
+    assert encoder.class_names == split.class_names
+    parts = (split.train, unseen.database)
+    expected = [encoder.encode(part.inputs[np.arange(len(part))]) for part in parts]
+    assert np.array_equal(index.words, np.concatenate(expected))
+    rows = range(0, len(index), 50)
+    labels = [part.labels[row] for part in parts for row in range(len(part))]
+    for row in rows:
+        own = np.flatnonzero(labels[row]).tolist() if split.multi_label else [int(labels[row])]
+        assert about.label(index.labels[row]) == ", ".join(names[label] for label in own)
 
 
 def test_files_have_exactly_the_codes_of_the_cached_pixels(tmp_path):
@@ -422,3 +449,13 @@ def test_one_path_in_place_of_several_is_refused_in_plain_words(tmp_path: Path):
     for path in ("folder", Path("folder")):
         with pytest.raises(TypeError, match=r"takes a list of files, got 'folder': encode_files\(\['folder'\]\)"):
             encoder.encode_files(path)  # type: ignore[arg-type]
+
+
+def test_a_card_always_says_what_is_known_of_classes_never_seen(tmp_path):
+    run, _ = image_run(tmp_path)
+    card = model_card(run.settings, run.split, {"test/map": 0.8}, [])
+    assert "On classes it has not seen: not measured. One more training does" in card
+    measured = {"test/map": 0.8, "test/map_unseen": 0.2, "test/map_mixed": 0.6, "test/map_unseen_itq": 0.18}
+    held = hold_out(run.split, np.array([2]))
+    line = "On classes it has not seen (1 held out): mAP 0.2000, training-free (PCA + ITQ): 0.1800; all classes in one"
+    assert line in model_card(run.settings, held, measured, [])

@@ -58,7 +58,7 @@ def test_photos_become_codes_an_index_and_answers(export, photos, encoder, tmp_p
 def test_the_index_of_the_export_itself_is_queried_by_class_names(export, photos, tmp_path, capsys):
     assert run("query", export, export, photos / "test" / "b" / "1.png", "--sheet", tmp_path / "q.png") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 13
+    assert len(lines) == 14
     for line in lines[2:12]:
         _, label, item = line.split()
         assert item.startswith(f"train/{label}/")

@@ -38,7 +38,10 @@ def test_the_page_is_there_and_asks_nobody_else(client):
 
 def test_a_photo_has_the_neighbours_that_the_library_finds(client, answers, photos):
     query = photos / "test" / "a" / "0.jpg"
-    found = client.post("/search", content=query.read_bytes()).json()["found"]
+    answer = client.post("/search", content=query.read_bytes()).json()
+    found = answer["found"]
+    assert answers.reach is not None
+    assert answer["note"] == answers.reach.note(found[0]["distance"])
     rows, distances = answers.index.search(answers.encoder.encode_files([query]), 10)
     assert [each["row"] for each in found] == rows[0].tolist()
     assert [each["distance"] for each in found] == distances[0].tolist()

@@ -14,6 +14,7 @@ BLOCKED = (
     "joblib filelock typer rich fastapi faiss"
 )
 PROGRAM = """
+import shutil
 import sys
 
 class Blocked:
@@ -33,6 +34,10 @@ assert main(["encode", export, photos, "-o", f"{{folder}}/codes.npz"]) == 0
 assert main(["index", export, f"{{folder}}/codes.npz", "-o", f"{{folder}}/index"]) == 0
 assert main(["query", export, f"{{folder}}/index", f"{{photos}}/test/a/0.jpg", "--sheet", f"{{folder}}/q.png"]) == 0
 assert main(["dedupe", export, photos]) == 0
+shutil.copytree(export, f"{{folder}}/export")
+shutil.copytree(f"{{photos}}/test/a", f"{{folder}}/new/ibis")
+assert main(["enroll", f"{{folder}}/export", f"{{folder}}/new", "-o", f"{{folder}}/new.npz"]) == 0
+assert main(["index", f"{{folder}}/export", f"{{folder}}/new.npz", "-o", f"{{folder}}/index2"]) == 0
 """
 
 

@@ -261,8 +261,8 @@ def test_classes_held_out_are_scored_among_themselves_and_in_one_database(datase
     assert metrics["val/map_harmonic"] == pytest.approx(2 / (1 / seen + 1 / new))
 
 
-@pytest.mark.parametrize("method", ["crh", "shc"])
-def test_held_out_classes_reach_neither_training_nor_centres_nor_statistics_nor_pca(method, monkeypatch):
+@pytest.mark.parametrize(("method", "open_bits"), [("crh", 0), ("shc", 0), ("crh", 4)])
+def test_held_out_classes_reach_neither_training_nor_centres_nor_statistics_nor_pca(method, open_bits, monkeypatch):
     """Whatever they hold, all that is not about them is the same to the last bit."""
     split = with_unseen("digits")
     assert split.unseen is not None
@@ -275,7 +275,7 @@ def test_held_out_classes_reach_neither_training_nor_centres_nor_statistics_nor_
         for part in (split.unseen.queries, split.unseen.database)
     ]
     splits = (split, replace(split, unseen=replace(split.unseen, queries=wild[0], database=wild[1])))
-    settings = settings_for(split, method)
+    settings = settings_for(split, method, bits=16 + open_bits, open_bits=open_bits)
     (first, a), (second, b), (none, c) = (trained(settings, each) for each in (*splits, replace(split, unseen=None)))
     assert a["val/map_unseen"] != b["val/map_unseen"]
     about = ("val/map_unseen", "val/map_mixed", "val/map_harmonic", "val/map_unseen_itq")

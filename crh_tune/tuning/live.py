@@ -96,9 +96,9 @@ def _best(board: Board) -> Table:
         numbers = [f"{values[key]:.4f}" if key in values else "" for key in ("single", "test")]
         named = Text(f"{name}, the paper's" if paper else name)
         table.add_row(named, numbers[0], seeds, numbers[1], _setting(board, each))
-    for baseline in board.baselines:
-        named = Text(f"{baseline.name}, untrained")
-        table.add_row(named, f"{baseline.validation:.4f}", "", f"{baseline.test:.4f}", "")
+    for name, validation, test in board.baselines:
+        named = Text(f"{name}, untrained")
+        table.add_row(named, f"{validation:.4f}", "", "" if test is None else f"{test:.4f}", "")
     return table
 
 

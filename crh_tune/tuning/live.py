@@ -54,7 +54,8 @@ class LiveView:
 def drawn(board: Board) -> Group:
     """How a search stands, to be printed: what is under way, the best so far, the budget and the time left."""
     head = " · ".join(filter(None, [board.name, board.stage, counts(board), left_line(board), _lead(board)]))
-    return Group(Text(head, style="bold"), _running(board), _best(board))
+    tables = [table for table in (_running(board), _best(board)) if table.row_count]
+    return Group(Text(head, style="bold"), *tables)
 
 
 def _lead(board: Board) -> str:

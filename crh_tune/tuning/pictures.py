@@ -14,11 +14,9 @@ import numpy.typing as npt
 from crh_tune.ground import first_line
 
 Reference = npt.NDArray[np.float64] | None
-SECONDS_PER_EVALUATION = 0.02
-"""What drawing may take of the processor while a search runs, for each evaluation of a trial."""
-_APART = 20.0
-"""How many seconds lie between two drawings at least."""
-_FIRST_COST = 4.0
+SHARE = 0.01
+"""The share of a search's time that drawing may take, in seconds of one processor: 20 ms of two seconds."""
+_FIRST_COST = 0.6
 """What the first drawing is taken to cost, in seconds."""
 _PATIENCE = 60.0
 
@@ -44,14 +42,12 @@ class Pictures:
     def __init__(self, folder: Path, draw: Draw, keep: Callable[[Picture], None], say: Callable[[str], None]) -> None:
         self._folder, self._draw, self._keep, self._say = folder, draw, keep, say
         self._thread: threading.Thread | None = None
-        self._evaluations, self._last, self._cost = 0, time.monotonic(), _FIRST_COST
+        self._last, self._cost = time.monotonic(), _FIRST_COST
         self._failed = False
 
     def evaluated(self) -> None:
-        """A trial was evaluated: draw, where the last drawing is long enough ago to be paid for."""
-        self._evaluations += 1
-        paid = self._evaluations * SECONDS_PER_EVALUATION >= self._cost
-        if paid and time.monotonic() - self._last >= _APART and not self._busy:
+        """A trial was evaluated: draw, where the last drawing is long enough ago."""
+        if not self._busy and self._cost <= SHARE * (time.monotonic() - self._last):
             self._begin(None)
 
     def finish(self, reference: Reference) -> None:
@@ -69,7 +65,6 @@ class Pictures:
         return self._thread is not None and self._thread.is_alive()
 
     def _begin(self, reference: Reference) -> None:
-        self._evaluations = 0
         self._thread = threading.Thread(target=self._drawn, args=(reference,), daemon=True, name="pictures")
         self._thread.start()
 

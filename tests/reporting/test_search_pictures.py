@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -52,34 +51,27 @@ def test_epochs_are_added_up_beside_a_search_without_stopping(searches):
     assert whole == [4 * count for count in range(1, 15)]
 
 
-class Drawing:
-    """A drawing of half a second that is counted."""
+def test_drawing_takes_a_hundredth_of_the_time_whatever_a_drawing_costs(tmp_path, monkeypatch):
+    """A day of evaluations, one every second, of which each drawing takes a second, then two, then three."""
+    now, used, drawn, kept = [0.0], [0.0], [0], []
 
-    def __init__(self) -> None:
-        self.drawn = 0
+    def drawing(folder: Path, reference: pictures.Reference) -> list[Picture]:
+        drawn[0] += 1
+        used[0] += min(drawn[0], 3)
+        return [Picture("", folder / f"{drawn[0]}.png")]
 
-    def __call__(self, folder: Path, reference: pictures.Reference) -> list[Picture]:
-        self.drawn += 1
-        until = time.thread_time() + 0.5
-        while time.thread_time() < until:
-            pass
-        return [Picture("", folder / f"{self.drawn}.png")]
-
-
-def test_drawing_takes_at_most_its_share_of_every_evaluation(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "_APART", 0.0)
-    monkeypatch.setattr(pictures, "_FIRST_COST", 0.5)
-    kept: list[Picture] = []
-    drawing = Drawing()
+    clock = type("Clock", (), {"monotonic": staticmethod(lambda: now[0]), "thread_time": staticmethod(lambda: used[0])})
+    monkeypatch.setattr(pictures, "time", clock)
     shown = Pictures(tmp_path, drawing, kept.append, print)
-    for number in range(1, 101):
+    for _ in range(24 * 3600):
+        now[0] += 1
         shown.evaluated()
         shown.wait()
-        assert drawing.drawn * 0.5 <= number * pictures.SECONDS_PER_EVALUATION
-    assert drawing.drawn >= 3
+        assert used[0] <= pictures.SHARE * now[0] + 3  # the one that was drawn last is paid for afterwards
+    assert drawn[0] > 250
     shown.finish(None)
     shown.wait()
-    assert [picture.path.stem for picture in kept] == [str(number + 1) for number in range(drawing.drawn)]
+    assert [int(picture.path.stem) for picture in kept] == list(range(1, drawn[0] + 1))
 
 
 def test_a_drawing_that_fails_is_told_once_and_leaves_the_search_alone(tmp_path):

@@ -11,6 +11,7 @@ from crh_tune.command import DEFAULT_STORAGE
 from crh_tune.export.bundle import on_unseen_classes
 from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning.address import UI_PORT, pages_at, runs_page, ui_command
+from crh_tune.tuning.champion import CHAMPION
 from crh_tune.tuning.progress import describe
 from crh_tune.tuning.record import STUDY_FILE
 from crh_tune.tuning.results import Candidate, SearchResult, baseline_lines, bound_lines, gain_lines
@@ -38,6 +39,7 @@ def last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> 
         *_on_unseen_classes(result.best_test.metrics),
         *baseline_lines(result.baselines),
         f"exported to      {_near(target)}",
+        f"registered as    models:/{settings.name}@{CHAMPION} in MLflow",
     ]
     if result.unsent_why:
         lines.append(f"MLflow           {result.unsent_why}")

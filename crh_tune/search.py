@@ -39,6 +39,7 @@ from crh_tune.spaces import find_space, is_study, space_names
 
 if TYPE_CHECKING:
     from crh_tune.settings.search import SearchSettings
+    from crh_tune.tuning.pictures import Picture, Reference
     from crh_tune.tuning.results import SearchResult
     from crh_tune.tuning.stopping import Stop
     from crh_tune.tuning.study import Prepared
@@ -142,15 +143,23 @@ def _run(settings: SearchSettings, where: str, storage: Path, resume: Path | Non
         name = stop.search_id or (resume.name if resume else "")
         return f"resume with crh-tune search --resume {name}{storage_option(storage)}" if name else AGAIN
 
-    say = say or silent
-    prepared = None if settings.trial.freeze and cluster_runs() else _prepared(settings, where, say)
+    tell = say or silent
+
+    def export(folder: Path) -> Path:
+        tell("encoding the database for the index")
+        export_search(folder, folder / "export")
+        return folder / "export"
+
+    def draw(folder: Path, reference: Reference) -> list[Picture]:
+        from crh_tune.reporting.search_pictures import draw_pictures
+
+        return draw_pictures(folder, reference)
+
+    prepared = None if settings.trial.freeze and cluster_runs() else _prepared(settings, where, tell)
     with interruptible_ray("crh-tune search", again) as stop:
         stop.raise_if_interrupted()
-        prepared = prepared or _prepared(settings, where, say)
-        result = study.run_search(settings, prepared, storage, say, stop, resume)
-        say("encoding the database for the index")
-        export_search(result.folder, result.folder / "export")
-    return result
+        prepared = prepared or _prepared(settings, where, tell)
+        return study.run_search(settings, prepared, storage, tell, stop, resume, study.After(export, draw))
 
 
 def search(

@@ -29,7 +29,7 @@ _START_SECONDS = 120
 
 
 def main() -> None:
-    """Start MLflow's pages on the storage's database, and keep a picture of the run list and of the search's run."""
+    """Start MLflow's pages on the storage's database, and keep pictures of its runs, the search's run and its model."""
     parser = argparse.ArgumentParser(description="Pictures of MLflow's pages of a search.")
     parser.add_argument("storage", type=Path)
     parser.add_argument("search")
@@ -52,6 +52,10 @@ def main() -> None:
         _keep("mlflow_runs.png", runs_page(address, experiment, "val/map", "max"), 1500 + _ASSISTANT, 950)
         page = f"{address}/#/experiments/{experiment}/runs/{parent.info.run_id}?workflowType=machine_learning"
         _keep("mlflow_search.png", page, 1300 + _ASSISTANT, 1080)
+        run = page.partition("?")[0]
+        _keep("mlflow_figures.png", f"{run}/artifacts/figures/history.png", 1300 + _ASSISTANT, 760)
+        name = client.get_experiment(experiment).name
+        _keep("mlflow_model.png", f"{address}/#/models/{name}", 1300 + _ASSISTANT, 620)
     finally:
         server.terminate()
         server.wait()

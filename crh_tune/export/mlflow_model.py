@@ -8,11 +8,8 @@ from typing import Any
 import mlflow
 from mlflow.models.model import ModelInfo
 
-import crh_tune
 from crh_tune.serving.encoder import load_encoder
-
-LOADER = "crh_tune.serving.pyfunc"
-REQUIREMENTS = (f"crh-tune=={crh_tune.__version__}", "numpy>=2.0", "onnxruntime>=1.23", "pillow>=11")
+from crh_tune.tuning.champion import LOADER, REQUIREMENTS
 
 
 def log_export(export: Path, name: str = "model", **options: Any) -> ModelInfo:

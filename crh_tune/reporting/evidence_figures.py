@@ -11,6 +11,7 @@ import scipy.spatial.distance
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from crh_tune.hashing.codebook import Codes
 from crh_tune.reporting.curves import CodeStatistics, Curves, center_similarity
 from crh_tune.reporting.search_data import BEST_SO_FAR, PAPER, WINNER, Model, SearchData
 from crh_tune.reporting.search_figures import SQUARE, WIDE, new_figure, plain
@@ -86,13 +87,13 @@ def cluster_order(similarity: Floats) -> npt.NDArray[np.int64]:
     return np.asarray(scipy.cluster.hierarchy.leaves_list(scipy.cluster.hierarchy.linkage(condensed, "average")))
 
 
-def center_maps(model: Model, reference: Floats | None) -> Figure | None:
+def center_maps(centers: Codes | None, reference: Floats | None) -> Figure | None:
     """How alike the classes are by the reference, and how alike their centres are, in the same order."""
-    if model.centers is None or reference is None or len(reference) > _MOST_CLASSES:
+    if centers is None or reference is None or not len(centers) == len(reference) <= _MOST_CLASSES:
         return None
     order = cluster_order(reference)
-    similarity = center_similarity(model.centers)
-    pcc = semantic_alignment(model.centers, reference)
+    similarity = center_similarity(centers)
+    pcc = semantic_alignment(centers, reference)
     figure = new_figure((9.0, 4.4))
     for axes, matrix, title in zip(
         figure.subplots(1, 2),

@@ -53,6 +53,8 @@ from crh_tune.tuning.searcher import SETTINGS, trial_name
 RUNNING = "running"
 PAPER, WINNER = "the paper's setting", "winner"
 BEST_SO_FAR = "best trial so far"
+UNSEEN = ("map_unseen", "map_mixed", "map_harmonic", "map_unseen_itq")
+"""The metrics of a split that holds classes out, without ``val/`` or ``test/``."""
 Value = float | int | str
 Series = Mapping[str, Mapping[int, float]]
 """Metric -> epoch -> value."""
@@ -116,11 +118,14 @@ class SearchData:
         metric, mode: what trials are judged by, and whether ``max`` or ``min`` of it is wanted.
         planned: how many trials it is to have; ``epochs``: how many a whole trial takes.
         rungs: the epochs after which weak trials are stopped; empty without ASHA.
-        confirmed: best mean first; empty before the first of them has ended.
+        confirmed: the winner first, then those that stayed in the race longest, best mean first; empty before the first
+            of them has ended.
         winner: the trial that won the confirmation; None while the search is not finished.
         test: test mAP of ``winner`` and ``paper``, where they were tested.
         series: of each run, by its name, every metric by epoch.
         splits: the fingerprint of the split of each stage.
+        unseen: by label (winner, the paper's setting, or the best trial so far) every metric on classes held out, in
+            the mean over fresh seeds where there are any; empty where none are held out.
     """
 
     name: str
@@ -140,6 +145,7 @@ class SearchData:
     baselines: Sequence[Baseline]
     series: Mapping[str, Series]
     splits: Mapping[str, str]
+    unseen: Mapping[str, Mapping[str, float]]
 
     @property
     def sign(self) -> int:
@@ -160,8 +166,7 @@ class SearchData:
     @property
     def complete(self) -> list[Trial]:
         """The trials that came to their end, best first."""
-        ended = [trial for trial in self.trials if trial.status == COMPLETE and trial.value is not None]
-        return sorted(ended, key=lambda trial: -self.sign * (trial.value or 0.0))
+        return _best_complete(self.trials, self.sign)
 
     @property
     def paper_trial(self) -> Trial | None:
@@ -221,15 +226,50 @@ def read_search(folder: Path) -> SearchData:
         result = read_result(folder)
         winner, baselines, ended = result.best.trial, result.baselines, result.ended
         test = {"winner": result.best_test.metrics["test/map"], "paper": result.paper_test.metrics["test/map"]}
+        confirmed.sort(key=lambda each: (each.trial != winner, -len(each.values)))  # equal ones stay best mean first
+        shown = {
+            WINNER: [*_runs_of(result.best.trial, outcomes), result.best_test.name],
+            PAPER: [*_runs_of(result.paper.trial, outcomes), result.paper_test.name],
+        }
     else:
         ended = _how_far(settings, trials, confirmed)
+        best = _best_complete(trials, 1 if settings.objective.mode == "max" else -1)
+        shown = {BEST_SO_FAR: [each.name for each in best[:1]], PAPER: [t.name for t in trials if t.start == "paper"]}
     epochs = max(drawn(settings, "epochs"))
     splits = folder / SPLITS_FILE
     return SearchData(
         folder.name, folder, settings, ended, finished, settings.objective.metric, settings.objective.mode,
         settings.trials, epochs, _rungs(settings, epochs), trials, confirmed, winner, test, baselines, series,
-        read_record(dict[str, str], splits) if splits.exists() else {},
+        read_record(dict[str, str], splits) if splits.exists() else {}, _on_unseen(outcomes, shown),
     )  # fmt: skip
+
+
+def _best_complete(trials: Sequence[Trial], sign: int) -> list[Trial]:
+    ended = [trial for trial in trials if trial.status == COMPLETE and trial.value is not None]
+    return sorted(ended, key=lambda trial: -sign * (trial.value or 0.0))
+
+
+def _runs_of(trial: str, outcomes: Mapping[str, Outcome]) -> list[str]:
+    """The confirmation runs of a trial's setting."""
+    return [name for name in outcomes if name.startswith("confirm-") and _confirmed_trial(name) == trial]
+
+
+def _confirmed_trial(run: str) -> str:
+    return run.removeprefix("confirm-").rpartition("-seed")[0]
+
+
+def _on_unseen(outcomes: Mapping[str, Outcome], shown: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+    """By label, the metrics on classes that were held out, each in the mean of the runs that have it."""
+    found: dict[str, dict[str, float]] = {}
+    for label, runs in shown.items():
+        values: dict[str, list[float]] = {}
+        for run in runs:
+            for name, value in (outcomes[run].metrics if run in outcomes else {}).items():
+                if name.partition("/")[2] in UNSEEN and math.isfinite(value):
+                    values.setdefault(name, []).append(value)
+        if values:
+            found[label] = {name: statistics.fmean(each) for name, each in values.items()}
+    return found
 
 
 def read_series(folder: Path) -> dict[str, dict[str, dict[int, float]]]:
@@ -289,7 +329,7 @@ def _confirmed(
     runs: dict[str, list[Outcome]] = {}
     for name, outcome in outcomes.items():
         if name.startswith("confirm-") and outcome.status == COMPLETE and metric in outcome.metrics:
-            runs.setdefault(name.removeprefix("confirm-").rpartition("-seed")[0], []).append(outcome)
+            runs.setdefault(_confirmed_trial(name), []).append(outcome)
     paper = next((trial.name for trial in trials if trial.start == "paper"), "paper")
     found = [
         Confirmed(

@@ -136,8 +136,30 @@ def epochs_spent(data: SearchData) -> tuple[int, int]:
     return sum(trial.epoch for trial in begun), data.epochs * len(begun)
 
 
-def learning_curves(data: SearchData) -> Figure | None:
-    """The metric by epoch: every trial, and the band over fresh seeds of the winner and of the paper's setting."""
+def epochs(data: SearchData) -> Figure | None:
+    """The epochs that the trials have taken, added up, beside a search that stops none; None where none can stop."""
+    trials = [trial for trial in data.trials if trial.status != "running"]
+    if not data.rungs or not trials:
+        return None
+    figure = new_figure(WIDE)
+    axes = figure.subplots()
+    count = np.arange(1, len(trials) + 1)
+    axes.plot(count, np.cumsum([trial.epoch for trial in trials]), "o-", color=BLUE, markersize=3.5, label="trained")
+    axes.plot(count, data.epochs * count, "--", color=GREY, label="without stopping any")
+    used, whole = epochs_spent(data)
+    axes.set_title(f"{used:,} of {whole:,} epochs, {100 * used / max(whole, 1):.0f} %", fontsize=10)
+    axes.set_xlabel("trials that have ended")
+    axes.set_ylabel("epochs")
+    axes.set_ylim(0, None)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def learning_curves(data: SearchData, marked: str | None = None) -> Figure | None:
+    """The metric by epoch: every trial, and the band over fresh seeds of the winner and of the paper's setting.
+
+    ``marked`` is the run that the figure is about: its own curve is black.
+    """
     trials = [trial for trial in data.trials if trial.values]
     bands = [each for each in data.confirmed if any(each.curves)]
     if not trials and not bands:
@@ -152,6 +174,9 @@ def learning_curves(data: SearchData) -> Figure | None:
         epochs, mean, low, high = seed_band(each)
         axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
         axes.plot(epochs, mean, "o-", color=color, markersize=3.5, label=label)
+    own = data.series.get(marked or "", {}).get(data.metric, {})
+    if own:
+        axes.plot(list(own), list(own.values()), "s-", color="black", markersize=3.5, label="this run")
     axes.plot([], [], color=PALE, label="trials")
     axes.plot([], [], color="#F3D9A0", label="trials that were stopped")
     for rung in data.rungs:

@@ -168,7 +168,8 @@ def _page(data: SearchData, findings: Findings | None, why: str, output: Output)
         Section("leaderboard", "Leaderboard", _leaderboard(data, curves, output), [summary_text.best_single(data)]),
         Section("mattered", "What mattered", _mattered(data, found, output), [mattered]),
         Section("search", "How the search went", _went(data, output), [summary_text.spent(data)]),
-        Section("retrieval", "How well it finds", _retrieval(findings, output) if findings else [],
+        Section("retrieval", "How well it finds",
+                [*(_retrieval(findings, output) if findings else []), *_unseen(data, output)],
                 [summary_text.compared_with(findings.curves, findings.gains)] if findings else []),
         Section("fails", "Where it fails", failing),
         Section("codes", "Codes and centres", _codes(data, findings, output) if findings else []),
@@ -240,6 +241,10 @@ def _went(data: SearchData, output: Output) -> list[Card]:
         *output.figure(
             "rungs", "Who was stopped where",
             "A bar a trial, as long as it was trained.", search_figures.rungs(data)),
+        *output.figure(
+            "epochs", "Epochs spent",
+            "What the trials were trained for, one after the other, and what they would have taken to their ends.",
+            search_figures.epochs(data)),
     ]  # fmt: skip
 
 
@@ -256,6 +261,14 @@ def _retrieval(findings: Findings, output: Output) -> list[Card]:
             "retrieval", "Precision and recall", "Dashed: what needs no training.",
             evidence_figures.retrieval(findings.curves)),
     ]  # fmt: skip
+
+
+def _unseen(data: SearchData, output: Output) -> list[Card]:
+    return output.table(
+        "unseen", "On classes that training has not seen",
+        "Classes held out whole, mAP: searched among themselves, and all classes in one database. Validation is the "
+        "mean over fresh seeds. What needs no training (PCA + ITQ) stands beside it where it was measured.",
+        search_tables.unseen_table(data))  # fmt: skip
 
 
 def _failures(findings: Findings, output: Output) -> tuple[list[Card], list[str], tuple[str, str] | None]:
@@ -292,7 +305,7 @@ def _codes(data: SearchData, findings: Findings, output: Output) -> list[Card]:
             "centres", "Classes and their centres",
             "Both maps show the same classes in the same order, alike ones side by side. The more the right map looks "
             "like the left one (PCC), the more the codes know which classes are related.",
-            evidence_figures.center_maps(model, reference)),
+            evidence_figures.center_maps(model.centers, reference)),
         *output.figure(
             "centre_moves", "How centres moved",
             "How far each class's centre is from where it was drawn, and how many were moved at each evaluation.",

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from crh_tune.reporting.curves import NEAREST, CodeStatistics, Confusion, Curves
-from crh_tune.reporting.search_data import PAPER, Confirmed, SearchData, Value
+from crh_tune.reporting.search_data import PAPER, UNSEEN, Confirmed, SearchData, Value
 from crh_tune.retrieval.average_precision import Floats
 from crh_tune.retrieval.baselines import Gain
 from crh_tune.settings.used import short
@@ -93,6 +93,24 @@ def retrieval_table(curves: Sequence[Curves], gains: Sequence[Gain | None]) -> p
                 f"gain of the {curves[0].label} in mAP": gain_text(gain),
             }
         )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def unseen_table(data: SearchData) -> pd.DataFrame:
+    """mAP on classes that training has not seen, of what the page shows; empty where none were held out."""
+    words = {
+        "map_unseen": "classes held out", "map_mixed": "all classes together", "map_harmonic": "harmonic mean",
+        "map_unseen_itq": "held out, PCA + ITQ",
+    }  # fmt: skip
+    columns = [
+        (f"{stage}/{metric}", f"{kind}: {words[metric]}")
+        for stage, kind in (("val", "validation"), ("test", "test"))
+        for metric in UNSEEN
+    ]
+    told = [(name, head) for name, head in columns if any(name in values for values in data.unseen.values())]
+    rows = [
+        {"": label, **{head: _fixed(values.get(name)) for name, head in told}} for label, values in data.unseen.items()
+    ]
     return pd.DataFrame(rows)
 
 

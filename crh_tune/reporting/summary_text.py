@@ -88,7 +88,7 @@ def best_single(data: SearchData) -> str:
     if data.winner is None:
         return f"{value}, and {mean}."
     if best.name == data.winner:
-        return f"{value}, and it won: {mean}, more than any other finalist."
+        return f"{value}, and it won: {mean}."
     won = data.confirmed_of(data.winner)
     beside = f", {_difference(won, again)} less than the winner" if won is not None else ""
     return (

@@ -27,6 +27,7 @@ from crh_tune.retrieval.average_precision import (
 from crh_tune.retrieval.baselines import LinearCodes, bootstrap_gain, cosine_average_precisions, pca_itq, pca_rotation
 from crh_tune.retrieval.packing import pack_codes
 from crh_tune.settings.base import SettingsError
+from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.training import TrainingSettings
 from crh_tune.settings.trial import DatasetSettings, TrialSettings
 from crh_tune.training.evaluation import encode_share, gather_codes
@@ -38,6 +39,15 @@ from crh_tune.tuning.pages import OUTCOME_TAG, ROLE_TAG, SPLIT_TAG, STAGE_TAG, o
 from crh_tune.tuning.progress import Say
 from crh_tune.tuning.record import COMPLETE, Outcome
 from crh_tune.tuning.results import FLOAT_COSINE, ITQ, ROTATION, Baseline, checkpoint_in
+
+
+def validation_of_baselines(settings: SearchSettings, first: Split) -> dict[str, float]:
+    """The mAP of each baseline on the search's validation queries; none where its inputs are no features."""
+    if first.train.inputs.ndim != 2:
+        return {}
+    protocol = settings.evaluation.protocol
+    found = _precisions(first, settings.trial.bits, settings.seed, protocol)
+    return {name: mean_average_precision(each, protocol.no_relevant) for name, each in found.items()}
 
 
 def compare_with_baselines(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from crh_tune.settings.search import SearchSettings, drawn
-from crh_tune.tuning.record import COMPLETE, FAILED, PRUNED, Outcome
-from crh_tune.tuning.results import Baseline, SearchResult
+from crh_tune.tuning import race
+from crh_tune.tuning.record import CLOCK_FILE, COMPLETE, FAILED, PRUNED, Outcome, epochs_of
+from crh_tune.tuning.results import SearchResult
 from crh_tune.tuning.run import CONFIRM, SEARCH, TEST
 
 _CONFIRMING = re.compile(r"confirm-(.+)-seed\d+")
@@ -67,6 +69,7 @@ class Board:
         planned: how many trials it is to have; ``at_once``: how many run at one time.
         classes: of the dataset.
         outcomes: of the runs that have ended, by name; ``running``: of those under way, with what they reached.
+        untrained: the value on validation queries of what needs no training, by name, where that is known already.
         result: what it found, once it has ended.
     """
 
@@ -77,6 +80,7 @@ class Board:
     at_once: int
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     running: dict[str, Outcome] = field(default_factory=dict)
+    untrained: Mapping[str, float] = field(default_factory=dict)
     result: SearchResult | None = None
     _begun: dict[str, float] = field(default_factory=dict)
     _rates: dict[str, float] = field(default_factory=dict)
@@ -165,12 +169,17 @@ class Board:
         """The trial that has won; None before the confirmation is over."""
         if self.result is not None:
             return self.result.best.trial
-        return self.confirmed[0].trial if self.confirmed and self.stage == TEST else None
+        if not self.confirmed or self.stage != TEST:
+            return None
+        longest = max(len(each.values) for each in self.confirmed)  # others have dropped out
+        return next(each.trial for each in self.confirmed if len(each.values) == longest)
 
     @property
-    def baselines(self) -> Sequence[Baseline]:
-        """What needs no training; known once the test is over."""
-        return self.result.baselines if self.result is not None else ()
+    def baselines(self) -> list[tuple[str, float, float | None]]:
+        """What needs no training: name, value on validation queries, and test mAP once the test is over."""
+        if self.result is not None:
+            return [(each.name, each.validation, each.test) for each in self.result.baselines]
+        return [(name, value, None) for name, value in self.untrained.items()]
 
     @property
     def epochs(self) -> int:
@@ -195,28 +204,57 @@ class Board:
         return sum(reached >= rung for rung in self.rungs) if stage_of(outcome) == SEARCH else 0
 
     @property
-    def runs_left(self) -> tuple[int, int]:
-        """How many trials are left to begin or to end, and how many confirmation and test runs, at most."""
-        confirm = self.settings.confirm
-        fixed = (confirm.top + 1) * confirm.seeds + 2 - (len(self.outcomes) - len(self.trials))
-        searching = self.planned - len(self.trials) if self.stage == SEARCH else 0
-        return max(searching, 0), max(fixed, 0)
+    def runs_left(self) -> tuple[int, int, int]:
+        """How many trials are left to begin or to end, and how many confirmation and test runs, at least and at most.
+
+        A race may be decided after two seeds, where there is more than one.
+        """
+        ended = Counter(stage_of(outcome) for outcome in self.outcomes.values())
+        tests, confirm = max(2 - ended[TEST], 0), self.settings.confirm
+        if self.stage == TEST:
+            return 0, tests, tests
+        most = race.most_runs(confirm.top, confirm.seeds)
+        least = min(confirm.top + 1 + 2 * (confirm.seeds > 1), most)
+        few, many = (max(count - ended[CONFIRM], 0) + tests for count in (least, most))
+        return max(self.planned - len(self.trials), 0) if self.stage == SEARCH else 0, few, many
 
     def seconds_left(self) -> tuple[float, float] | None:
         """How long the rest takes, from and to, judged by the runs so far; None before one has reported.
 
-        From: trials are stopped as early as so far. To: all run to their end.
+        From: trials are stopped as early as so far, and the race is short. To: all run to their end. Trials take no
+        more than what is left of the budget's hours and epochs.
         """
         if not self._rates:
             return None
-        slow, fast = np.quantile(list(self._rates.values()), [0.75, 0.25])
-        trials, fixed = self.runs_left
+        trials, few, many = self.runs_left
         usual = statistics.fmean([each.metrics.get("epoch", 0.0) for each in self.trials]) if self.trials else 0.0
         least = usual or float(self.rungs[0] if self.rungs else self.epochs)
-        done = sum(each.metrics.get("epoch", 0.0) for each in self.running.values())
-        low = max(trials * least + fixed * self.epochs - done, 0.0) * fast / self.at_once
-        high = max((trials + fixed) * self.epochs - done, 0.0) * slow / self.at_once
-        return float(low), float(max(high, low))
+        done = Counter[bool]()
+        for each in self.running.values():
+            done[stage_of(each) == SEARCH] += int(each.metrics.get("epoch", 0))
+        whole = self.settings.confirm.epochs or self.epochs
+        found = []
+        for epochs, runs, share in ((least, few, 0.25), (float(self.epochs), many, 0.75)):
+            search = self._within_budget(trials * epochs - done[True], share)
+            fixed = max(runs * whole - done[False], 0.0) * self._rate(share, search=False) / self.at_once
+            found.append(search + fixed)
+        return min(found), max(found)
+
+    def _within_budget(self, epochs: float, share: float) -> float:
+        """How many seconds the trials take for so many more epochs, or for what is left of the budget."""
+        budget, clock = self.settings.budget, self.folder / CLOCK_FILE
+        if budget.epochs is not None:
+            epochs = min(epochs, budget.epochs - epochs_of([*self.trials, *self.running.values()]))
+        seconds = max(epochs, 0.0) * self._rate(share, search=True) / self.at_once
+        if budget.hours is not None:
+            used = float(clock.read_text()) if clock.exists() else 0.0
+            seconds = min(seconds, max(budget.hours * 3600 - used, 0.0))
+        return seconds
+
+    def _rate(self, share: float, search: bool) -> float:
+        """Seconds an epoch that this share of runs stay below: of trials, or of runs after them once there are any."""
+        rates = [rate for name, rate in self._rates.items() if (stage_of(Outcome(name, {})) == SEARCH) == search]
+        return float(np.quantile(rates or list(self._rates.values()), share))
 
 
 def spoken(seconds: float) -> str:
@@ -240,8 +278,9 @@ def counts(board: Board) -> str:
     ended = {"stopped early": board.count(PRUNED), "failed": board.count(FAILED)}
     said = ", ".join(f"{number} {how}" for how, number in ended.items() if number)
     trials = f"{len(board.trials)} of {board.planned} trials"
-    hours = board.settings.budget.hours
-    return trials + (f" ({said})" if said else "") + (f", within {hours:g} hours" if hours else "")
+    hours, epochs = board.settings.budget.hours, board.settings.budget.epochs
+    used = f", {epochs_of(board.trials)} of {epochs} epochs" if epochs else ""
+    return trials + (f" ({said})" if said else "") + used + (f", within {hours:g} hours" if hours else "")
 
 
 def ranked(board: Board) -> Iterator[tuple[Outcome | Confirmed, Mapping[str, float]]]:
@@ -250,7 +289,7 @@ def ranked(board: Board) -> Iterator[tuple[Outcome | Confirmed, Mapping[str, flo
     shown = set()
     confirmed = board.confirmed
     if board.winner is not None:
-        confirmed.sort(key=lambda each: each.trial != board.winner)
+        confirmed.sort(key=lambda each: (each.trial != board.winner, -len(each.values)))  # others have dropped out
     for each in confirmed:
         shown.add(each.trial)
         values = {"mean": each.mean, "std": each.std, "seeds": float(len(each.values))}

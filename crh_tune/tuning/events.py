@@ -22,6 +22,7 @@ from crh_tune.tuning.board import Board, stage_of, trial_of
 from crh_tune.tuning.groups import free_groups
 from crh_tune.tuning.leaderboard import escaped, headline, leaderboard
 from crh_tune.tuning.pages import OUTCOME_TAG, ended_name, origin, run_params, run_tags, splits_seen
+from crh_tune.tuning.pictures import Pictures
 from crh_tune.tuning.record import COMPLETE, FAILED, PRUNED, Outcome, read_outcomes, write_outcome
 from crh_tune.tuning.run import RUNS_FOLDER, Run
 from crh_tune.tuning.stages import Stage
@@ -41,7 +42,7 @@ class Place:
     """Where the runs of a search live: its id, folder, aggregator and the tracker.
 
     ``searched`` names what its runs differ in. ``board`` is how a search stands, shown to ``watch`` whenever that
-    changes; ``ui`` is the command that opens MLflow's pages.
+    changes; ``ui`` is the command that opens MLflow's pages; ``pictures`` are drawn while it runs.
     """
 
     search_id: str
@@ -53,6 +54,7 @@ class Place:
     board: Board | None = None
     watch: Callable[[Board], None] = lambda board: None
     ui: str = ""
+    pictures: Pictures | None = None
 
     def describe(self) -> None:
         """Write the leaderboard into the description of the search's own run, and show how it stands."""
@@ -140,6 +142,8 @@ class RunEvents(tune.Callback):
         if self._board is not None:
             self._board.report(outcome)
             self._place.watch(self._board)
+        if self._place.pictures is not None:
+            self._place.pictures.evaluated()
         if (stage := self._present()) is not None:
             stage.reported(outcome)
 

@@ -28,6 +28,7 @@ def leaderboard(board: Board, ui: str) -> str:
     parts = [
         f"**{headline(board)}**",
         _best_single(board),
+        _registered(board),
         _table(board),
         f"Budget: {escaped(counts(board))}. {escaped(left_line(board))}",
         _commands(board, ui),
@@ -76,12 +77,20 @@ def _best_single(board: Board) -> str:
         return escaped(f"{value}, but none on fresh seeds.")
     mean = f"{_mean(again)} in the mean of {len(again.values)} fresh seeds"
     if best.name == board.winner:
-        return escaped(f"{value}, and it won: {mean}, no finalist has more.")
+        return escaped(f"{value}, and it won: {mean}.")
     less = abs(won.mean - again.mean)
     return escaped(
         f"{value}, and did not win: it is worth {mean}, {less:.4f} short of the winner. "
         "A single value is partly luck, so fresh seeds decide."
     )
+
+
+def _registered(board: Board) -> str:
+    """Where the winner's model is; empty before there is one."""
+    if board.result is None:
+        return ""
+    name = board.settings.name
+    return escaped(f"Its model is registered as {name}, with the alias champion until a later search of {name} ends.")
 
 
 def _table(board: Board) -> str:
@@ -91,8 +100,8 @@ def _table(board: Board) -> str:
         for place, (each, values) in enumerate(ranked(board))
         if place < _ROWS or _is_paper(each)
     ]
-    for baseline in board.baselines:
-        cells = ["", baseline.name, "needs no training", f"{baseline.validation:.4f}", "", f"{baseline.test:.4f}"]
+    for name, validation, test in board.baselines:
+        cells = ["", name, "needs no training", f"{validation:.4f}", "", "" if test is None else f"{test:.4f}"]
         rows.append(f"| {' | '.join(map(escaped, cells))} |")
     if not rows:
         return ""

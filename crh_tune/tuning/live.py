@@ -54,7 +54,8 @@ class LiveView:
 def drawn(board: Board) -> Group:
     """How a search stands, to be printed: what is under way, the best so far, the budget and the time left."""
     head = " · ".join(filter(None, [board.name, board.stage, counts(board), left_line(board), _lead(board)]))
-    return Group(Text(head, style="bold"), _running(board), _best(board))
+    tables = [table for table in (_running(board), _best(board)) if table.row_count]
+    return Group(Text(head, style="bold"), *tables)
 
 
 def _lead(board: Board) -> str:
@@ -96,9 +97,9 @@ def _best(board: Board) -> Table:
         numbers = [f"{values[key]:.4f}" if key in values else "" for key in ("single", "test")]
         named = Text(f"{name}, the paper's" if paper else name)
         table.add_row(named, numbers[0], seeds, numbers[1], _setting(board, each))
-    for baseline in board.baselines:
-        named = Text(f"{baseline.name}, untrained")
-        table.add_row(named, f"{baseline.validation:.4f}", "", f"{baseline.test:.4f}", "")
+    for name, validation, test in board.baselines:
+        named = Text(f"{name}, untrained")
+        table.add_row(named, f"{validation:.4f}", "", "" if test is None else f"{test:.4f}", "")
     return table
 
 

@@ -80,6 +80,16 @@ def parent_metrics(result: SearchResult, metric: str) -> dict[str, float]:
     }
 
 
+def champion_note(result: SearchResult) -> str:
+    """What is said of the registered model of a search's winner, in Markdown; all names in it are this package's."""
+    best, paper = result.best, result.paper
+    return (
+        f"Winner of search `{result.search_id}` ({best.trial}): {best.mean:.4f} ± {best.std:.4f} on validation queries "
+        f"with fresh seeds, the paper's setting {paper.mean:.4f} ± {paper.std:.4f}; test mAP "
+        f"{result.best_test.metrics['test/map']:.4f}, the paper's setting {result.paper_test.metrics['test/map']:.4f}."
+    )
+
+
 def tag_winner(tracker: Tracker, key: Callable[[str], str], board: Board) -> None:
     """Tag the winner, the finalists and the paper's setting, and mark the winner in its name."""
     for each in board.confirmed:

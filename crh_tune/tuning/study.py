@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,19 +19,23 @@ from ray.tune import TuneError
 
 from crh_tune.data.splits import Split, Stage, final_split, search_split
 from crh_tune.errors import SearchFailed
+from crh_tune.serving.encoder import load_encoder
 from crh_tune.settings.search import SearchSettings, drawn
+from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.models import build_network
 from crh_tune.training.opening import open_data
 from crh_tune.tuning import tracking
 from crh_tune.tuning.address import shown, ui_command
 from crh_tune.tuning.asha import asha
-from crh_tune.tuning.baselines import compare_with_baselines
+from crh_tune.tuning.baselines import compare_with_baselines, validation_of_baselines
 from crh_tune.tuning.board import Board
+from crh_tune.tuning.champion import Champion
 from crh_tune.tuning.cluster import concurrency
 from crh_tune.tuning.engine import drive
 from crh_tune.tuning.events import OUT_OF_TIME, Place
 from crh_tune.tuning.feature_pass import open_on_cluster
-from crh_tune.tuning.pages import STAGE_TAG, parent_metrics, search_params, tag_winner
+from crh_tune.tuning.pages import STAGE_TAG, champion_note, origin, parent_metrics, search_params, tag_winner
+from crh_tune.tuning.pictures import Draw, Picture, Pictures, Reference
 from crh_tune.tuning.progress import Say, watching
 from crh_tune.tuning.proposals import enqueue, planned, start_points
 from crh_tune.tuning.record import (
@@ -55,6 +61,22 @@ from crh_tune.tuning.stopping import Clock, Interrupted, Stop
 from crh_tune.tuning.worker import start_aggregator
 
 SKIPPED_FILE = "skipped_images.txt"
+
+
+@dataclass(frozen=True)
+class After:
+    """What is made of a search, by rooms above this one.
+
+    Attributes:
+        export: writes the export of a search's folder, and returns where that is; without it nothing is registered.
+        draw: draws its figures for MLflow.
+    """
+
+    export: Callable[[Path], Path] | None = None
+    draw: Draw | None = None
+
+
+NOTHING = After()
 
 
 @dataclass(frozen=True)
@@ -115,10 +137,12 @@ def run_search(
     say: Say,
     stop: Stop | None = None,
     resume: Path | None = None,
+    after: After = NOTHING,
 ) -> SearchResult:
     """Run a search to its end, in a new folder of ``storage`` or in the one that is resumed; Ray is up already.
 
-    One that has ended continues where its settings have more trials or hours than those it ended with.
+    One that has ended continues where its settings have more trials or hours than those it ended with. ``after`` is what
+    is made of what it finds.
 
     Raises SettingsError before anything starts where the machine is too small, MLflow does not answer, another process
     runs this search or it was begun on other data; SearchFailed where no trial ends well or storage fails; Interrupted,
@@ -136,8 +160,10 @@ def run_search(
     with held(folder):
         ended = (folder / SUMMARY_FILE).exists()
         if ended and settings == read_settings(folder):
-            unsent = tracking.unsent_in(folder, uri)
-            return replace(read_result(folder), tracking_uri=shown(uri), unsent=unsent)
+            result = replace(read_result(folder), tracking_uri=shown(uri))
+            tracker = tracking.Tracker(uri, settings.name, storage, folder)
+            _hand_over(settings, result, tracker, after)
+            return replace(result, unsent=tracker.close(tracking.SHORT_PATIENCE))
         same_splits(folder, prepared.splits)
         if ended:
             go_on_with(folder, settings)
@@ -146,8 +172,9 @@ def run_search(
         first = prepared.first
         board = Board(settings, folder, settings.trials, first.classes, at_once)
         place = Place(
-            folder.name, folder, name, tracker, stop, settings.search, board, watching(say), ui_command(shown(uri))
-        )
+            folder.name, folder, name, tracker, stop, settings.search, board, watching(say), ui_command(shown(uri)),
+            _pictures(folder, tracker, after, say),
+        )  # fmt: skip
         say(
             f"search {place.search_id}: {settings.method} on {settings.dataset.name} "
             f"({first.classes} classes, {len(first.train)} training samples, {len(first.queries)} validation queries), "
@@ -155,16 +182,31 @@ def run_search(
             f"{planned(settings, first.classes, first.multi_label)}, {at_once} at a time"
         )
         try:
-            return _run(settings, prepared, place, shown(uri), say)
+            return _run(settings, prepared, place, shown(uri), say, after)
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(place.search_id) from None
 
 
-def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, say: Say) -> SearchResult:
+def _pictures(folder: Path, tracker: tracking.Tracker, after: After, say: Say) -> Pictures | None:
+    """What draws the search's figures, for its own run and those below it."""
+    if after.draw is None:
+        return None
+
+    def keep(picture: Picture) -> None:
+        key = f"{folder.name}/{picture.run}" if picture.run else folder.name
+        tracker.artifact(key, picture.path, "figures")
+
+    return Pictures(folder, after.draw, keep, say)
+
+
+def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, say: Say, after: After) -> SearchResult:
     """The search in its folder, told to MLflow as the parent run, with an aggregator of its own."""
     tracker, key = place.tracker, place.search_id
     tracker.start_run(key, key, tags={STAGE_TAG: "parent"})
     tracker.params(key, search_params(settings))
+    tracker.dataset(
+        key, settings.dataset.name, prepared.first.fingerprint, origin(settings.dataset), "training and validation"
+    )
     tracker.artifact(key, place.folder / SETTINGS_FILE)
     status, patience = "FAILED", tracking.PATIENCE
     aggregator = start_aggregator(place.aggregator)
@@ -174,6 +216,9 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
     try:
         result = _search(settings, place, prepared, uri, say)
         status = "FINISHED"
+        if place.pictures is not None:
+            place.pictures.finish(_known_reference(prepared.first))
+        _hand_over(settings, result, tracker, after)
     except (Interrupted, KeyboardInterrupt):
         status, patience = "KILLED", tracking.SHORT_PATIENCE
         raise
@@ -188,9 +233,36 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
             ray.kill(aggregator)
             with suppress(OSError):  # where storage is gone, that is why it ends
                 tracker.end_run(key, status)
+            if place.pictures is not None:
+                place.pictures.wait()
             unsent = tracker.close(patience)
     why = tracker.last_error if unsent else ""
     return replace(result, unsent=unsent, unsent_why=why, experiment_id=tracker.experiment_id)
+
+
+def _hand_over(settings: SearchSettings, result: SearchResult, tracker: tracking.Tracker, after: After) -> None:
+    """Export what was found, and have its model logged and registered."""
+    if after.export is None:
+        return
+    export = after.export(result.folder)
+    ended = int((result.folder / SUMMARY_FILE).stat().st_mtime * 1000)
+    champion = Champion(settings.name, str(export.resolve()), load_encoder(export).name, ended, champion_note(result))
+    tracker.model(f"{result.search_id}/{result.best_test.name}", champion)
+
+
+def _untrained(board: Board, settings: SearchSettings, first: Split) -> None:
+    """Let the board know what needs no training, while the first trials run."""
+    if settings.objective.metric != "val/map":
+        return
+    with suppress(Exception):  # it is scored again at the end, and what is wrong with it is said there
+        board.untrained = validation_of_baselines(settings, first)
+
+
+def _known_reference(split: Split) -> Reference:
+    """How alike the classes are, where that takes no pass over files."""
+    if split.reference is None and not isinstance(split.train.inputs, np.ndarray):
+        return None
+    return reference_similarity(split)
 
 
 def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str, say: Say) -> SearchResult:
@@ -202,6 +274,7 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
     searcher = OptunaSearcher(study, settings, classes, multi_label, settings.trials, prepared.first.fingerprint)
     if place.board is not None:
         place.board.planned = searcher.total
+        threading.Thread(target=_untrained, args=(place.board, settings, prepared.first), daemon=True).start()
     place.describe()
     clock = Clock(place.folder / CLOCK_FILE, settings.budget.hours * 3600) if settings.budget.hours else None
     search = SearchStage(settings, searcher, say, clock)

@@ -1,6 +1,6 @@
 """MLflow: one parent run a search, one child run for each of its training runs.
 
-What is to be logged is first written, in order, to an outbox file beside the search; a thread sends it. So training
+What is to be logged is first written, in order, to an outbox file beside the search; threads send it. So training
 never waits for the tracking server, a server that is away costs nothing, and what could not be sent stays on disk.
 Sending something twice changes nothing: a run is found again by its key before it is created.
 """
@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from mlflow.exceptions import MlflowException
 import crh_tune
 from crh_tune.settings.base import SettingsError
 from crh_tune.tuning.address import VIEW, reason, shown
+from crh_tune.tuning.champion import Champion, send_champion
+from crh_tune.tuning.outbox import FILES, LANES, SENT_FILE, WORDS, Sent, lane_of, line_of, whole_lines
 from crh_tune.tuning.record import OUTBOX_FILE
 
 KEY_TAG, RUN_TAG = "crh_tune.key", "crh_tune.run"
@@ -61,7 +64,6 @@ _EXPERIMENT_TAGS = {
     "`tags.crh_tune.stage` tells `search`, `confirm`, `test` and `baseline` apart.",
 }
 _PARENT_TAG = "mlflow.parentRunId"
-SENT_FILE = "mlflow_sent"
 PATIENCE, SHORT_PATIENCE = 30.0, 3.0
 """How many seconds the end of a search waits for the tracking server, and that of an interrupted one."""
 _BATCH = 100
@@ -134,21 +136,29 @@ class Tracker:
         self._uri = uri
         self._experiment_id = ""
         self._outbox = folder / OUTBOX_FILE
-        self._sent = Sent(folder / SENT_FILE, uri)
+        lines = whole_lines(self._outbox)
+        self._sent = Sent(folder / SENT_FILE, uri, len(lines))
         self._run_ids: dict[str, str] = {}
         self._logged: set[tuple[str, int]] = set()
         self._described: set[str] = set()
         self._seen_data: set[str] = set()
         self._open: set[str] = set()
         self._ended: set[str] = set()
+        self._models: set[tuple[str, str]] = set()
+        self._newest: dict[tuple[str, str], int] = {}
+        """The last line that has each file of a run: those before it need not be sent."""
         self._wake = threading.Condition()
         self._closing, self._until = False, math.inf
-        self._last_error = ""
-        self._kept = 0
-        for line in _whole_lines(self._outbox):
+        self._errors = dict.fromkeys(LANES, "")
+        self._uploading = False
+        self._lines, self._unsent = 0, dict.fromkeys(LANES, 0)
+        for line in lines:
             self._note(*json.loads(line))
-        self._thread = threading.Thread(target=self._send_all, daemon=True, name="mlflow-outbox")
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._send_all, args=(lane,), daemon=True, name=f"mlflow-{lane}") for lane in LANES
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def start_run(self, key: str, name: str, parent: str | None = None, tags: dict[str, str] | None = None) -> None:
         """Open the run of this key, or reopen the one there is."""
@@ -180,9 +190,17 @@ class Tracker:
         """Say at the top of the experiment's page, in Markdown, how its newest search stands."""
         self._append("about", key, {"said": said})
 
-    def artifact(self, key: str, path: Path) -> None:
-        """Keep a file that stays where it is until it is sent."""
-        self._append("artifact", key, {"path": str(path.resolve())})
+    def artifact(self, key: str, path: Path, below: str = "") -> None:
+        """Keep a file that stays where it is until it is sent, in the folder ``below``; it replaces one of its name.
+
+        It is sent as it is then, and once where it was given several times.
+        """
+        self._append("artifact", key, {"path": str(path.resolve()), "below": below})
+
+    def model(self, key: str, champion: Champion) -> None:
+        """Log the model of a run and register it, once its export's folder is whole. Kept once for each encoder."""
+        if (key, champion.encoder) not in self._models:
+            self._append("model", key, asdict(champion))
 
     def end_run(self, key: str, status: str) -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
@@ -200,28 +218,33 @@ class Tracker:
         """Wait up to ``patience`` seconds for the outbox to empty; returns how many entries are unsent."""
         with self._wake:
             self._closing, self._until = True, time.monotonic() + patience
-            self._wake.notify()
-        self._thread.join(patience)
+            self._wake.notify_all()
+        for thread in self._threads:
+            thread.join(max(self._until - time.monotonic(), 0))
         return self.unsent()
 
     def drain(self, patience: float) -> int:
-        """Wait until the outbox is empty, or nothing was sent for so many seconds; returns how many are unsent."""
+        """Wait until the outbox is empty, or nothing was sent for so many seconds; returns how many are unsent.
+
+        A file that is on its way is waited for, however large it is: a server that says nothing ends that by itself.
+        """
         last, since = self.unsent(), time.monotonic()
-        while self.unsent() and time.monotonic() - since < patience:
+        while self.unsent() and (self._uploading or time.monotonic() - since < patience):
             time.sleep(0.05)
             if self.unsent() != last:
                 last, since = self.unsent(), time.monotonic()
         self.close(0)
-        self._thread.join(_REQUEST_SECONDS)  # what is under way now
+        for thread in self._threads:
+            thread.join(_REQUEST_SECONDS)  # what is under way now
         return self.unsent()
 
     def unsent(self) -> int:
-        return self._kept - self._sent.count
+        return sum(self._unsent.values())
 
     @property
     def sent(self) -> int:
         """How many entries the tracking server has, of this and earlier processes."""
-        return self._sent.count
+        return self._lines - self.unsent()
 
     @property
     def experiment_id(self) -> str:
@@ -231,21 +254,27 @@ class Tracker:
     @property
     def last_error(self) -> str:
         """Why the last sending failed; empty where it did not."""
-        return self._last_error
+        return next(filter(None, self._errors.values()), "")
 
     def _append(self, kind: str, key: str, content: dict[str, Any]) -> None:
-        line = json.dumps([kind, key, content], ensure_ascii=False) + "\n"
+        # a path that is no UTF-8 cannot be sent, and would hold up all that comes after it
+        line = line_of(kind, key, content).encode("utf-8", "replace")
         with self._wake:
-            # a path that is no UTF-8 cannot be sent, and would hold up all that comes after it
-            with self._outbox.open("a", encoding="utf-8", errors="replace") as outbox:
+            with self._outbox.open("ab") as outbox:
                 outbox.write(line)
                 outbox.flush()
                 os.fsync(outbox.fileno())
-            self._note(kind, key, content)
-            self._wake.notify()
+            self._note(*json.loads(line))
+            self._wake.notify_all()
 
     def _note(self, kind: str, key: str, content: dict[str, Any]) -> None:
-        self._kept += 1
+        lane = lane_of(kind)
+        self._unsent[lane] += self._lines >= self._sent.past[lane]
+        if kind == "artifact":
+            self._newest[key, content["path"]] = self._lines
+        elif kind == "model":
+            self._models.add((key, content["encoder"]))
+        self._lines += 1
         if kind == "metrics":
             self._logged.add((key, content["step"]))
         elif kind == "params":
@@ -259,37 +288,59 @@ class Tracker:
             self._open.discard(key)
             self._ended.add(key)
 
-    def _send_all(self) -> None:
-        wait = _FIRST_WAIT
+    def _send_all(self, lane: str) -> None:
+        """Send what this lane has, line by line, until the tracker is closed."""
         with self._outbox.open(encoding="utf-8") as outbox:
-            for _ in range(self._sent.count):
+            for _ in range(self._sent.past[lane]):
                 outbox.readline()
             while time.monotonic() <= self._until:  # whoever holds the folder next sends the rest, and not both at once
                 with self._wake:
-                    line = outbox.readline()
+                    line = outbox.readline() if self._may_go_on(lane) else ""
                     if not line:
-                        if self._closing:
+                        if self._closing and self._sent.past[lane] == self._lines:
                             return
-                        self._wake.wait()
+                        self._wake.wait(None if self._until == math.inf else max(self._until - time.monotonic(), 0))
                         continue
-                while not self._try_send(line):
-                    if time.monotonic() > self._until:
-                        return
-                    with self._wake:
-                        self._wake.wait(_FIRST_WAIT if self._closing else wait)
-                    wait = min(2 * wait, _LONGEST_WAIT)
-                wait = _FIRST_WAIT
-                self._sent.add_one()
+                mine = lane_of(json.loads(line)[0]) == lane
+                if mine and not self._sent_at_last(lane, line):
+                    return
+                with self._wake:
+                    self._unsent[lane] -= mine
+                    self._sent.move(lane)
+                    self._wake.notify_all()
 
-    def _try_send(self, line: str) -> bool:
+    def _may_go_on(self, lane: str) -> bool:
+        """Whether the next line is this lane's to look at: a file waits for the words before it."""
+        return lane == WORDS or self._sent.past[FILES] < self._sent.past[WORDS]
+
+    def _sent_at_last(self, lane: str, line: str) -> bool:
+        """Send a line, again and again where that fails; whether it was sent before the tracker was closed."""
+        wait = _FIRST_WAIT
+        while not self._try_send(lane, line):
+            if time.monotonic() > self._until:
+                return False
+            if self._closing:
+                time.sleep(_FIRST_WAIT)
+            else:
+                with self._wake:
+                    self._wake.wait_for(lambda: self._closing, wait)
+            wait = min(2 * wait, _LONGEST_WAIT)
+        return True
+
+    def _try_send(self, lane: str, line: str) -> bool:
         kind, key, content = json.loads(line)
+        if lane == FILES:
+            self._uploading = True
         try:
             self._experiment_id = self._experiment_id or self._connect()
             getattr(self, f"_send_{kind}")(key, content)
         except Exception as error:
-            self._last_error = reason(error, self._uri)
+            self._errors[lane] = reason(error, self._uri)
             return self._was_deleted(key, error)
-        self._last_error = ""
+        finally:
+            if lane == FILES:
+                self._uploading = False
+        self._errors[lane] = ""
         return True
 
     def _was_deleted(self, key: str, error: Exception) -> bool:
@@ -354,58 +405,15 @@ class Tracker:
         self._client.set_experiment_tag(self._experiment_id, NOTE_TAG, note)
 
     def _send_artifact(self, key: str, content: dict[str, str]) -> None:
-        if Path(content["path"]).exists():
-            self._client.log_artifact(self._run_id(key), content["path"])
+        newest = self._newest[key, content["path"]] == self._sent.past[FILES]
+        if newest and Path(content["path"]).exists():
+            self._client.log_artifact(self._run_id(key), content["path"], content.get("below") or None)
+
+    def _send_model(self, key: str, content: dict[str, Any]) -> None:
+        send_champion(self._client, self._experiment_id, self._run_id(key), key, Champion(**content))
 
     def _send_end(self, key: str, content: dict[str, Any]) -> None:
         self._client.set_terminated(self._run_id(key), status=content["status"], end_time=content["time"])
-
-
-class Sent:
-    """How many entries of an outbox a tracking server has, on disk. Another server has none, and is sent them all."""
-
-    def __init__(self, path: Path, uri: str) -> None:
-        self._path, self._server = path, shown(uri)
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            known = kept["server"] == self._server
-            self.count = int(kept["sent"]) if known else 0
-        except (OSError, ValueError, KeyError, TypeError):  # nothing, or what cannot be read: sent again, which is safe
-            self.count = 0
-        self.count = min(self.count, len(_whole_lines(path.with_name(OUTBOX_FILE))))
-
-    def add_one(self) -> None:
-        self.count += 1
-        content = json.dumps({"sent": self.count, "server": self._server})
-        aside = self._path.with_name(f".{self._path.name}")
-        with suppress(OSError):  # what is not kept, also in a crash, is sent again, and that is safe
-            aside.write_text(content, encoding="utf-8")
-            aside.replace(self._path)
-
-
-def unsent_in(folder: Path, uri: str) -> int:
-    """How many entries of a search's outbox the tracking server has not got."""
-    return len(_whole_lines(folder / OUTBOX_FILE)) - Sent(folder / SENT_FILE, uri).count
-
-
-def _whole_lines(outbox: Path) -> list[str]:
-    """The entries of an outbox, made where there is none; what a crash left half-written at its end is cut off."""
-    outbox.touch()
-    content = outbox.read_bytes()
-    good = 0
-    lines = []
-    for line in content.splitlines(keepends=True):
-        try:
-            _kind, _key, _content = json.loads(line)
-        except (ValueError, TypeError):
-            break
-        if not line.endswith(b"\n"):
-            break
-        good += len(line)
-        lines.append(line.decode())
-    if good < len(content):
-        os.truncate(outbox, good)
-    return lines
 
 
 @cache

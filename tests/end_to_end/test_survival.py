@@ -10,10 +10,15 @@ from pathlib import Path
 
 import optuna
 import pytest
+from mlflow import MlflowClient
 
 from benchmarks.soak import SPACE, Driver, Report, soak
 from crh_tune.cli import main
 from crh_tune.training.checkpoints import CHECKPOINT_FILE
+from crh_tune.tuning.board import Board
+from crh_tune.tuning.leaderboard import leaderboard
+from crh_tune.tuning.record import read_outcomes, read_settings
+from crh_tune.tuning.results import read_result
 
 PLAN = [("driver", 2), ("trial", 2), ("aggregator", 2), ("trial", 2), ("interrupted", 18)]
 """The first trial, of 16 epochs, is in its beginning at the first death, and has ended at the last."""
@@ -57,6 +62,25 @@ def test_nothing_is_lost_and_nothing_is_there_twice(survived: Survived):
     print(survived.report)
     assert survived.report.kills.total() == len(PLAN)
     assert survived.report.verdict == "lost: 0, duplicated: 0", survived.report
+
+
+def test_mlflow_has_one_leaderboard_one_of_each_figure_and_one_champion(survived: Survived):
+    client = MlflowClient(f"sqlite:///{survived.storage / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("soak").experiment_id])
+    [parent] = [run for run in runs if run.data.tags["crh_tune.stage"] == "parent"]
+    result, said = read_result(survived.folder), parent.data.tags["mlflow.note.content"]
+    assert said.startswith(f"**★ {result.best.trial} won")
+    settings = read_settings(survived.folder)
+    board = Board(settings, survived.folder, TRIALS, 10, 1, read_outcomes(survived.folder), result=result)
+    table = [line for line in leaderboard(board, "").splitlines() if line.startswith("| ")]
+    assert [line.split("|")[2] for line in said.splitlines() if line.startswith("| ")] == [
+        line.split("|")[2] for line in table
+    ]
+    figures = [file.path for file in client.list_artifacts(parent.info.run_id, "figures")]
+    assert "figures/history.png" in figures
+    assert len(figures) == len(set(figures)) == len(list((survived.folder / "figures").glob("*.png")))
+    [version] = client.search_model_versions("name = 'soak'")
+    assert client.get_model_version_by_alias("soak", "champion").version == version.version
 
 
 def test_what_had_ended_is_not_run_again(survived: Survived):

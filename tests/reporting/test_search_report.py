@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,12 @@ import pytest
 from crh_tune.reporting.search_data import read_evidence, read_search
 from crh_tune.reporting.search_report import report_search
 from crh_tune.reporting.summary_text import best_single
-from tests.reporting.made_search import SCRIPT, TRIALS, make_search
+from crh_tune.tuning.record import Outcome
+from tests.reporting.made_search import SCRIPT, TRIALS, keep, make_search
 
 FIGURES = (
-    "importance", "parallel_coordinates", "contour", "history", "learning_curves", "rungs", "retrieval", "classes",
-    "centres", "codes",
+    "importance", "parallel_coordinates", "contour", "history", "learning_curves", "rungs", "epochs", "retrieval",
+    "classes", "centres", "codes",
 )  # fmt: skip
 
 
@@ -147,6 +150,44 @@ def test_a_best_trial_that_won_is_said_to_have_won(searches):
     data = read_search(searches / "made-001")
     object.__setattr__(data, "winner", "trial-0000")
     assert "and it won" in best_single(data)
+
+
+def test_one_that_dropped_out_of_the_race_stands_below_those_that_stayed(searches, tmp_path):
+    folder = tmp_path / "made-001"
+    shutil.copytree(searches / "made-001", folder)
+    settings = json.loads((folder / "outcomes" / "trial-0005.json").read_text())["settings"]
+    keep(folder, Outcome("confirm-trial-0005-seed1", settings, "fixed", "complete", {"val/map": 0.99}))
+    assert [each.trial for each in read_search(folder).confirmed] == [
+        "trial-0001", "trial-0003", "trial-0000", "trial-0005",
+    ]  # fmt: skip
+    (folder / "summary.json").unlink()  # before there is a winner, all may still be in the race
+    assert read_search(folder).confirmed[0].trial == "trial-0005"
+
+
+def test_what_is_measured_on_unseen_classes_stands_on_the_page(searches, tmp_path):
+    folder = tmp_path / "made-001"
+    shutil.copytree(searches / "made-001", folder)
+    for seed, value in ((1, 0.2), (2, 0.3)):
+        path = folder / "outcomes" / f"confirm-trial-0001-seed{seed}.json"
+        content = json.loads(path.read_text())
+        content["metrics"] |= {"val/map_unseen": value, "val/map_mixed": 0.4}
+        path.write_text(json.dumps(content))
+    path = folder / "outcomes" / "final-best.json"
+    content = json.loads(path.read_text())
+    content["metrics"] |= {"test/map_unseen": 0.125}
+    path.write_text(json.dumps(content))
+    page = outside_scripts(report_search(folder, tmp_path / "out", lambda line: None).read_text())
+    assert "On classes that training has not seen" in page
+    table = pd.read_csv(tmp_path / "out" / "tables" / "unseen.csv", index_col=0)
+    [won] = table.to_dict("records")
+    heads = ("validation: classes held out", "validation: all classes together", "test: classes held out")
+    assert [won[head] for head in heads] == [0.25, 0.4, 0.125]
+
+
+def test_a_report_takes_less_than_20_seconds(finished, searches, tmp_path):
+    begun = time.process_time()
+    report_search(searches / "again-001", tmp_path, lambda line: None)
+    assert time.process_time() - begun < 20
 
 
 def test_samples_of_several_labels_have_a_page(tmp_path, monkeypatch):

@@ -152,10 +152,50 @@ def test_the_time_left_lies_between_runs_that_are_stopped_and_runs_that_are_not(
     now[0] += 10
     board.report(under_way)  # two seconds an epoch
     board.end(outcome("trial-0003", 0.4, status="pruned", epoch=4))
-    fixed = (2 + 1) * 2 + 2
+    fixed = (2 + 1) + (1 + 1) + 2  # one of two finalists drops out after the first seed; then the tests
     low, high = board.seconds_left() or (0.0, 0.0)
     assert high == pytest.approx(2 * ((1 + fixed) * 40 - 5) / 2)
     assert low == pytest.approx(2 * (1 * (40 + 40 + 4) / 3 + fixed * 40 - 5) / 2)
+
+
+@pytest.mark.parametrize(
+    ("budget", "trials"), [({}, 97 * 40 - 5), ({"hours": 0.01}, 36 - 30), ({"epochs": 100}, 100 - 80 - 5)]
+)
+def test_the_time_left_is_within_the_budget_and_takes_a_long_or_a_short_race(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, Any], trials: float
+):
+    """A second an epoch, one run at a time: 2 of 99 trials have ended with 40 epochs each, one is at epoch 5."""
+    content = SETTINGS.model_dump(mode="json") | {
+        "confirm": {"top": 3, "seeds": 3}, "budget": {"trials": 99, **budget}
+    }  # fmt: skip
+    settings = SearchSettings.model_validate(content)
+    (tmp_path / "seconds_used").write_text("30")
+    board = Board(settings, tmp_path, 99, 100, 1)
+    now = [100.0]
+    monkeypatch.setattr("crh_tune.tuning.board.time.monotonic", lambda: now[0])
+    for each in searched()[:2]:
+        board.end(each)
+    under_way = outcome("trial-0002", 0.5, epoch=5)
+    board.start(under_way)
+    now[0] += 5
+    board.report(under_way)
+    low, high = board.seconds_left() or (0.0, 0.0)
+    assert high == pytest.approx(trials + (4 + 3 + 2 + 2) * 40)
+    assert low == pytest.approx(trials + (4 + 2 + 2) * 40)
+    for each in confirmed():
+        board.end(each)
+    board.running.clear()
+    board.start(outcome("final-best", 0.0, metric="test/map", epoch=10))
+    assert board.seconds_left() == pytest.approx((2 * 40 - 10, 2 * 40 - 10))
+
+
+def test_one_that_dropped_out_of_the_race_does_not_win_by_a_lucky_seed():
+    lucky = outcome("confirm-trial-0003-seed1", 0.99, 1)
+    board = board_of(*searched(), *confirmed(), lucky, *after_test()[:1])
+    assert board.winner == "trial-0002"
+    assert [row[1].partition(",")[0] for row in rows(leaderboard(board, "mlflow ui"))] == [
+        "trial-0002", "trial-0001", "trial-0000", "trial-0003",
+    ]  # fmt: skip
 
 
 def test_a_terminal_shows_what_runs_and_what_is_best():

@@ -20,6 +20,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 from crh_tune.cli import main
 from crh_tune.tuning import tracking
+from crh_tune.tuning.outbox import unsent_in
 
 EPOCHS = 12
 SPACE = {
@@ -141,13 +142,13 @@ def test_a_search_ends_without_its_tracking_server_and_sync_sends_the_rest(
     thread.join()
     assert code == 130
     assert err.endswith(f"interrupted: resume with crh-tune search --resume away-001 --storage {storage}\n")
-    assert tracking.unsent_in(folder, os.environ["MLFLOW_TRACKING_URI"]) > EPOCHS
+    assert unsent_in(folder, os.environ["MLFLOW_TRACKING_URI"]) > EPOCHS
 
     code, out, _ = command("search", "--resume", "away-001")
     assert code == 0
     *_, why, kept, optuna, where, pages, ended = out.splitlines()
     assert " does not answer: " in why
-    unsent = tracking.unsent_in(folder, os.environ["MLFLOW_TRACKING_URI"])
+    unsent = unsent_in(folder, os.environ["MLFLOW_TRACKING_URI"])
     assert unsent > 5 * EPOCHS
     assert kept == (
         f"MLflow           {unsent} entries are still unsent, and kept: "
@@ -186,7 +187,15 @@ def check_runs(address: str) -> None:
     assert len(found) == len(runs)
     parent = runs.pop("away-001")
     assert parent.info.status == "FINISHED"
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"search.json", "summary.json"}
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
+        "search.json",
+        "summary.json",
+        "figures",
+    }
+    pictures = {file.path.removeprefix("figures/") for file in client.list_artifacts(parent.info.run_id, "figures")}
+    assert pictures >= {"history.png", "rungs.png"}
+    champion = client.get_model_version_by_alias("away", "champion")
+    assert (champion.version, champion.run_id) == ("1", runs["final-best"].info.run_id)
     for run in runs.values():
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id

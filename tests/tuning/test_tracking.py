@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import re
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -12,17 +13,25 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from crh_tune.cli import main
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning.address import pages_at, runs_page, shown, ui_command
+from crh_tune.tuning.outbox import WORDS
 from crh_tune.tuning.record import new_folder
 from crh_tune.tuning.stopping import Interrupted
 from crh_tune.tuning.tracking import Tracker, answering, connect, default_tracking_uri
 
 NOWHERE = "http://127.0.0.1:9"
 SPACE = {"name": "outbox", "dataset": {"name": "digits"}, "search": {"margin": {"uniform": [0, 0.5]}}}
+
+
+@pytest.fixture(autouse=True)
+def a_database(empty_database: Path, tmp_path: Path) -> None:
+    """MLflow's own, without a run: making one takes seconds."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
 
 
 def log_a_run(tracker: Tracker, last_step: int = 3) -> None:
@@ -121,6 +130,7 @@ def test_sync_sends_what_was_left_and_says_how_much(tmp_path: Path, monkeypatch:
 
 def test_processes_that_make_a_new_database_at_once_do_not_break_it(tmp_path: Path):
     uri, failed = default_tracking_uri(tmp_path), []
+    (tmp_path / "mlflow.db").unlink()
 
     def reach(name: str) -> None:
         try:
@@ -139,7 +149,7 @@ def test_processes_that_make_a_new_database_at_once_do_not_break_it(tmp_path: Pa
 
 def test_a_password_in_the_address_is_not_written_down(tmp_path: Path):
     tracker = Tracker("http://me:secret@127.0.0.1:9", "outbox", tmp_path, tmp_path)
-    tracker._sent.add_one()
+    tracker._sent.move(WORDS)
     tracker.close(0)
     assert json.loads((tmp_path / "mlflow_sent").read_text())["server"] == "http://127.0.0.1:9"
 
@@ -239,7 +249,8 @@ def test_a_tracker_that_was_closed_sends_nothing_more_when_a_slow_server_answers
     log_a_run(tracker)
     assert tracker.close(0.1) == 6
     answered.set()
-    tracker._thread.join(60)
+    for thread in tracker._threads:
+        thread.join(60)
     assert tracker.unsent() == 5  # the one that was under way
     assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(60) == 0
     assert history(uri) == ("FINISHED", [(1, 0.1), (2, 0.2), (3, 0.3)])
@@ -306,6 +317,93 @@ def test_names_data_and_descriptions_are_sent_in_order_also_twice(tmp_path: Path
         assert (data.dataset.name, data.dataset.digest) == ("digits", "0123456789abcdef")
         assert experiment.tags["mlflow.note.content"].startswith("last\n")
         (tmp_path / "mlflow_sent").unlink()
+
+
+def a_file(tmp_path: Path, content: str = "picture") -> Path:
+    path = tmp_path / "history.png"
+    path.write_text(content)
+    return path
+
+
+def files(uri: str) -> dict[str, str]:
+    """The artifacts of the one run, with their content."""
+    client = MlflowClient(uri)
+    [run] = client.search_runs([client.get_experiment_by_name("outbox").experiment_id])
+    root = Path(run.info.artifact_uri.removeprefix("file://"))
+    return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_files_that_are_refused_or_slow_do_not_hold_up_metrics(tmp_path: Path, monkeypatch, refused: bool):
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
+    ready, uploads, upload = threading.Event(), [], tracker._client.log_artifact
+
+    def slow(*arguments: str) -> None:
+        uploads.append(arguments)
+        if refused and not ready.is_set():
+            raise MlflowException("413: too large")
+        assert ready.wait(30)
+        upload(*arguments)
+
+    monkeypatch.setattr(tracker._client, "log_artifact", slow)
+    tracker.start_run("a", "a")
+    for number in range(5):  # drawn anew: what was not sent yet need not be
+        tracker.artifact("a", a_file(tmp_path, f"drawing {number}"), "figures")
+    log_a_run(tracker)
+    deadline = time.monotonic() + 30
+    while tracker._unsent[WORDS] or not uploads:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert history(uri) == ("FINISHED", [(1, 0.1), (2, 0.2), (3, 0.3)])
+    assert (tracker.last_error == "413: too large") == refused
+    assert tracker.unsent() > 0
+    ready.set()
+    assert tracker.close() == 0
+    assert files(uri) == {"figures/history.png": "drawing 4"}
+    assert len(set(uploads)) == 1
+    assert len(uploads) <= 3
+
+
+def test_a_file_is_sent_after_its_run_is_there_and_once(tmp_path: Path):
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(NOWHERE, "outbox", tmp_path, tmp_path)
+    tracker.start_run("a", "a")
+    tracker.artifact("a", a_file(tmp_path), "figures")
+    tracker.metrics("a", {"val/map": 0.1}, 1)
+    assert tracker.close(0) == 3
+    assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(20) == 0
+    assert files(uri) == {"figures/history.png": "picture"}
+    assert json.loads((tmp_path / "mlflow_sent").read_text()) == {"sent": 3, "files": 3, "server": uri}
+    a_file(tmp_path, "not to be sent again")
+    assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(20) == 0
+    assert files(uri) == {"figures/history.png": "picture"}
+
+
+def test_what_version_0_1_has_sent_is_not_sent_again(tmp_path: Path):
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
+    tracker.start_run("a", "a")
+    tracker.artifact("a", a_file(tmp_path))
+    assert tracker.close() == 0
+    (tmp_path / "mlflow_sent").write_text(json.dumps({"sent": 2, "server": uri}))
+    a_file(tmp_path, "not to be sent again")
+    assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(20) == 0
+    assert files(uri) == {"history.png": "picture"}
+
+
+def test_sync_waits_for_a_file_that_takes_longer_than_its_patience(tmp_path: Path, monkeypatch):
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
+    upload = tracker._client.log_artifact
+    monkeypatch.setattr(tracker._client, "log_artifact", lambda *given: (time.sleep(2), upload(*given)))
+    tracker.start_run("a", "a")
+    tracker.artifact("a", a_file(tmp_path))
+    deadline = time.monotonic() + 30
+    while not tracker._uploading:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert tracker.drain(0.2) == 0
 
 
 def test_an_experiment_of_an_earlier_version_gets_its_view_and_keeps_its_own_description(tmp_path: Path):

@@ -22,7 +22,6 @@ from crh_tune.training.models import build_network
 from crh_tune.training.opening import open_data
 from crh_tune.tuning import tracking
 from crh_tune.tuning.address import shown, ui_command
-from crh_tune.tuning.asha import asha
 from crh_tune.tuning.baselines import compare_with_baselines
 from crh_tune.tuning.board import Board
 from crh_tune.tuning.cluster import concurrency
@@ -49,6 +48,7 @@ from crh_tune.tuning.record import (
     write_record,
 )
 from crh_tune.tuning.results import SearchResult, read_result
+from crh_tune.tuning.schedulers import scheduler_of
 from crh_tune.tuning.searcher import OptunaSearcher
 from crh_tune.tuning.stages import ConfirmStage, SearchStage, TestStage
 from crh_tune.tuning.stopping import Clock, Interrupted, Stop
@@ -207,7 +207,7 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
     search = SearchStage(settings, searcher, say, clock)
     confirm = ConfirmStage(settings, search, classes, multi_label, splits["search"], say)
     test = TestStage(settings, confirm, splits["final"], say)
-    drive(place, settings.scaling, settings.budget, [search, confirm, test], asha(settings, study))
+    drive(place, settings.scaling, settings.budget, [search, confirm, test], scheduler_of(settings, study))
     best_test, paper_test = test.tested()
     baselines = compare_with_baselines(place, prepared.first, prepared.last, best_test, settings.seed, say)
     result = SearchResult(

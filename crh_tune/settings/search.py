@@ -50,7 +50,7 @@ class ObjectiveSettings(Settings):
 
 
 class SearchSettings(Settings):
-    """A search-space file. ``start_from`` holds settings tried first: ``paper``, or mappings of searched values."""
+    """A search-space file. ``start_from`` holds settings tried first: ``paper``, ``earlier``, or mappings."""
 
     name: str
     """What the search is called: its folder and its MLflow experiment are named after it."""
@@ -62,8 +62,8 @@ class SearchSettings(Settings):
     """What is fixed: the settings of every trial."""
     search: dict[str, Distribution]
     """What is explored: settings of a trial, each with what it is drawn from."""
-    start_from: tuple[Literal["paper"] | dict[str, Value], ...] = ("paper",)
-    """What is tried first: the paper's own setting, or mappings of searched settings to values."""
+    start_from: tuple[Literal["paper", "earlier"] | dict[str, Value], ...] = ("paper",)
+    """What is tried first: the paper's own setting, mappings of searched settings to values, or earlier winners."""
     objective: ObjectiveSettings = ObjectiveSettings()
     """What the search optimises."""
     evaluation: EvaluationSettings = EvaluationSettings()

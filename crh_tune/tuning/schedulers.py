@@ -12,6 +12,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from crh_tune.settings.search import SearchSettings, drawn
+from crh_tune.tuning.earlier import EARLIER
 from crh_tune.tuning.ray_private import fill_rungs, put_in_bracket, rename_in_rungs, rungs_in_brackets
 from crh_tune.tuning.run import SEARCH, Run
 from crh_tune.tuning.searcher import trial_name
@@ -132,6 +133,6 @@ def scheduler_of(settings: SearchSettings, study: optuna.Study) -> Asha | Median
     else:
         return None
     for trial in study.get_trials(deepcopy=False):
-        if trial.intermediate_values:
+        if trial.intermediate_values and EARLIER not in trial.user_attrs:
             scheduler.replay(trial_name(trial.number), trial.intermediate_values)
     return scheduler

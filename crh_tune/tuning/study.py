@@ -25,6 +25,7 @@ from crh_tune.tuning.address import shown, ui_command
 from crh_tune.tuning.baselines import compare_with_baselines
 from crh_tune.tuning.board import Board
 from crh_tune.tuning.cluster import concurrency
+from crh_tune.tuning.earlier import known_before, tell_earlier
 from crh_tune.tuning.engine import drive
 from crh_tune.tuning.events import OUT_OF_TIME, Place
 from crh_tune.tuning.feature_pass import open_on_cluster
@@ -197,7 +198,9 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
     """The stages of the search, then what needs no training, and the summary. Raises SearchFailed."""
     classes, multi_label = prepared.first.classes, prepared.first.multi_label
     study = _open_study(settings, place)
-    enqueue(study, settings, classes, multi_label)
+    earlier = known_before(place.folder, settings, prepared.first.fingerprint, classes, multi_label, say)
+    tell_earlier(study, settings, earlier.trials, classes)
+    enqueue(study, settings, classes, multi_label, earlier.starts)
     splits = prepared.confirming or prepared.splits
     searcher = OptunaSearcher(study, settings, classes, multi_label, settings.trials, prepared.first.fingerprint)
     if place.board is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -96,6 +97,21 @@ class ConfirmSettings(Settings):
         if self.epochs is not None and self.freeze is None:
             raise ValueError(f"epochs {self.epochs} goes with freeze: false; else finalists run as they were tried")
         return self
+
+
+def target_value(target: str, metric: str, mode: str) -> float:
+    """The value that ``val/map >= 0.85`` asks for. Raises ValueError where it is not of the search's own metric."""
+    sign = ">=" if mode == "max" else "<="
+    found = re.fullmatch(r"\s*([\w/]+)\s*([<>]=)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*", target)
+    if found is not None and found[1].startswith("test/"):
+        raise ValueError(f"{found[1]} is of the test queries, which a search never asks: {metric} {sign} {found[3]}")
+    try:
+        value = float(found[3]) if found is not None and (found[1], found[2]) == (metric, sign) else math.nan
+    except ValueError:  # 1.2.3
+        value = math.nan
+    if math.isnan(value):
+        raise ValueError(f"expected the search's metric, {sign} and a number: {metric} {sign} 0.85, got {target!r}")
+    return value
 
 
 class BudgetSettings(Settings):

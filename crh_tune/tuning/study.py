@@ -51,7 +51,7 @@ from crh_tune.tuning.record import (
 from crh_tune.tuning.results import SearchResult, read_result
 from crh_tune.tuning.schedulers import scheduler_of
 from crh_tune.tuning.searcher import OptunaSearcher
-from crh_tune.tuning.stages import ConfirmStage, SearchStage, TestStage
+from crh_tune.tuning.stages import ConfirmStage, SearchStage, TestStage, reaching
 from crh_tune.tuning.stopping import Clock, Interrupted, Stop
 from crh_tune.tuning.worker import start_aggregator
 
@@ -240,6 +240,9 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
 
 def how_it_ended(settings: SearchSettings, outcomes: list[Outcome], trials: int) -> str:
     """The last line of a search: finished, or how far its hours or epochs let it get."""
+    reached = reaching(settings, outcomes)
+    if reached is not None and len(outcomes) < trials:
+        return f"stopped by target: {reached.name} has {settings.target} after {len(outcomes)} of {trials} trials"
     in_time = len(outcomes) == trials and not any(outcome.error == OUT_OF_TIME for outcome in outcomes)
     hours, epochs = settings.budget.hours, settings.budget.epochs
     if in_time or (hours is None and epochs is None):

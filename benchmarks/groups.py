@@ -33,11 +33,11 @@ from benchmarks.soak import processes_below
 from crh_tune.settings.search import SearchSettings
 from crh_tune.training.opening import open_split
 from crh_tune.tuning import tracking
-from crh_tune.tuning.asha import asha
 from crh_tune.tuning.engine import drive
 from crh_tune.tuning.events import Place
 from crh_tune.tuning.proposals import enqueue
 from crh_tune.tuning.record import COMPLETE, PRUNED, Outcome
+from crh_tune.tuning.schedulers import scheduler_of
 from crh_tune.tuning.searcher import OptunaSearcher
 from crh_tune.tuning.stages import SearchStage
 from crh_tune.tuning.worker import start_aggregator
@@ -167,7 +167,7 @@ def stop_groups(storage: Path, trials: int, say: Callable[[str], None]) -> Repor
 
     actor = start_aggregator(aggregator)
     stage = SearchStage(settings, OptunaSearcher(study, settings, 10, False, trials, split), after, None)
-    report.outcomes = drive(place, settings.scaling, settings.budget, [stage], asha(settings, study))
+    report.outcomes = drive(place, settings.scaling, settings.budget, [stage], scheduler_of(settings, study))
     deadline = time.monotonic() + PATIENCE
     while not (left := what_is_left(shared)).nothing and time.monotonic() < deadline:
         time.sleep(0.2)

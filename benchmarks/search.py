@@ -1,86 +1,34 @@
-"""What ways to confirm finalists spend and are worth, and a table of trained settings to judge other strategies by.
+"""What strategies of search spend and what they hand over is worth, on the built-in search: trained, replayed, made up.
 
-    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.search --fill crh_runs/search_table.json   # trains, resumes
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.search --fill crh_runs/search_table.json    # trains, resumes
+    .venv/bin/python -m benchmarks.search --replay crh_runs/search_table.json
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.search --live crh_runs/searches.jsonl       # trains, resumes
     .venv/bin/python -m benchmarks.search --simulate
 
-``--fill`` trains random settings (the first is the paper's), three seeds each, and keeps val/map after every fifth of
-40 epochs; it goes on where it stopped.
-``--simulate`` needs no training: it races made-up settings whose worth and noise have the spread that was measured.
+``--fill`` trains random settings (the first is the paper's), five seeds each, and keeps val/map after every epoch.
+``--replay`` needs that table and no training: many searches of each strategy that draws settings at random.
+``--live`` runs whole searches of the product, for strategies that a table cannot answer, and prints a row each.
+``--simulate`` races made-up settings whose worth and noise have the spread that was measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import optuna
-import torch
 
-from crh_tune.data.datasets import open_dataset
-from crh_tune.data.splits import search_split
-from crh_tune.ground import write_json
-from crh_tune.settings.search import SearchSettings
-from crh_tune.training.aggregator import solve_locally
-from crh_tune.training.loop import TrainingRun
-from crh_tune.training.workers import Workers
+from benchmarks import search_live, search_replay
+from benchmarks.search_table import fill, read_table
 from crh_tune.tuning import race
-from crh_tune.tuning.proposals import paper_values, propose
 
-SPACE = SearchSettings.model_validate(
-    {
-        "name": "table",
-        "dataset": {"name": "digit_pairs", "images_per_class": 12},
-        "trial": {"bits": 16, "epochs": 40, "batch_size": 128, "learning_rate": 2.0e-3, "evaluate_every": 5},
-        "search": {
-            "codebook_ratio": {"choice": [1, 2, 4, 8]},
-            "head_dim": {"feasible": True},
-            "quantization_weight": {"log_uniform": [1.0e-2, 2.0]},
-            "margin": {"uniform": [0.0, 0.5]},
-            "update_interval": {"int": [1, 10]},
-        },
-    }
-)
-SEEDS = (1, 2, 3)
 NOISE = 0.016
 """The standard deviation of val/map from seed to seed."""
 SPREAD = 0.0126
 """That of what settings are worth: a number with one seed's noise then has a Spearman correlation of .60 with it."""
 JUDGE_LAST, JUDGE_CURVE = 0.016, 0.0081
 """The noise of what a trial is judged by, where its correlation with worth is .60, or .83."""
-Curve = dict[int, float]
-"""val/map by epoch."""
-
-
-def fill(path: Path, settings: int, minutes: float) -> None:
-    """Train what the table does not have yet, for at most so many minutes of a core."""
-    table: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    split = search_split(open_dataset("digit_pairs", {"images_per_class": 12}), **SPACE.validation.model_dump())
-    torch.set_num_threads(1)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=7))
-    begun = time.process_time()
-    for number in range(settings):
-        paper = number == 0
-        values = paper_values(SPACE, split.classes, False) if paper else propose(study.ask(), SPACE, split.classes)
-        if number == len(table):
-            table.append({"values": values, "curves": {}})
-        for seed in map(str, SEEDS):
-            if seed in table[number]["curves"]:
-                continue
-            if time.process_time() - begun > 60 * minutes:
-                return
-            curve: Curve = {}
-            resolved = SPACE.trial_settings(values, int(seed)).resolve(split.classes, False)
-            TrainingRun(resolved, split, Workers(), solve_locally).train(
-                lambda metrics, save, into=curve: into.update({int(metrics["epoch"]): metrics["val/map"]})
-            )
-            table[number]["curves"][seed] = curve
-            write_json(path, table)
-            print(number, seed, f"{curve[40]:.4f}", f"{time.process_time() - begun:.0f} s", flush=True)
 
 
 def simulated(
@@ -132,12 +80,21 @@ def simulate(searches: int = 1500) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fill", type=Path, metavar="FILE")
+    parser.add_argument("--replay", type=Path, metavar="FILE")
+    parser.add_argument("--live", type=Path, metavar="FILE")
     parser.add_argument("--simulate", action="store_true")
-    parser.add_argument("--settings", type=int, default=60)
-    parser.add_argument("--minutes", type=float, default=15, help="of one core, for --fill")
+    parser.add_argument("--settings", type=int, default=60, help="of the table")
+    parser.add_argument("--searches", type=int, help="of each strategy: 200 replayed, 10 live")
+    parser.add_argument("--strategies", nargs="+", choices=search_live.STRATEGIES, default=[*search_live.STRATEGIES])
+    parser.add_argument("--minutes", type=float, default=15, help="of one core, for --fill and --live")
     arguments = parser.parse_args()
     if arguments.fill:
         fill(arguments.fill, arguments.settings, arguments.minutes)
+    if arguments.replay:
+        search_replay.report(read_table(arguments.replay), arguments.searches or 200)
+    if arguments.live:
+        search_live.live(arguments.live, arguments.strategies, arguments.searches or 10, arguments.minutes)
+        search_live.report(arguments.live)
     if arguments.simulate:
         simulate()
 

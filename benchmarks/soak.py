@@ -1,11 +1,12 @@
 """Kills random processes of a search until it has survived them all, then looks for what was lost or done twice.
 
-    .venv/bin/python benchmarks/soak.py [--kills 100] [--trials 30] [--seed 0]
+    .venv/bin/python benchmarks/soak.py [--kills 100] [--racing 30] [--trials 30] [--seed 0]
 
 Some results after the search has recovered from the last, a random process of it gets a SIGKILL: the driver (which is
 then resumed), a trial's process or the aggregator. At the end every trial is trained again, undisturbed and without
 Ray, and must have ended with the same metrics to the last bit; MLflow must have one run a trial, and one value a
-metric and step.
+metric and step. The last ``--racing`` kills wait for the confirmation, a race, which must have had the runs that follow
+from its outcomes, no more and no fewer.
 """
 
 from __future__ import annotations
@@ -26,18 +27,21 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import yaml
 from mlflow import MlflowClient
 
+from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import Metrics, Save, TrainingRun
 from crh_tune.training.opening import open_split
 from crh_tune.training.workers import Workers
-from crh_tune.tuning.record import COMPLETE, FAILED, Outcome, read_outcomes
+from crh_tune.tuning.record import COMPLETE, FAILED, Outcome, read_outcomes, read_settings
+from crh_tune.tuning.stages import ConfirmStage
 from crh_tune.tuning.stopping import INTERRUPTED_CODE
 
 SPACE = {
@@ -53,6 +57,8 @@ SPACE = {
     "scheduler": {"asha": {"grace_epochs": 110, "reduction": 2}},
     "confirm": {"top": 1, "seeds": 1},
 }
+RACING = ("racing", 0)
+"""In a plan: what comes after it waits for the confirmation."""
 VICTIMS = {"trial": "ray::ImplicitFunc", "aggregator": "ray::Aggregator"}
 
 
@@ -138,7 +144,8 @@ def soak(
     """Run a search to its end while what ``plan`` names is killed, and check what is left of it.
 
     Each thing of the plan is killed so many results after the search has recovered from the last: by results and not by
-    seconds, so that the same search has the same kills on a slow machine. ``map_`` maps the check over the trials.
+    seconds, so that the same search has the same kills on a slow machine. RACING in a plan waits for the confirmation.
+    ``map_`` maps the check over the runs.
     """
     report, left, begun = Report(), list(plan), time.monotonic()
     storage.mkdir(parents=True, exist_ok=True)
@@ -190,6 +197,11 @@ def _results(folder: Path) -> Counter[str]:
 def _kill(left: list[tuple[str, int]], driver: Driver, report: Report, folder: Path) -> None:
     """Do the next thing of the plan once its results are there, if there is such a process, and let it recover."""
     kind, results = left[0]
+    if (kind, results) == RACING:
+        while driver.running() and not any(folder.glob("runs/confirm-*")):
+            time.sleep(0.1)
+        left.pop(0)
+        return
     _wait_for_results(driver, folder, results)
     begun, running = time.monotonic(), len(driver.victims("trial"))
     if kind in VICTIMS:
@@ -213,13 +225,29 @@ def _check(report: Report, storage: Path, name: str, trials: int, map_: Callable
     expected = {f"trial-{number:04d}" for number in range(trials)}
     report.lost += [f"{missing} has no outcome" for missing in sorted(expected - set(outcomes))]
     report.duplicated += [f"{more} is one too many" for more in sorted(set(outcomes) - expected)]
-    report.lost += itertools.chain.from_iterable(map_(differences, outcomes.values()))
+    race = {key: each for key, each in read_outcomes(storage / name).items() if key.startswith("confirm-")}
+    report.lost += itertools.chain.from_iterable(map_(differences, [*outcomes.values(), *race.values()]))
+    _check_race(report, read_settings(storage / name), outcomes, race)
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{storage / name / 'optuna.db'}")
     for trial in study.trials:
         ended = outcomes.get(f"trial-{trial.number:04d}")
         if ended is None or trial.state.name.lower() != ended.status:
             report.lost.append(f"Optuna knows trial {trial.number} as {trial.state.name}")
     _check_mlflow(report, storage, name)
+
+
+def _check_race(report: Report, settings: SearchSettings, trials: dict[str, Outcome], race: dict[str, Outcome]) -> None:
+    """The race has the runs that one without kills has, told the same outcomes."""
+    classes = open_split(TrialSettings.model_validate(next(iter(trials.values())).settings), "search").classes
+    stage = ConfirmStage(settings, SimpleNamespace(outcomes=trials), classes, False, "", lambda line: None)  # type: ignore
+    stage.begin({})
+    expected = []
+    for run in iter(stage.propose, None):
+        expected.append(run.name)
+        if run.name in race:
+            stage.told(race[run.name])
+    report.lost += [f"{missing} has no outcome" for missing in sorted(set(expected) - set(race))]
+    report.duplicated += [f"{more} is one too many" for more in sorted(set(race) - set(expected))]
 
 
 def differences(outcome: Outcome) -> list[str]:
@@ -273,15 +301,18 @@ def _check_mlflow(report: Report, storage: Path, name: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--racing", type=int, default=30, help="how many of the kills meet the race of the finalists")
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     pool = ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))
     with tempfile.TemporaryDirectory(prefix="crh-soak-") as folder, pool:
-        space = {**SPACE, "budget": {"trials": arguments.trials}}
+        space = {**SPACE, "confirm": {"top": 3, "seeds": 3}, "budget": {"trials": arguments.trials}}
         random.seed(arguments.seed)
         kinds = random.choices(["driver", "trial", "aggregator"], weights=[1, 2, 1], k=arguments.kills)
-        report = soak([(kind, random.randint(1, 15)) for kind in kinds], space, Path(folder), map_=pool.map)
+        plan = [(kind, random.randint(1, 15)) for kind in kinds]
+        plan.insert(max(0, arguments.kills - arguments.racing), RACING)
+        report = soak(plan, space, Path(folder), map_=pool.map)
         print(report, flush=True)
     if report.kills.total() < arguments.kills:
         print(f"the search ended before the last {arguments.kills - report.kills.total()} kills")

@@ -32,6 +32,7 @@ def last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> 
         f"{metric:<17}{best.mean:.4f} ± {best.std:.4f}, the paper's setting "
         f"{paper.mean:.4f} ± {paper.std:.4f} ({seeds})",
         *gain_lines(result, metric, settings.objective.mode),
+        *target_lines(settings, result),
         *bound_lines(settings, best),
         *_what_all_layers_changed(best, metric),
         f"test mAP         {result.best_test.metrics['test/map']:.4f}, the paper's setting "
@@ -49,6 +50,17 @@ def last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> 
             f"crh-tune sync {result.search_id}{storage_option(result.folder.parent)} sends them"
         )
     return [*lines, *_pages(settings, result), result.ended]
+
+
+def target_lines(settings: SearchSettings, result: SearchResult) -> list[str]:
+    """Whether the winner has what the search's target asks for in the mean of fresh seeds; if not, how to search on."""
+    if settings.target is None:
+        return []
+    reached = f"reached with {result.best.mean:.4f} in the mean of fresh seeds"
+    if not settings.reaches_target(result.best.mean):
+        option = storage_option(result.folder.parent)
+        reached = f"not {reached}: crh-tune search --resume {result.search_id} --trials 20{option} searches on"
+    return [f"target           {settings.target}: {reached}"]
 
 
 def _pages(settings: SearchSettings, result: SearchResult) -> list[str]:

@@ -59,6 +59,8 @@ crh-tune search table2 --dataset digit_pairs
 
 crh-tune search photos --data photos/ --hours 2
 
+crh-tune search --target "val/map >= 0.85"
+
 crh-tune search --resume digit-pairs-001
 
 crh-tune search --resume digit-pairs-001 --trials 20"""
@@ -72,6 +74,7 @@ def run_search(
     trials: int | None = None,
     hours: float | None = None,
     epochs: int | None = None,
+    target: str | None = None,
     storage: str | Path = DEFAULT_STORAGE,
     say: Say | None = None,
 ) -> SearchResult:
@@ -87,6 +90,7 @@ def run_search(
         trials: how many trials, in place of the space's budget.
         hours: after how many hours no new trial starts, in place of the space's budget.
         epochs: after how many epochs of all trials together no new trial starts, in place of the space's budget.
+        target: what is enough, ``val/map >= 0.85``, in place of the space's: no new trial starts once one has it.
         storage: the folder of searches; this one's is ``result.folder`` in it.
         say: called with every line of progress (None: nothing is said).
 
@@ -101,7 +105,7 @@ def run_search(
         Interrupted: it was interrupted; ``resume_search`` resumes it.
     """
     prepare_process()
-    settings, where = _settings(space, dataset, data, trials, hours, epochs)
+    settings, where = _settings(space, dataset, data, trials, hours, epochs, target)
     return _run(settings, where, _folder(storage), None, say)
 
 
@@ -195,6 +199,14 @@ def search(
             metavar="E", help="How many epochs of all trials together.", show_default="the search space's budget"
         ),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GOAL",
+            help="What is enough, such as 'val/map >= 0.85': no new trial starts once one has it.",
+            show_default="the search space's",
+        ),
+    ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -213,14 +225,14 @@ def search(
     with stdout_for_json(as_json) as print_json:
         with telling(quiet) as tell:
             if resume is not None:
-                if any(value is not None for value in (space, space_option, dataset, data)):
+                if any(value is not None for value in (space, space_option, dataset, data, target)):
                     raise SettingsError(
                         "--resume takes the search as it was begun: "
                         "beside it go --storage, --trials, --hours and --epochs"
                     )
                 result = resume_search(resume, trials=trials, hours=hours, epochs=epochs, storage=storage, say=tell)
             elif is_study(path := _space_file(space, space_option)):
-                _study(path, dataset, data, trials or hours or epochs, storage, tell, as_json)
+                _study(path, dataset, data, trials or hours or epochs or target, storage, tell, as_json)
                 return
             else:
                 result = run_search(
@@ -230,6 +242,7 @@ def search(
                     trials=trials,
                     hours=hours,
                     epochs=epochs,
+                    target=target,
                     storage=storage,
                     say=tell,
                 )
@@ -303,11 +316,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _study(
-    path: Path, dataset: str | None, data: Path | None, budget: float | None, storage: Path, say: Say, as_json: bool
+    path: Path,
+    dataset: str | None,
+    data: Path | None,
+    budget: float | str | None,
+    storage: Path,
+    say: Say,
+    as_json: bool,
 ) -> None:
     """Run a study on the dataset asked for, or on all it names, and report it. Raises SettingsError, SearchFailed."""
     if budget is not None:
-        raise SettingsError("--trials, --hours, --epochs: a study runs all its cells, however long that takes")
+        raise SettingsError(
+            "--trials, --hours, --epochs, --target: a study runs all its cells, however long that takes"
+        )
     if as_json:
         raise SettingsError("--json: the result of a study is its report: leave --json out")
     from crh_tune.settings.study import read_study
@@ -344,11 +365,13 @@ def _settings(
     trials: int | None,
     hours: float | None,
     epochs: int | None,
+    target: str | None,
 ) -> tuple[SearchSettings, str]:
     """The settings of a search as the arguments say, and where they come from. Raises SettingsError."""
     _check_budget(trials, hours, epochs)
     where = "space" if isinstance(space, Mapping) else str(find_space(str(space)))
     content = space if isinstance(space, Mapping) else read_yaml(Path(where))
+    from crh_tune.settings.course import target_value
     from crh_tune.settings.search import search_settings
 
     settings = search_settings(content, where, dataset, None if data is None else _folder(data))
@@ -356,6 +379,12 @@ def _settings(
         raise SettingsError(
             f"--trials: {where}: search: a grid tries all its {settings.trials} cells: leave --trials out"
         )
+    if target is not None:
+        try:
+            target_value(target, settings.objective.metric, settings.objective.mode)
+        except ValueError as error:
+            raise SettingsError(f"--target: {error}") from None
+        settings = settings.model_copy(update={"target": target})
     given = {
         name: value for name, value in (("trials", trials), ("hours", hours), ("epochs", epochs)) if value is not None
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from crh_tune.data.splits import Stage
@@ -34,9 +35,11 @@ def export_search(search: Path, target: Path) -> None:
     if not (search / STUDY_FILE).exists():
         raise SettingsError(f"{search}: no search here (there is no {SUMMARY_FILE} and no {STUDY_FILE})")
     study = optuna.load_study(study_name=search.name, storage=f"sqlite:///{search / STUDY_FILE}")
-    if not study.get_trials(states=(TrialState.COMPLETE,)):
+    own = [trial for trial in study.get_trials(states=(TrialState.COMPLETE,)) if SETTINGS in trial.user_attrs]
+    if not own:
         raise SettingsError(f"{search}: no trial has finished yet")
-    best = study.best_trial
+    sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
+    best = max(own, key=lambda trial: sign * (trial.value or 0.0))
     checkpoint = newest(search / RUNS_FOLDER / trial_name(best.number))
     if checkpoint is None:
         raise SettingsError(f"{search}: the checkpoint of {trial_name(best.number)} is gone")

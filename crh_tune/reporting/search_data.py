@@ -239,7 +239,7 @@ def read_search(folder: Path) -> SearchData:
     splits = folder / SPLITS_FILE
     return SearchData(
         folder.name, folder, settings, ended, finished, settings.objective.metric, settings.objective.mode,
-        settings.trials, epochs, _rungs(settings, epochs), trials, confirmed, winner, test, baselines, series,
+        settings.trials, epochs, settings.scheduler.rungs(epochs), trials, confirmed, winner, test, baselines, series,
         read_record(dict[str, str], splits) if splits.exists() else {}, _on_unseen(outcomes, shown),
     )  # fmt: skip
 
@@ -342,17 +342,6 @@ def _confirmed(
         for trial, mine in runs.items()
     ]
     return sorted(found, key=lambda each: -sign * each.mean)
-
-
-def _rungs(settings: SearchSettings, epochs: int) -> list[int]:
-    asha = settings.scheduler.asha
-    if asha is None:
-        return []
-    rungs, at = [], float(asha.grace_epochs)
-    while at < epochs:
-        rungs.append(int(at))
-        at *= asha.reduction
-    return rungs
 
 
 def _how_far(settings: SearchSettings, trials: Sequence[Trial], confirmed: Sequence[Confirmed]) -> str:

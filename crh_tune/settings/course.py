@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import math
+import re
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from crh_tune.settings.base import Settings
+from crh_tune.settings.base import Settings, known
 
 
 class AshaSettings(Settings):
@@ -18,11 +20,61 @@ class AshaSettings(Settings):
     """One in this many trials passes a rung; each rung is at this many times the epochs of the one before."""
 
 
+class HyperbandSettings(AshaSettings):
+    """Hyperband, asynchronously: ``brackets`` of successive halving, each of which begins to stop one rung later.
+
+    A trial is in the first with the greatest chance; where a bracket has no rung left, its trials run to their end.
+    """
+
+    brackets: int = Field(3, ge=1, le=10)
+    """How many brackets there are."""
+
+
+class MedianStoppingSettings(Settings):
+    """The median stopping rule: a trial ends whose best value is below the median of the others' means so far."""
+
+    grace_epochs: int = Field(5, ge=1)
+    """How many epochs every trial gets; the means begin there."""
+    min_trials: int = Field(3, ge=1)
+    """Of how many others, at least, the median is taken."""
+
+
 class SchedulerSettings(Settings):
-    """What stops weak trials early; ``scheduler: {}`` stops none."""
+    """What stops weak trials early: one of these, or its name alone; ``scheduler: none`` stops none."""
 
     asha: AshaSettings | None = None
     """Successive halving, the default; a grid has none unless it says so."""
+    hyperband: HyperbandSettings | None = None
+    """Several brackets of successive halving."""
+    median_stopping: MedianStoppingSettings | None = None
+    """The median stopping rule."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, content: Any) -> Any:
+        """``hyperband`` is ``{hyperband: {}}``."""
+        if content is None or content == "none":
+            return {}
+        if not isinstance(content, str):
+            return content
+        return {known(content, {**cls.model_fields, "none": None}, "scheduler"): {}}
+
+    @model_validator(mode="after")
+    def _one_at_most(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both given: one scheduler stops the trials of a search")
+        return self
+
+    def rungs(self, epochs: int) -> list[int]:
+        """The epochs at which trials of so many epochs are compared, where it has rungs."""
+        chosen, found = self.asha or self.hyperband, []
+        if chosen is not None:
+            rung = float(chosen.grace_epochs)
+            while rung < epochs:
+                found.append(math.ceil(rung))
+                rung *= chosen.reduction
+        return found
 
 
 class ConfirmSettings(Settings):
@@ -45,6 +97,21 @@ class ConfirmSettings(Settings):
         if self.epochs is not None and self.freeze is None:
             raise ValueError(f"epochs {self.epochs} goes with freeze: false; else finalists run as they were tried")
         return self
+
+
+def target_value(target: str, metric: str, mode: str) -> float:
+    """The value that ``val/map >= 0.85`` asks for. Raises ValueError where it is not of the search's own metric."""
+    sign = ">=" if mode == "max" else "<="
+    found = re.fullmatch(r"\s*([\w/]+)\s*([<>]=)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*", target)
+    if found is not None and found[1].startswith("test/"):
+        raise ValueError(f"{found[1]} is of the test queries, which a search never asks: {metric} {sign} {found[3]}")
+    try:
+        value = float(found[3]) if found is not None and (found[1], found[2]) == (metric, sign) else math.nan
+    except ValueError:  # 1.2.3
+        value = math.nan
+    if math.isnan(value):
+        raise ValueError(f"expected the search's metric, {sign} and a number: {metric} {sign} 0.85, got {target!r}")
+    return value
 
 
 class BudgetSettings(Settings):

@@ -16,7 +16,13 @@ from crh_tune.hashing.codebook import feasible_head_dims
 from crh_tune.hashing.methods import METHODS
 from crh_tune.hashing.objectives import OBJECTIVES, Options
 from crh_tune.settings.base import Settings, SettingsError, known, one_line, read_yaml, validated
-from crh_tune.settings.course import AshaSettings, BudgetSettings, ConfirmSettings, SchedulerSettings
+from crh_tune.settings.course import (
+    AshaSettings,
+    BudgetSettings,
+    ConfirmSettings,
+    SchedulerSettings,
+    target_value,
+)
 from crh_tune.settings.distribution import Distribution
 from crh_tune.settings.training import (
     Full,
@@ -50,7 +56,7 @@ class ObjectiveSettings(Settings):
 
 
 class SearchSettings(Settings):
-    """A search-space file. ``start_from`` holds settings tried first: ``paper``, or mappings of searched values."""
+    """A search-space file. ``start_from`` holds settings tried first: ``paper``, ``earlier``, or mappings."""
 
     name: str
     """What the search is called: its folder and its MLflow experiment are named after it."""
@@ -62,8 +68,8 @@ class SearchSettings(Settings):
     """What is fixed: the settings of every trial."""
     search: dict[str, Distribution]
     """What is explored: settings of a trial, each with what it is drawn from."""
-    start_from: tuple[Literal["paper"] | dict[str, Value], ...] = ("paper",)
-    """What is tried first: the paper's own setting, or mappings of searched settings to values."""
+    start_from: tuple[Literal["paper", "earlier"] | dict[str, Value], ...] = ("paper",)
+    """What is tried first: the paper's own setting, mappings of searched settings to values, or earlier winners."""
     objective: ObjectiveSettings = ObjectiveSettings()
     """What the search optimises."""
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -78,6 +84,8 @@ class SearchSettings(Settings):
     """How the best trials are confirmed with fresh seeds."""
     budget: BudgetSettings = BudgetSettings()
     """How much is tried."""
+    target: str | None = None
+    """What is enough, such as val/map >= 0.85: once a trial has it, no new one starts, and the best are confirmed."""
     scaling: ScalingSettings = ScalingSettings()
     """What one trial runs on."""
     seed: Seed = 0
@@ -119,6 +127,11 @@ class SearchSettings(Settings):
         for index, start in enumerate(self.start_from):
             self._check_start(index, start)
         self._check_frozen()
+        if self.target is not None:
+            try:
+                target_value(self.target, self.objective.metric, self.objective.mode)
+            except ValueError as error:
+                raise ValueError(f"target: {error}") from None
         if self.objective.metric == "val/map_harmonic" and not self.validation.classes:
             raise ValueError("objective.metric: val/map_harmonic needs validation.classes, such as 0.2")
         return self
@@ -221,6 +234,13 @@ class SearchSettings(Settings):
                 raise ValueError(f"{where}: {error}") from None
             if name in self.unread(start):
                 raise ValueError(f"{where}: method {start.get('method', self.method)} does not use it: leave it out")
+
+    def reaches_target(self, value: float) -> bool:
+        """Whether a value of the objective is enough; never without a target."""
+        if self.target is None:
+            return False
+        enough = target_value(self.target, self.objective.metric, self.objective.mode)
+        return value >= enough if self.objective.mode == "max" else value <= enough
 
     @property
     def is_grid(self) -> bool:

@@ -189,14 +189,7 @@ class Board:
     @property
     def rungs(self) -> list[int]:
         """The epochs after which weak trials are stopped; empty where none are."""
-        asha = self.settings.scheduler.asha
-        if asha is None or asha.grace_epochs >= self.epochs:
-            return []
-        found, rung = [], float(asha.grace_epochs)
-        while rung < self.epochs:
-            found.append(round(rung))
-            rung *= asha.reduction
-        return found
+        return self.settings.scheduler.rungs(self.epochs)
 
     def rung_of(self, outcome: Outcome) -> int:
         """How many rungs a trial has come past; 0 of a run that no scheduler stops."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -12,10 +12,11 @@ import optuna
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings, Value, allowed_head_dims, drawn
 from crh_tune.settings.training import CODEBOOK_NAMES, OBJECTIVE_NAMES, ROUND_NAMES, codebook_size
+from crh_tune.settings.trial import TrialSettings
 from crh_tune.settings.used import PARTS
 
 START = "start"
-"""User attribute of a trial that was enqueued: ``paper``, ``given`` or ``cell``."""
+"""User attribute of a trial that was enqueued: ``paper``, ``given``, ``earlier`` or ``cell``."""
 FIXED = "fixed"
 """User attribute: searched settings that this trial does not draw, because the space cannot express their value."""
 
@@ -115,12 +116,20 @@ def _allowed(settings: SearchSettings, values: dict[str, Any], classes: int) -> 
     return allowed_head_dims(settings, trial.learned_bits, codebook_size(trial, classes))
 
 
-def start_points(settings: SearchSettings, classes: int, multi_label: bool) -> list[tuple[str, dict[str, Any]]]:
-    """What is tried before anything is drawn: every cell of a grid, or what ``start_from`` names."""
+def start_points(
+    settings: SearchSettings, classes: int, multi_label: bool, earlier: Sequence[dict[str, Any]] = ()
+) -> list[tuple[str, dict[str, Any]]]:
+    """What is tried before anything is drawn: every cell of a grid, or what ``start_from`` names.
+
+    ``earlier`` are the values it means by that name.
+    """
     if settings.is_grid:
         return [("cell", cell) for cell in settings.cells()]
     points: list[tuple[str, dict[str, Any]]] = []
     for index, start in enumerate(settings.start_from):
+        if start == "earlier":
+            points += [(start, values) for values in earlier]
+            continue
         given: dict[str, Any] = {} if isinstance(start, str) else start
         try:
             values = paper_values(settings, classes, multi_label, given)
@@ -138,6 +147,11 @@ def paper_values(
     names = [name for name in (*CODEBOOK_NAMES, *OBJECTIVE_NAMES, *ROUND_NAMES) if name in settings.search]
     kept = {**{name: fields[name].default for name in names}, **(given or {})}
     resolved = settings.trial_settings(kept, settings.seed).resolve(classes, multi_label)
+    return values_of(settings, resolved, classes)
+
+
+def values_of(settings: SearchSettings, resolved: TrialSettings, classes: int) -> dict[str, Any]:
+    """The searched values of a resolved trial, but what its method does not use."""
     values = {name: getattr(resolved.trial, name, None) for name in settings.search}
     if "method" in values:
         values["method"] = resolved.method
@@ -147,24 +161,30 @@ def paper_values(
     return {name: value for name, value in values.items() if value is not None and name not in unused}
 
 
-def enqueue(study: optuna.Study, settings: SearchSettings, classes: int, multi_label: bool) -> None:
+def enqueue(
+    study: optuna.Study,
+    settings: SearchSettings,
+    classes: int,
+    multi_label: bool,
+    earlier: Sequence[dict[str, Any]] = (),
+) -> None:
     """Put the start points that a study does not have yet in its queue, each value under the name it is drawn by.
 
     A value that the space cannot draw (the paper's lambda = 0 in a log-uniform range) is fixed for that trial, and not
     told to the sampler as something it drew.
     """
     queued = sum(START in trial.user_attrs for trial in study.get_trials(deepcopy=False))
-    for start, values in start_points(settings, classes, multi_label)[queued:]:
-        params, fixed = _as_drawn(settings, values, classes)
+    for start, values in start_points(settings, classes, multi_label, earlier)[queued:]:
+        params, fixed = as_drawn(settings, values, classes)
         study.enqueue_trial(params, user_attrs={START: start, FIXED: fixed})
 
 
 def enqueue_drawn(study: optuna.Study, settings: SearchSettings, values: dict[str, Any], classes: int) -> None:
     """Put values that the space can draw in a study's queue, as if they had been drawn."""
-    study.enqueue_trial(_as_drawn(settings, values, classes)[0])
+    study.enqueue_trial(as_drawn(settings, values, classes)[0])
 
 
-def _as_drawn(settings: SearchSettings, values: dict[str, Any], classes: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def as_drawn(settings: SearchSettings, values: dict[str, Any], classes: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Values under the names they are drawn by, and those that the space cannot draw."""
     params: dict[str, Any] = {}
     fixed: dict[str, Any] = {}

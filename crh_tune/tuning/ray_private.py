@@ -8,7 +8,8 @@
 * ``take_for_death``: Tune takes no error but RayActorError for the death of a trial's process.
 * ``keep_processes``: Tune keeps the processes of trials that have ended, but only as many as trials wait for, and one;
   between stages none waits, and a new process takes seconds.
-* ``fill_rungs``, ``rename_in_rungs``: Tune's ASHA saves its rungs with everything else of a run, or not at all.
+* ``fill_rungs``, ``rename_in_rungs``, ``put_in_bracket``, ``rungs_in_brackets``: Tune's ASHA saves its rungs with
+  everything else of a run, or not at all, and draws a trial's bracket anew each time.
 """
 
 from __future__ import annotations
@@ -154,15 +155,25 @@ def keep_processes() -> None:
     tune_controller._ObjectCache = _ProcessCache  # type: ignore[attr-defined]
 
 
-def fill_rungs(scheduler: AsyncHyperBandScheduler, name: str, values: dict[int, float]) -> None:
-    """Take what a trial has reported, by epoch, into an ASHA scheduler's rungs under its name."""
+def rungs_in_brackets(scheduler: AsyncHyperBandScheduler) -> list[int]:
+    """How many rungs each bracket of an ASHA scheduler has."""
+    return [len(bracket._rungs) for bracket in scheduler._brackets]
+
+
+def put_in_bracket(scheduler: AsyncHyperBandScheduler, trial_id: str, bracket: int) -> None:
+    """Have an ASHA scheduler judge a trial in this bracket."""
+    scheduler._trial_info[trial_id] = scheduler._brackets[bracket]
+
+
+def fill_rungs(scheduler: AsyncHyperBandScheduler, bracket: int, name: str, values: dict[int, float]) -> None:
+    """Take what a trial has reported, by epoch, into the rungs of a bracket under its name."""
     stand_in = SimpleNamespace(trial_id=name)
     for epoch in sorted(values):
-        scheduler._brackets[0].on_result(stand_in, epoch, scheduler._metric_op * values[epoch])  # type: ignore
+        scheduler._brackets[bracket].on_result(stand_in, epoch, scheduler._metric_op * values[epoch])  # type: ignore
 
 
 def rename_in_rungs(scheduler: AsyncHyperBandScheduler, name: str, trial_id: str) -> None:
     """Put what an ASHA scheduler's rungs have under a name under the id that Tune has given the trial."""
-    for _, recorded in scheduler._brackets[0]._rungs:
+    for _, recorded in (rung for bracket in scheduler._brackets for rung in bracket._rungs):
         if name in recorded:
             recorded[trial_id] = recorded.pop(name)

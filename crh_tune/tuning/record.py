@@ -128,6 +128,8 @@ def read_settings(folder: Path) -> SearchSettings:
 def with_more(folder: Path, trials: int | None, hours: float | None, epochs: int | None = None) -> SearchSettings:
     """The settings of a search that has ended with more trials, hours or epochs; nothing is changed on disk.
 
+    A target is dropped: what is added is spent, after a trial that had what was asked for, whether confirmed or not.
+
     Raises SettingsError where it has not ended, or where what is added would change nothing.
     """
     settings = read_settings(folder)
@@ -148,11 +150,11 @@ def with_more(folder: Path, trials: int | None, hours: float | None, epochs: int
         if is_over and added is None:
             raise SettingsError(f"{folder.name} has used its {what}: add some with {option}")
     more = {
-        "trials": budget.trials + (trials or 0),
+        "trials": (len(tried) if trials and settings.target else budget.trials) + (trials or 0),
         "hours": budget.hours if hours is None else hours_used + hours,
         "epochs": budget.epochs if epochs is None else trained + epochs,
     }
-    return settings.model_copy(update={"budget": budget.model_copy(update=more)})
+    return settings.model_copy(update={"budget": budget.model_copy(update=more), "target": None})
 
 
 def epochs_of(outcomes: Iterable[Outcome]) -> int:

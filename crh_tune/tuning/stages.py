@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from crh_tune.errors import SearchFailed
 from crh_tune.settings.search import SearchSettings
@@ -79,7 +79,7 @@ class SearchStage(Stage):
         )
 
     def propose(self) -> Run | None:
-        if self._searcher.has_work and (self.out_of_time or self._out_of_epochs()):
+        if self._searcher.has_work and (self.out_of_time or self._out_of_epochs() or self._target_reached()):
             self._searcher.stop()
         run = self._searcher.propose()
         if run is not None:
@@ -91,6 +91,9 @@ class SearchStage(Stage):
         return (
             most is not None and epochs_of([*self.outcomes.values(), *filter(None, self._under_way.values())]) >= most
         )
+
+    def _target_reached(self) -> bool:
+        return reaching(self._settings, self.outcomes.values()) is not None
 
     def reported(self, outcome: Outcome) -> None:
         self._under_way[outcome.name] = outcome
@@ -330,6 +333,17 @@ class TestStage(FixedRuns):
         """The outcomes of the winner and of the paper's setting, which may be the same."""
         best, paper = self._names
         return self.outcomes[best], self.outcomes[paper]
+
+
+def reaching(settings: SearchSettings, outcomes: Iterable[Outcome]) -> Outcome | None:
+    """The first complete trial, by name, that has what the search's target asks for."""
+    metric = settings.objective.metric
+    enough = [
+        each
+        for each in outcomes
+        if each.status == COMPLETE and metric in each.metrics and settings.reaches_target(each.metrics[metric])
+    ]
+    return min(enough, key=lambda each: each.name, default=None)
 
 
 def finalists_of(

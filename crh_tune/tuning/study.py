@@ -26,11 +26,11 @@ from crh_tune.training.models import build_network
 from crh_tune.training.opening import open_data
 from crh_tune.tuning import tracking
 from crh_tune.tuning.address import shown, ui_command
-from crh_tune.tuning.asha import asha
 from crh_tune.tuning.baselines import compare_with_baselines, validation_of_baselines
 from crh_tune.tuning.board import Board
 from crh_tune.tuning.champion import Champion
 from crh_tune.tuning.cluster import concurrency
+from crh_tune.tuning.earlier import known_before, tell_earlier
 from crh_tune.tuning.engine import drive
 from crh_tune.tuning.events import OUT_OF_TIME, Place
 from crh_tune.tuning.feature_pass import open_on_cluster
@@ -55,8 +55,9 @@ from crh_tune.tuning.record import (
     write_record,
 )
 from crh_tune.tuning.results import SearchResult, read_result
+from crh_tune.tuning.schedulers import scheduler_of
 from crh_tune.tuning.searcher import OptunaSearcher
-from crh_tune.tuning.stages import ConfirmStage, SearchStage, TestStage
+from crh_tune.tuning.stages import ConfirmStage, SearchStage, TestStage, reaching
 from crh_tune.tuning.stopping import Clock, Interrupted, Stop
 from crh_tune.tuning.worker import start_aggregator
 
@@ -141,8 +142,8 @@ def run_search(
 ) -> SearchResult:
     """Run a search to its end, in a new folder of ``storage`` or in the one that is resumed; Ray is up already.
 
-    One that has ended continues where its settings have more trials or hours than those it ended with. ``after`` is what
-    is made of what it finds.
+    One that has ended continues where its settings have more trials or hours than those it ended with. ``after`` is
+    what is made of what it finds.
 
     Raises SettingsError before anything starts where the machine is too small, MLflow does not answer, another process
     runs this search or it was begun on other data; SearchFailed where no trial ends well or storage fails; Interrupted,
@@ -269,7 +270,9 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
     """The stages of the search, then what needs no training, and the summary. Raises SearchFailed."""
     classes, multi_label = prepared.first.classes, prepared.first.multi_label
     study = _open_study(settings, place)
-    enqueue(study, settings, classes, multi_label)
+    earlier = known_before(place.folder, settings, prepared.first.fingerprint, classes, multi_label, say)
+    tell_earlier(study, settings, earlier.trials, classes)
+    enqueue(study, settings, classes, multi_label, earlier.starts)
     splits = prepared.confirming or prepared.splits
     searcher = OptunaSearcher(study, settings, classes, multi_label, settings.trials, prepared.first.fingerprint)
     if place.board is not None:
@@ -280,7 +283,7 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
     search = SearchStage(settings, searcher, say, clock)
     confirm = ConfirmStage(settings, search, classes, multi_label, splits["search"], say)
     test = TestStage(settings, confirm, splits["final"], say)
-    drive(place, settings.scaling, settings.budget, [search, confirm, test], asha(settings, study))
+    drive(place, settings.scaling, settings.budget, [search, confirm, test], scheduler_of(settings, study))
     best_test, paper_test = test.tested()
     baselines = compare_with_baselines(place, prepared.first, prepared.last, best_test, settings.seed, say)
     result = SearchResult(
@@ -310,6 +313,9 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
 
 def how_it_ended(settings: SearchSettings, outcomes: list[Outcome], trials: int) -> str:
     """The last line of a search: finished, or how far its hours or epochs let it get."""
+    reached = reaching(settings, outcomes)
+    if reached is not None and len(outcomes) < trials:
+        return f"stopped by target: {reached.name} has {settings.target} after {len(outcomes)} of {trials} trials"
     in_time = len(outcomes) == trials and not any(outcome.error == OUT_OF_TIME for outcome in outcomes)
     hours, epochs = settings.budget.hours, settings.budget.epochs
     if in_time or (hours is None and epochs is None):

@@ -69,7 +69,7 @@ def test_a_mistake_in_a_space_file_is_one_line_with_file_and_field(changes, expe
         (["search", "missing.yaml"], "missing.yaml: No such file or directory"),
         (["search", "--trials", "0"], "--trials: expected at least 1, got 0"),
         (["search", "digit_pairs", "--space", "digit_pairs"], "given twice"),
-        (["search", "table2", "--trials", "3"], "--trials, --hours, --epochs: a study runs all its cells"),
+        (["search", "table2", "--trials", "3"], "--trials, --hours, --epochs, --target: a study runs all its cells"),
         (["search", "table2", "--dataset", "mnist"], "unknown dataset 'mnist'"),
         (["train", "missing.yaml"], "missing.yaml: No such file or directory"),
         (["export", "nothing-001"], "no such search"),
@@ -77,6 +77,7 @@ def test_a_mistake_in_a_space_file_is_one_line_with_file_and_field(changes, expe
         (["search", "--resume", "nothing-001"], "no search 'nothing-001' in crh_runs: there is "),
         (["search", "--resume", "nothing-001", "--data", "x"], "--resume takes the search as it was begun"),
         (["search", "--resume", "nothing-001", "--trials", "3"], "no search 'nothing-001' in"),
+        (["search", "--target", "test/map >= 0.8"], "--target: test/map is of the test queries"),
         (["search", "--hours", "0"], "--hours: expected more than 0, got 0"),
     ],
 )

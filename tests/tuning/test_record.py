@@ -159,6 +159,18 @@ def test_what_is_added_to_a_search_that_has_ended_comes_on_top_of_what_it_has_us
     assert earlier_ends(folder) == 2
 
 
+def test_what_is_added_to_a_search_that_its_target_has_stopped_is_spent(tmp_path: Path):
+    """Of 9 trials 4 were tried: 20 more are 24, without the target, which would stop them at once."""
+    folder = ended_search(tmp_path, hours=2, used=1.5)
+    settings = read_settings(folder)
+    budget = settings.budget.model_copy(update={"trials": 9})
+    go_on_with(folder, settings.model_copy(update={"target": "val/map >= 0.3", "budget": budget}))
+    (folder / "summary.json").write_text("{}")
+    more = with_more(folder, 20, None)
+    assert (more.budget.trials, more.target) == (24, None)
+    assert with_more(folder, None, 1).budget.trials == 9
+
+
 @pytest.mark.parametrize(
     ("ended", "trials", "hours", "message"),
     [

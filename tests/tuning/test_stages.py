@@ -54,11 +54,13 @@ def new_study() -> optuna.Study:
     return optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
 
 
-def search_stage(study: optuna.Study | None = None, clock: object = None) -> SearchStage:
+def search_stage(
+    study: optuna.Study | None = None, clock: object = None, settings: SearchSettings = SETTINGS
+) -> SearchStage:
     study = study or new_study()
-    enqueue(study, SETTINGS, 100, False)
-    searcher = OptunaSearcher(study, SETTINGS, 100, False, SETTINGS.trials, "of-search")
-    return SearchStage(SETTINGS, searcher, lambda line: None, clock)  # type: ignore[arg-type]
+    enqueue(study, settings, 100, False)
+    searcher = OptunaSearcher(study, settings, 100, False, settings.trials, "of-search")
+    return SearchStage(settings, searcher, lambda line: None, clock)  # type: ignore[arg-type]
 
 
 def the_stages(say=lambda line: None) -> tuple[SearchStage, ConfirmStage, TestStage]:
@@ -200,6 +202,28 @@ def test_trials_that_are_added_run_alone_and_only_what_is_new_is_confirmed_and_t
     assert not {run.name for run in first} & {run.name for run in more}
     assert [outcome.name for outcome in tests[2].tested()] == ["final-best-2", "final-paper"]
     assert tests[1].tested() == tests[0].tested()
+
+
+def test_no_trial_starts_once_one_has_the_target_and_those_under_way_go_on():
+    settings = SearchSettings.model_validate({**SETTINGS.model_dump(), "target": "val/map >= 0.3"})
+    stage = search_stage(settings=settings)
+    stage.begin({})
+    first, second, third = (stage.propose() for _ in range(3))
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    value = {"epoch": 6.0, "val/map": 0.31}
+    stage.told(ended(first, metrics={"epoch": 6.0, "val/map": 0.29}))
+    stage.told(ended(second, metrics=value, status="pruned"))  # it was not trained to its end
+    fourth = stage.propose()
+    assert fourth is not None
+    stage.told(ended(third, metrics=value))
+    assert stage.propose() is None
+    assert not stage.done
+    stage.told(ended(fourth, metrics=value))
+    assert stage.done
+    said = "stopped by target: trial-0002 has val/map >= 0.3 after 4 of 8 trials"
+    assert how_it_ended(settings, list(stage.outcomes.values()), 8) == said
 
 
 def test_no_trial_starts_after_the_budget_of_epochs_and_those_under_way_go_on():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -62,11 +62,12 @@ def query(
     count: Annotated[int, typer.Option(help="How many neighbours.")] = 10,
     sheet: Annotated[Path, typer.Option(metavar="FILE", help="The contact sheet, a PNG.")] = Path("query.png"),
     photos: Photos = None,
+    by: Annotated[Literal["bits", "outputs"], typer.Option(help="Rank by bits, or by the query's outputs.")] = "bits",
 ) -> None:
     """Print the nearest items of photos, and write a contact sheet of them."""
     from crh_tune.serving import commands
 
-    commands.query(export, index, images, count, sheet, photos)
+    commands.query(export, index, images, count, sheet, photos, by)
 
 
 def dedupe(export: Export, folder: Annotated[Path, typer.Argument(help="Folder of photos.")]) -> None:

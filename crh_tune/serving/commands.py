@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crh_tune.errors import DataError, counted, printable
-from crh_tune.serving.answers import open_answers, want_own
+from crh_tune.serving.answers import WAYS, By, open_answers, want_own
 from crh_tune.serving.codes import Codes, encode_source, find_source, joined, read_codes
 from crh_tune.serving.duplicates import groups, thumbnail
 from crh_tune.serving.encoder import BATCH, load_encoder
@@ -21,6 +21,8 @@ from crh_tune.serving.photos import contact_sheet
 
 SHOWN = 20
 """How many unreadable files are printed; the others are in the file of codes."""
+_BITS = "bits: how many bits of the codes differ, 0 is nearest"
+_SCORE = "score: the query's outputs, added where the stored bit has their sign, else taken away: highest is nearest"
 
 
 def encode(export: Path, source: Path, output: Path = Path("codes.npz")) -> None:
@@ -50,21 +52,26 @@ def query(
     count: int = 10,
     sheet: Path = Path("query.png"),
     photos: Path | None = None,
+    by: By = "bits",
 ) -> None:
     """Find the nearest items of photos: a table, and a contact sheet. ``photos``: where the indexed photos lie now."""
     if count < 1:
         raise DataError(f"--count: expected at least 1, got {count}")
+    if by not in WAYS:
+        raise DataError(f"--by: expected one of {', '.join(WAYS)}, got {by!r}")
     answers = open_answers(export, index)
     try:
-        words = answers.encoder.encode_files(images)
+        found = answers.near_files(images, count, by)
     except ValueError as error:
         raise DataError(str(error)) from None
     root = str(photos.expanduser().absolute()) if photos is not None else answers.about.root
-    rows = [(image, neighbours) for image, neighbours in zip(images, answers.near_codes(words, count), strict=True)]
+    rows = list(zip(images, found, strict=True))
     for image, neighbours in rows:
-        _say(f"{image}\n  {'bits':>4}  {'label':<20}  item")
+        _say(f"{image}\n  {'score  ' if by == 'outputs' else ''}{'bits':>4}  {'label':<20}  item")
         for each in neighbours:
-            _say(f"  {each.distance:>4}  {printable(each.label):<20}  {printable(each.item)}")
+            score = "" if each.score is None else f"{each.score:>6.2f} "
+            _say(f"  {score}{each.distance:>4}  {printable(each.label):<20}  {printable(each.item)}")
+    _say(_BITS if by == "bits" else f"{_SCORE}\n{_BITS}")
     try:
         contact_sheet(rows, root).save(sheet, "PNG")
     except OSError as error:
@@ -110,7 +117,7 @@ def handover(export: Path, to: str, output: Path = Path("handover"), index: Path
     """Write codes, ids and labels as faiss, pgvector, milvus, qdrant or numpy load them, with a README of commands."""
     answers = open_answers(export, index)
     hand_over(answers.index, answers.about, answers.encoder.bits, to, output)
-    many = counted(len(answers.index.words), "code")
+    many = counted(len(answers.index), "code")
     _say(f"{many} for {to} written to {output}: {output / 'README.md'} says how to load them")
 
 
@@ -171,6 +178,7 @@ def add_commands(commands: Any) -> None:
     of_query.add_argument("--count", type=int, default=10, help="how many neighbours (default 10)")
     of_query.add_argument("--sheet", type=Path, default=Path("query.png"), help="the contact sheet (query.png)")
     of_query.add_argument("--photos", type=Path, help="where the indexed photos lie, if not where they were")
+    of_query.add_argument("--by", default="bits", help="rank by bits (default) or by the query's real outputs")
     of_handover = command(handover, "handover")
     of_handover.add_argument("--to", required=True, help=f"one of {', '.join(STORES)}")
     of_handover.add_argument("-o", "--output", type=Path, default=Path("handover"), help="folder to write")

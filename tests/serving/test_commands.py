@@ -55,10 +55,35 @@ def test_photos_become_codes_an_index_and_answers(export, photos, encoder, tmp_p
     assert tile.std() > 10  # the photo itself, not an empty frame
 
 
+def test_photos_are_ranked_by_their_real_outputs_where_that_is_asked(export, photos, encoder, tmp_path, capsys):
+    files = sorted((photos / "test").rglob("*.*"))
+    assert run("query", export, export, *files, "--by", "outputs", "--sheet", tmp_path / "q.png") == 0
+    lines = capsys.readouterr().out.splitlines()
+    index, outputs = open_index(export)[0], encoder.outputs(np.stack([encoder.read(file) for file in files]))
+    rows, scores = index.search(outputs, 10)
+    for query, file in enumerate(files):
+        assert lines[12 * query] == str(file)
+        assert lines[12 * query + 1].split() == ["score", "bits", "label", "item"]
+        found = [line.split() for line in lines[12 * query + 2 : 12 * query + 12]]
+        assert [float(line[0]) for line in found] == pytest.approx(scores[query], abs=0.0051)
+        assert [line[3] for line in found] == index.items[rows[query]].tolist()
+        apart = (np.signbit(outputs[query]) != np.signbit(signs(index.words[rows[query]], 20))).sum(axis=1)
+        assert [int(line[1]) for line in found] == apart.tolist()
+    assert lines[-3].startswith("score: the query's outputs, added where the stored bit has their sign")
+    assert lines[-2].startswith("bits: ")
+    assert not np.array_equal(rows, index.search(encoder.encode_files(files), 10)[0])  # another ranking than by bits
+    assert run("query", export, export, files[0], "--by", "label") == 2
+    assert "--by: expected one of bits, outputs, got 'label'" in capsys.readouterr().err
+
+
+def signs(words: np.ndarray, bits: int) -> np.ndarray:
+    return np.unpackbits(words.view(np.uint8), axis=1, count=bits, bitorder="little") - 0.5
+
+
 def test_the_index_of_the_export_itself_is_queried_by_class_names(export, photos, tmp_path, capsys):
     assert run("query", export, export, photos / "test" / "b" / "1.png", "--sheet", tmp_path / "q.png") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 13
+    assert len(lines) == 14
     for line in lines[2:12]:
         _, label, item = line.split()
         assert item.startswith(f"train/{label}/")

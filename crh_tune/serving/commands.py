@@ -13,12 +13,13 @@ from typing import Any
 from crh_tune.errors import DataError, counted, printable
 from crh_tune.serving.answers import WAYS, By, open_answers, want_own
 from crh_tune.serving.codes import Codes, encode_source, find_source, joined, read_codes
-from crh_tune.serving.duplicates import groups, thumbnail
-from crh_tune.serving.encoder import BATCH, load_encoder
+from crh_tune.serving.duplicates import near_identical
+from crh_tune.serving.encoder import load_encoder
 from crh_tune.serving.handover import STORES, hand_over
 from crh_tune.serving.index import About, Index, write_index
 from crh_tune.serving.photos import contact_sheet
 
+PARTIAL = Path("dedupe.partial")
 SHOWN = 20
 """How many unreadable files are printed; the others are in the file of codes."""
 _BITS = "bits: how many bits of the codes differ, 0 is nearest"
@@ -80,37 +81,25 @@ def query(
 
 
 def dedupe(export: Path, folder: Path) -> None:
-    """Print the groups of near-identical photos in a folder: resized, saved again. Nothing is changed or removed."""
-    import numpy as np  # noqa: PLC0415
+    """Print the groups of near-identical photos in a folder: resized, saved again. Nothing is changed or removed.
 
+    The same command goes on where it was interrupted: until it is done, ``dedupe.partial`` lies in the current folder.
+    """
     encoder, source = load_encoder(export), find_source(folder.expanduser())
     if source.array is not None:
         raise DataError(f"{folder}: is an array: give a folder of photos")
     try:
-        encoder.want_images()
-    except ValueError as error:
-        raise DataError(str(error)) from None
-    items, words, thumbnails = [], [], []
-    for start in range(0, len(source.items), BATCH):
-        images = []
-        for item in source.items[start : start + BATCH]:
-            try:
-                images.append(encoder.read(source.root / item))
-                items.append(item)
-            except ValueError as error:
-                _say(printable(f"cannot be read: {error}"))
-        if images:
-            words.append(encoder.encode(np.stack(images)))
-            thumbnails += [thumbnail(image) for image in images]
-    if not items:
-        raise DataError(f"{folder}: none of {counted(len(source.items), 'file')} can be read")
-    found = groups(np.concatenate(words), np.stack(thumbnails), encoder.bits)
-    for number, rows in enumerate(found, 1):
-        _say(f"group {number}")
-        for row in rows:
-            _say(f"  {printable(items[row])}")
-    many = sum(len(rows) for rows in found)
-    _say(f"{counted(len(found), 'group')} of near-identical photos, {many} of {counted(len(items), 'photo')} in them")
+        found, read = near_identical(encoder, source, PARTIAL, _say)
+    except OSError as error:
+        raise DataError(f"{PARTIAL}: cannot be written: {error.strerror}") from None
+    for line in read.unreadable:
+        _say(f"cannot be read: {line}")
+    for number, names in enumerate(found, 1):
+        _say("\n  ".join([f"group {number}", *map(printable, names)]))
+    many = sum(len(names) for names in found)
+    _say(
+        f"{counted(len(found), 'group')} of near-identical photos, {many} of {counted(len(read.rows), 'photo')} in them"
+    )
 
 
 def handover(export: Path, to: str, output: Path = Path("handover"), index: Path | None = None) -> None:

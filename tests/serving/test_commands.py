@@ -225,7 +225,9 @@ def test_codes_of_another_encoder_are_refused(export, photos, tmp_path, capsys):
     assert "other.npz: codes of another encoder than those of" in capsys.readouterr().err
 
 
-def test_near_identical_photos_are_grouped(export, photos, tmp_path, capsys):
+def test_near_identical_photos_are_grouped_by_a_run_that_was_interrupted_too(
+    export, photos, tmp_path, capsys, monkeypatch
+):
     folder = tmp_path / "photos"
     shutil.copytree(photos / "train", folder)
     for number, name in enumerate(("a/1.png", "b/4.png")):
@@ -235,14 +237,35 @@ def test_near_identical_photos_are_grouped(export, photos, tmp_path, capsys):
             )
     (folder / "broken.jpg").write_text("no image")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(codes_module, "BATCH", 8)
+    real, seen = type(load_encoder(export)).encode, []
+
+    def counting(self, inputs):
+        seen.append(len(inputs))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(self, inputs)
+
+    monkeypatch.setattr("crh_tune.serving.encoder.Encoder.encode", counting)
+    assert run("dedupe", export, folder) == 130
     assert run("dedupe", export, folder) == 0
+    assert seen == [8, 7, 7, 5]  # the second batch again, of which one photo is broken, and the rest
     lines = capsys.readouterr().out.splitlines()
-    assert "broken.jpg: not an image" in lines[0]
-    assert lines[1:] == [
+    assert lines[0] == "8 of 21 were encoded before"
+    assert lines[1].startswith("13 of 13  ")
+    assert lines[2].startswith("cannot be read: ")
+    assert "broken.jpg: not an image" in lines[2]
+    assert lines[3:] == [
         "group 1", "  a/1.png", "  copy0.jpg", "group 2", "  b/4.png", "  copy1.jpg",
         "2 groups of near-identical photos, 4 of 20 photos in them",
     ]  # fmt: skip
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    short = {codes_module._keys(find_source(folder))[0]: "AAAA"}
+    (tmp_path / "dedupe.partial").write_text(json.dumps({"encoder": load_encoder(export).name, "found": short}) + "\n")
+    assert run("dedupe", export, folder) == 2
+    assert "dedupe.partial: left by an interrupted run of something else: remove it" in capsys.readouterr().err
 
 
 def test_crh_tune_has_the_same_commands(export, photos, tmp_path, capsys, encoder):

@@ -82,11 +82,12 @@ def handover(
     to: Annotated[str, typer.Option(help="One of faiss, pgvector, milvus, qdrant, numpy.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write.")] = Path("handover"),
     index: OfIndex = None,
+    graph: Annotated[bool, typer.Option("--graph", help="With a graph (HNSW): not exact; measured first.")] = False,
 ) -> None:
     """Write codes, ids and labels as a store loads them, with a README of the commands."""
     from crh_tune.serving import commands
 
-    commands.handover(export, to, output, index)
+    commands.handover(export, to, output, index, graph)
 
 
 def demo(

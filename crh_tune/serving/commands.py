@@ -102,10 +102,16 @@ def dedupe(export: Path, folder: Path) -> None:
     )
 
 
-def handover(export: Path, to: str, output: Path = Path("handover"), index: Path | None = None) -> None:
-    """Write codes, ids and labels as faiss, pgvector, milvus, qdrant or numpy load them, with a README of commands."""
+def handover(
+    export: Path, to: str, output: Path = Path("handover"), index: Path | None = None, graph: bool = False
+) -> None:
+    """Write codes, ids and labels as faiss, pgvector, milvus, qdrant or numpy load them, with a README of commands.
+
+    ``graph``: with a graph index (HNSW), whose recall is measured, printed and written into the README.
+    """
     answers = open_answers(export, index)
-    hand_over(answers.index, answers.about, answers.encoder.bits, to, output)
+    for line in hand_over(answers.index, answers.about, answers.encoder.bits, to, output, graph):
+        _say(line)
     many = counted(len(answers.index), "code")
     _say(f"{many} for {to} written to {output}: {output / 'README.md'} says how to load them")
 
@@ -172,6 +178,7 @@ def add_commands(commands: Any) -> None:
     of_handover.add_argument("--to", required=True, help=f"one of {', '.join(STORES)}")
     of_handover.add_argument("-o", "--output", type=Path, default=Path("handover"), help="folder to write")
     of_handover.add_argument("--index", type=Path, help="folder of an index (default: the export's own)")
+    of_handover.add_argument("--graph", action="store_true", help="with a graph (HNSW): not exact, measured first")
     of_dedupe = command(dedupe, "dedupe")
     of_dedupe.add_argument("folder", type=Path, help="folder of photos")
     of_demo = command(demo, "demo")

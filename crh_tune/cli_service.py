@@ -78,11 +78,12 @@ def query(
     count: Annotated[int, typer.Option(help="How many neighbours.")] = 10,
     sheet: Annotated[Path, typer.Option(metavar="FILE", help="The contact sheet, a PNG.")] = Path("query.png"),
     photos: Photos = None,
+    by: Annotated[Literal["bits", "outputs"], typer.Option(help="Rank by bits, or by the query's outputs.")] = "bits",
 ) -> None:
     """Print the nearest items of photos, and write a contact sheet of them."""
     from crh_tune.serving import commands
 
-    commands.query(export, index, images, count, sheet, photos)
+    commands.query(export, index, images, count, sheet, photos, by)
 
 
 def dedupe(export: Export, folder: Annotated[Path, typer.Argument(help="Folder of photos.")]) -> None:
@@ -97,11 +98,12 @@ def handover(
     to: Annotated[str, typer.Option(help="One of faiss, pgvector, milvus, qdrant, numpy.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write.")] = Path("handover"),
     index: OfIndex = None,
+    graph: Annotated[bool, typer.Option("--graph", help="With a graph (HNSW): not exact; measured first.")] = False,
 ) -> None:
     """Write codes, ids and labels as a store loads them, with a README of the commands."""
     from crh_tune.serving import commands
 
-    commands.handover(export, to, output, index)
+    commands.handover(export, to, output, index, graph)
 
 
 def demo(

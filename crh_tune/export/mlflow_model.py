@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.models import infer_signature
 from mlflow.models.model import ModelInfo
 
 from crh_tune.serving.encoder import load_encoder
+from crh_tune.serving.pyfunc import PARAMS
 from crh_tune.tuning.champion import LOADER, REQUIREMENTS
 
 
@@ -18,6 +20,5 @@ def log_export(export: Path, name: str = "model", **options: Any) -> ModelInfo:
     Raises DataError where the export has no readable ``encoder.onnx``.
     """
     load_encoder(export)
-    return mlflow.pyfunc.log_model(
-        name=name, loader_module=LOADER, data_path=str(export), pip_requirements=list(REQUIREMENTS), **options
-    )
+    options = {"signature": infer_signature(params=PARAMS), "pip_requirements": list(REQUIREMENTS), **options}
+    return mlflow.pyfunc.log_model(name=name, loader_module=LOADER, data_path=str(export), **options)

@@ -6,16 +6,16 @@ that, and here it saves time. One pass over the distinct codes answers a search,
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from crh_tune.compiled import in_parts, usable_threads
-from crh_tune.ground import write_whole
 from crh_tune.retrieval.asymmetric import checked_outputs
+from crh_tune.retrieval.mapped import open_arrays, write_arrays
 from crh_tune.retrieval.packing import Packed, distinct_codes, wide_words
 
 Array = npt.NDArray[Any]
@@ -23,7 +23,8 @@ Rows = npt.NDArray[np.int64]
 _QUERIES = 256
 _CODES_PER_THREAD = 2**15
 """Fewer are searched by one thread: starting another would take longer."""
-_PARTS = ("codes", "rows", "ends", "labels", "items")
+_PARTS = ("codes", "rows", "ends", "labels", "items", "form")
+_PIECE = 2**20
 
 
 class Index:
@@ -42,6 +43,7 @@ class Index:
         self._codes = codes
         self._rows: Array = rows.astype(small)
         self._ends: Array = ends.astype(small)
+        self._code: Array | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -49,10 +51,14 @@ class Index:
     @property
     def words(self) -> Packed:
         """The packed codes of all items, N x W: put together anew whenever they are asked for."""
-        wide = np.empty((len(self), self._codes.shape[1]), dtype=np.uint64)
+        wide = np.zeros((len(self), self._codes.shape[1]), dtype=np.uint64)
         wide[self._rows] = np.repeat(self._codes, np.diff(self._ends), axis=0)
-        narrow: Packed = wide.view(self._dtype)[:, : self._width]
-        return np.ascontiguousarray(narrow)
+        return self._narrow(wide)
+
+    @property
+    def empty(self) -> Packed:
+        """No codes: 0 x W words of the type that these have."""
+        return np.empty((0, self._width), dtype=self._dtype)
 
     @property
     def distinct(self) -> int:
@@ -136,34 +142,48 @@ class Index:
             raise ValueError(f"which of {len(self)} items go must be said of each, got shape {kept.shape}")
         self.__init__(self.words[kept], self.labels[kept], self.items[kept])  # type: ignore[misc]
 
-    def save(self, folder: str | Path) -> None:
-        """Write the index as arrays that :meth:`open` maps into memory; one opened from there may be saved there again.
+    def codes_of(self, rows: Array) -> Packed:
+        """The packed codes of some items, R x W, by their rows."""
+        if self._code is None:
+            self._code = np.zeros(len(self), dtype=self._ends.dtype)
+            self._code[self._rows] = np.repeat(np.arange(self.distinct, dtype=self._ends.dtype), np.diff(self._ends))
+        return self._narrow(self._codes[self._code[rows]])
 
-        Raises ValueError where items or labels are objects, OSError where the folder cannot be written.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        arrays = {"codes": self._codes, "rows": self._rows, "ends": self._ends, "labels": self.labels,
-                  "items": self.items, "form": np.array([self._dtype.itemsize, self._width])}  # fmt: skip
-        for name, array in arrays.items():
-            write_whole(folder / f"{name}.npy", partial(_write_array, array=array))
+    def parts(self) -> dict[str, Array]:
+        """The arrays that make up the index, for :meth:`of_parts`."""
+        form = np.array([self._dtype.itemsize, self._width])
+        return dict(zip(_PARTS, (self._codes, self._rows, self._ends, self.labels, self.items, form), strict=True))
 
     @classmethod
-    def open(cls, folder: str | Path) -> Index:
-        """A saved index, mapped into memory: what is not asked for is not read. Raises ValueError for other content."""
+    def of_parts(cls, arrays: Mapping[str, Array]) -> Self:
+        """An index of its :meth:`parts`, which are not copied. Raises ValueError for other content."""
+        missing = [name for name in _PARTS if name not in arrays]
+        if missing:
+            raise ValueError(f"not an index: it has no {', '.join(missing)}")
+        codes, rows, ends, labels, items, form = (arrays[name] for name in _PARTS)
+        _check_parts(codes, rows, ends, labels, items, form)
         index = cls.__new__(cls)
-        codes, rows, ends, labels, items = (
-            np.load(Path(folder) / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _PARTS
-        )
-        size, width = np.load(Path(folder) / "form.npy", allow_pickle=False).tolist()
-        lengths = {len(rows), len(labels), len(items), int(ends[-1])}
-        if codes.dtype != np.uint64 or codes.ndim != 2 or len(lengths) > 1 or len(ends) != len(codes) + 1:
-            raise ValueError(f"{folder}: not an index: its arrays do not belong together")
-        if (ends[1:] < ends[:-1]).any() or (len(rows) and rows.max() >= len(rows)):
-            raise ValueError(f"{folder}: not an index: its lists of items are out of range")
         index._codes, index._rows, index._ends, index.labels, index.items = codes, rows, ends, labels, items
-        index._dtype, index._width = np.dtype(f"<u{size}"), width
+        index._dtype, index._width, index._code = np.dtype(f"<u{form[0]}"), int(form[1]), None
         return index
+
+    def save(self, path: str | Path) -> None:
+        """Write the index into a file that :meth:`open` maps into memory; one opened from there may be saved there.
+
+        Raises ValueError where items or labels are objects, OSError where the file cannot be written.
+        """
+        write_arrays(Path(path), self.parts())
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """A saved index, mapped into memory: what is not asked for is not read. Raises ValueError for other content,
+        and whatever zipfile and NumPy raise on a broken file.
+        """
+        return cls.of_parts(open_arrays(Path(path)))
+
+    def _narrow(self, wide: npt.NDArray[np.uint64]) -> Packed:
+        narrow: Packed = wide.view(self._dtype)[:, : self._width]
+        return np.ascontiguousarray(narrow)
 
     def _wide(self, queries: Packed) -> npt.NDArray[np.uint64]:
         if queries.ndim != 2 or queries.dtype != self._dtype or queries.shape[1] != self._width:
@@ -225,11 +245,6 @@ class Index:
         return _packed(outputs >= 0), masks, -size.sum(axis=1), 2 * step, tables
 
 
-def _write_array(path: Path, array: Array) -> None:
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-
-
 def _packed(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
     return np.ascontiguousarray(wide_words(np.packbits(flags, axis=1, bitorder="little")))
 
@@ -245,3 +260,24 @@ def _check(words: Array, labels: Array, items: Array) -> None:
     if words.ndim != 2 or words.dtype.kind != "u" or len(labels) != len(words) or items.shape != (len(words),):
         shapes = f"labels of shape {labels.shape} and items of shape {items.shape}"
         raise ValueError(f"{words.dtype} words of shape {words.shape} with {shapes}")
+
+
+def _check_parts(codes: Array, rows: Array, ends: Array, labels: Array, items: Array, form: Array) -> None:
+    """Raises ValueError where arrays are no index. Lists of items are looked at in pieces, codes not at all."""
+    counted = [codes.dtype == np.uint64, *(each.dtype in (np.uint32, np.int64) for each in (rows, ends))]
+    if not all(counted) or (codes.ndim, rows.ndim, ends.ndim, items.ndim) != (2, 1, 1, 1) or labels.ndim < 1:
+        raise ValueError("not an index: arrays of other types or shapes")
+    size, width = form.tolist() if form.dtype == np.int64 and form.shape == (2,) else (0, 0)
+    if size not in (1, 2, 4, 8) or not 0 < size * width <= 8 * codes.shape[1] < size * width + 8:
+        raise ValueError(f"not an index: codes of {codes.shape[1]} words for {width} of {size} bytes")
+    lengths = {len(rows), len(labels), len(items), int(ends[-1]) if len(ends) else -1}
+    if len(lengths) > 1 or len(ends) != len(codes) + 1 or ends[0]:
+        raise ValueError("not an index: its arrays do not belong together")
+    for start in range(0, len(ends), _PIECE):
+        some = ends[start : start + _PIECE + 1]
+        if (some[1:] < some[:-1]).any():
+            raise ValueError("not an index: its lists of items overlap")
+    for start in range(0, len(rows), _PIECE):
+        some = rows[start : start + _PIECE]
+        if some.min() < 0 or some.max() >= len(rows):
+            raise ValueError("not an index: its lists of items are out of range")

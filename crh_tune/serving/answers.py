@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
+
+import numpy as np
 
 from crh_tune.errors import DataError
 from crh_tune.retrieval.index import Index
-from crh_tune.retrieval.packing import Packed
-from crh_tune.serving.encoder import Array, Encoder, load_encoder
+from crh_tune.retrieval.packing import Packed, hamming_distances
+from crh_tune.serving.encoder import BATCH, Array, Encoder, load_encoder
 from crh_tune.serving.index import About, open_index
 from crh_tune.serving.photos import Found
 from crh_tune.serving.reach import Reach, load_reach
 
 COUNT = 10
+By = Literal["bits", "outputs"]
+"""How neighbours are ranked: by Hamming distance of codes, or by u . b of the query's real outputs and stored bits."""
+WAYS: tuple[By, ...] = get_args(By)
 
 
 @dataclass(frozen=True)
@@ -27,29 +32,38 @@ class Answers:
     about: About
     reach: Reach | None = None
 
-    def near_inputs(self, inputs: Array, count: int = COUNT) -> list[list[Found]]:
+    def near_inputs(self, inputs: Array, count: int = COUNT, by: By = "bits") -> list[list[Found]]:
         """The nearest items of N inputs, nearest first. Raises ValueError for inputs of another shape or type."""
-        return self.near_codes(self.encoder.encode(inputs), count)
+        outputs, words = self.encoder.both(inputs)
+        return self.near(words, outputs if by == "outputs" else None, count)
+
+    def near_files(self, paths: Sequence[str | Path], count: int = COUNT, by: By = "bits") -> list[list[Found]]:
+        """The nearest items of N image files. Raises ValueError, naming the file, where one is no image."""
+        self.encoder.want_images()
+        parts = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
+        inputs = (np.stack([self.encoder.read(path) for path in part]) for part in parts)
+        return [near for part in inputs for near in self.near_inputs(part, count, by)]
 
     def near_row(self, row: int, count: int = COUNT) -> list[Found]:
-        """The nearest items of an item of the index."""
-        return self.near_codes(self._words[row : row + 1], count)[0]
+        """The nearest items of an item of the index, by its stored bits."""
+        return self.near(self.index.codes_of(np.array([row])), None, count)[0]
 
-    @cached_property
-    def _words(self) -> Packed:
-        return self.index.words  # which the index puts together anew each time
+    def near(self, words: Packed, outputs: Array | None = None, count: int = COUNT) -> list[list[Found]]:
+        """The nearest items of N packed codes, nearest first, equal ones in the index's order.
 
-    def near_codes(self, words: Any, count: int = COUNT) -> list[list[Found]]:
-        """The nearest items of each packed code, nearest first, equal distances in the index's order."""
-        rows, distances = self.index.search(words, count)
-        items, label = self.index.items, self.about.label
-        return [
-            [
-                Found(int(row), int(distance), label(self.index.labels[row]), str(items[row]))
-                for row, distance in zip(each, far, strict=True)
-            ]
-            for each, far in zip(rows, distances, strict=True)
-        ]
+        By Hamming distance, or where real outputs (N x K) are given by their score u . b.
+        """
+        rows, values = self.index.search(words if outputs is None else outputs, count)
+        items, labels, label = self.index.items, self.index.labels, self.about.label
+        found = []
+        for own, near, costs in zip(words, rows, values, strict=True):
+            far = costs if outputs is None else hamming_distances(own[None], self.index.codes_of(near))[0]
+            scores = [None] * len(near) if outputs is None else costs.tolist()
+            found.append([
+                Found(int(row), int(distance), label(labels[row]), str(items[row]), score)
+                for row, distance, score in zip(near, far, scores, strict=True)
+            ])  # fmt: skip
+        return found
 
 
 def open_answers(export: Path, index: Path | None = None) -> Answers:
@@ -59,7 +73,7 @@ def open_answers(export: Path, index: Path | None = None) -> Answers:
     """
     encoder, (found, about) = load_encoder(export), open_index(index or export)
     want_own(encoder, about.encoder or encoder.name, index or export)
-    if found.words.dtype != encoder.empty.dtype or found.words.shape[1] != encoder.empty.shape[1]:
+    if (found.empty.dtype, found.empty.shape) != (encoder.empty.dtype, encoder.empty.shape):
         raise DataError(f"{index or export}: codes of another length than this export's {encoder.bits} bits")
     names = about.class_names or encoder.class_names
     return Answers(encoder, found, replace(about, class_names=names), load_reach(export))

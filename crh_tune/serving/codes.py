@@ -23,6 +23,8 @@ from crh_tune.serving.encoder import Array, Encoder
 from crh_tune.serving.session import usable_cores
 
 Say = Callable[[str], None]
+Describe = Callable[[Array], Array]
+"""Of N inputs some bytes each: N x B, uint8."""
 BATCH = 128
 _EVERY = 5.0
 """Seconds between two lines of progress."""
@@ -132,23 +134,66 @@ def encode_source(encoder: Encoder, source: Source, target: Path, say: Say) -> C
 
     Raises DataError where nothing can be read, inputs do not fit the encoder, or the file cannot be written.
     """
-    if source.array is None:
-        encoder.want_images()
+
+    def codes(inputs: Array) -> Array:
+        return encoder.encode(inputs).view(np.uint8)
+
     partial = target.with_name(f"{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        done = _read_partial(partial, encoder.name)
-        todo = [i for i, key in enumerate(_keys(source)) if key not in done]
-        if len(todo) < len(source.items):
-            say(f"{len(source.items) - len(todo):,} of {len(source.items):,} were encoded before")
-        with partial.open("a", encoding="utf-8") as log:
-            _encode(encoder, source, todo, done, log, say)
-        codes = _codes(encoder, source, done)
-        write_codes(codes, target)
+        empty = encoder.empty
+        found = described(encoder, source, codes, empty.shape[1] * empty.itemsize, partial, say)
+        words = found.bytes.view(empty.dtype)
+        items = np.array([int(source.items[i]) if source.array is not None else source.items[i] for i in found.rows])
+        labels = np.array([source.labels[row] for row in found.rows])
+        result = Codes(words, labels, items, encoder.name, encoder.bits, str(source.root), found.unreadable)
+        write_codes(result, target)
         partial.unlink()
     except OSError as error:
         raise DataError(f"{error.filename or target}: cannot be written: {error.strerror}") from None
-    return codes
+    return result
+
+
+@dataclass(frozen=True)
+class Described:
+    """What was made of a source: ``rows`` of the items that can be read, B ``bytes`` of each, R x B, and a line for
+    each of the others."""
+
+    rows: list[int]
+    bytes: npt.NDArray[np.uint8]
+    unreadable: tuple[str, ...]
+
+
+def described(encoder: Encoder, source: Source, describe: Describe, size: int, partial: Path, say: Say) -> Described:
+    """Describe the items of a source by ``size`` bytes each, in batches, with progress.
+
+    ``partial`` keeps what is done: an interrupted call goes on from it. Raises DataError where nothing can be read,
+    inputs do not fit the encoder or the file is of something else, OSError where it cannot be written.
+    """
+    if source.array is None:
+        try:
+            encoder.want_images()
+        except ValueError as error:
+            raise DataError(str(error)) from None
+    done, keys = _read_partial(partial, encoder.name), _keys(source)
+    todo = [i for i, key in enumerate(keys) if key not in done]
+    if len(todo) < len(keys):
+        say(f"{len(keys) - len(todo):,} of {len(keys):,} were encoded before")
+    with partial.open("a", encoding="utf-8") as log:
+        _describe(encoder, source, todo, describe, done, log, say)
+    values = [done[key] for key in keys]
+    rows = [row for row, value in enumerate(values) if isinstance(value, bytes)]
+    bad = [
+        printable(f"{source.root / source.items[row]}: {value}")
+        for row, value in enumerate(values)
+        if isinstance(value, str)
+    ]
+    if not rows:
+        raise DataError(f"none of {counted(len(bad), 'file')} can be read: {bad[0] if bad else source.root}")
+    whole = b"".join(value for value in values if isinstance(value, bytes))
+    if {len(value) for value in values if isinstance(value, bytes)} != {size}:
+        raise DataError(f"{partial}: left by an interrupted run of something else: remove it")
+    return Described(rows, np.frombuffer(whole, dtype=np.uint8).reshape(len(rows), size), tuple(bad))
 
 
 def _keys(source: Source) -> list[str]:
@@ -157,18 +202,19 @@ def _keys(source: Source) -> list[str]:
     return [f"{where}{item}|{stamp}" for item, stamp in zip(source.items, source.stamps, strict=True)]
 
 
-def _encode(
-    encoder: Encoder, source: Source, todo: list[int], done: dict[str, bytes | str], log: IO[str], say: Say
-) -> None:
+def _describe(
+    encoder: Encoder, source: Source, todo: list[int], describe: Describe, done: dict[str, bytes | str], log: IO[str],
+    say: Say,
+) -> None:  # fmt: skip
     keys, start, said = _keys(source), time.monotonic(), time.monotonic()
     encoded = 0
     for rows, inputs, reasons in _inputs(encoder, source, todo):
         try:
-            words = encoder.encode(inputs) if len(inputs) else np.zeros((0, 0), dtype=np.uint8)
+            values = describe(inputs) if len(inputs) else np.zeros((0, 0), dtype=np.uint8)
         except ValueError as error:
             raise DataError(f"{source.root}: {error}") from None
         good = [row for row in rows if row not in reasons]
-        found: dict[str, bytes | str] = {keys[row]: word.tobytes() for row, word in zip(good, words, strict=True)}
+        found: dict[str, bytes | str] = {keys[row]: value.tobytes() for row, value in zip(good, values, strict=True)}
         found |= {keys[row]: reason for row, reason in reasons.items()}
         lines = {key: base64.b64encode(v).decode() if isinstance(v, bytes) else [v] for key, v in found.items()}
         log.write(json.dumps({"encoder": encoder.name, "found": lines}) + "\n")
@@ -233,27 +279,6 @@ def _read_partial(path: Path, encoder: str) -> dict[str, bytes | str]:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise DataError(f"{path}: not readable as what an interrupted encoding leaves: remove it") from None
     return done
-
-
-def _codes(encoder: Encoder, source: Source, done: dict[str, bytes | str]) -> Codes:
-    empty = encoder.empty
-    size = empty.shape[1] * empty.itemsize
-    rows, words, bad = [], [], []
-    for row, key in enumerate(_keys(source)):
-        value = done[key]
-        if isinstance(value, str):
-            bad.append(printable(f"{source.root / source.items[row]}: {value}"))
-        elif len(value) != size:
-            raise DataError(f"{source.root}: codes of {len(value)} bytes, not {size}, were left by an interrupted run")
-        else:
-            rows.append(row)
-            words.append(value)
-    if not rows:
-        raise DataError(f"none of {counted(len(bad), 'file')} can be read: {bad[0] if bad else source.root}")
-    packed = np.frombuffer(b"".join(words), dtype=np.uint8).reshape(len(rows), size).view(empty.dtype)
-    items = np.array([int(source.items[row]) if source.array is not None else source.items[row] for row in rows])
-    labels = np.array([source.labels[row] for row in rows])
-    return Codes(packed, labels, items, encoder.name, encoder.bits, str(source.root), tuple(bad))
 
 
 def write_codes(codes: Codes, path: Path) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from crh_tune.errors import DataError, counted, printable
-from crh_tune.serving.answers import open_answers, want_own
+from crh_tune.serving.answers import WAYS, By, open_answers, want_own
 from crh_tune.serving.codes import Codes, encode_source, find_source, joined, read_codes
-from crh_tune.serving.duplicates import groups, thumbnail
-from crh_tune.serving.encoder import BATCH, load_encoder
+from crh_tune.serving.duplicates import near_identical
+from crh_tune.serving.encoder import load_encoder
 from crh_tune.serving.enrolment import (
     PLACES,
     Place,
@@ -27,8 +27,11 @@ from crh_tune.serving.handover import STORES, hand_over
 from crh_tune.serving.index import About, Index, write_index
 from crh_tune.serving.photos import contact_sheet
 
+PARTIAL = Path("dedupe.partial")
 SHOWN = 20
 """How many unreadable files are printed; the others are in the file of codes."""
+_BITS = "bits: how many bits of the codes differ, 0 is nearest"
+_SCORE = "score: the query's outputs, added where the stored bit has their sign, else taken away: highest is nearest"
 
 
 def encode(export: Path, source: Path, output: Path = Path("codes.npz")) -> None:
@@ -84,21 +87,26 @@ def query(
     count: int = 10,
     sheet: Path = Path("query.png"),
     photos: Path | None = None,
+    by: By = "bits",
 ) -> None:
     """Find the nearest items of photos: a table, and a contact sheet. ``photos``: where the indexed photos lie now."""
     if count < 1:
         raise DataError(f"--count: expected at least 1, got {count}")
+    if by not in WAYS:
+        raise DataError(f"--by: expected one of {', '.join(WAYS)}, got {by!r}")
     answers = open_answers(export, index)
     try:
-        words = answers.encoder.encode_files(images)
+        found = answers.near_files(images, count, by)
     except ValueError as error:
         raise DataError(str(error)) from None
     root = str(photos.expanduser().absolute()) if photos is not None else answers.about.root
-    rows = [(image, neighbours) for image, neighbours in zip(images, answers.near_codes(words, count), strict=True)]
+    rows = list(zip(images, found, strict=True))
     for image, neighbours in rows:
-        _say(f"{image}\n  {'bits':>4}  {'label':<20}  item")
+        _say(f"{image}\n  {'score  ' if by == 'outputs' else ''}{'bits':>4}  {'label':<20}  item")
         for each in neighbours:
-            _say(f"  {each.distance:>4}  {printable(each.label):<20}  {printable(each.item)}")
+            score = "" if each.score is None else f"{each.score:>6.2f} "
+            _say(f"  {score}{each.distance:>4}  {printable(each.label):<20}  {printable(each.item)}")
+    _say(_BITS if by == "bits" else f"{_SCORE}\n{_BITS}")
     if answers.reach is not None:
         _say(answers.reach.line([min(each.distance for each in neighbours) for _, neighbours in rows]))
     try:
@@ -109,44 +117,38 @@ def query(
 
 
 def dedupe(export: Path, folder: Path) -> None:
-    """Print the groups of near-identical photos in a folder: resized, saved again. Nothing is changed or removed."""
-    import numpy as np  # noqa: PLC0415
+    """Print the groups of near-identical photos in a folder: resized, saved again. Nothing is changed or removed.
 
+    The same command goes on where it was interrupted: until it is done, ``dedupe.partial`` lies in the current folder.
+    """
     encoder, source = load_encoder(export), find_source(folder.expanduser())
     if source.array is not None:
         raise DataError(f"{folder}: is an array: give a folder of photos")
     try:
-        encoder.want_images()
-    except ValueError as error:
-        raise DataError(str(error)) from None
-    items, words, thumbnails = [], [], []
-    for start in range(0, len(source.items), BATCH):
-        images = []
-        for item in source.items[start : start + BATCH]:
-            try:
-                images.append(encoder.read(source.root / item))
-                items.append(item)
-            except ValueError as error:
-                _say(printable(f"cannot be read: {error}"))
-        if images:
-            words.append(encoder.encode(np.stack(images)))
-            thumbnails += [thumbnail(image) for image in images]
-    if not items:
-        raise DataError(f"{folder}: none of {counted(len(source.items), 'file')} can be read")
-    found = groups(np.concatenate(words), np.stack(thumbnails), encoder.bits)
-    for number, rows in enumerate(found, 1):
-        _say(f"group {number}")
-        for row in rows:
-            _say(f"  {printable(items[row])}")
-    many = sum(len(rows) for rows in found)
-    _say(f"{counted(len(found), 'group')} of near-identical photos, {many} of {counted(len(items), 'photo')} in them")
+        found, read = near_identical(encoder, source, PARTIAL, _say)
+    except OSError as error:
+        raise DataError(f"{PARTIAL}: cannot be written: {error.strerror}") from None
+    for line in read.unreadable:
+        _say(f"cannot be read: {line}")
+    for number, names in enumerate(found, 1):
+        _say("\n  ".join([f"group {number}", *map(printable, names)]))
+    many = sum(len(names) for names in found)
+    _say(
+        f"{counted(len(found), 'group')} of near-identical photos, {many} of {counted(len(read.rows), 'photo')} in them"
+    )
 
 
-def handover(export: Path, to: str, output: Path = Path("handover"), index: Path | None = None) -> None:
-    """Write codes, ids and labels as faiss, pgvector, milvus, qdrant or numpy load them, with a README of commands."""
+def handover(
+    export: Path, to: str, output: Path = Path("handover"), index: Path | None = None, graph: bool = False
+) -> None:
+    """Write codes, ids and labels as faiss, pgvector, milvus, qdrant or numpy load them, with a README of commands.
+
+    ``graph``: with a graph index (HNSW), whose recall is measured, printed and written into the README.
+    """
     answers = open_answers(export, index)
-    hand_over(answers.index, answers.about, answers.encoder.bits, to, output)
-    many = counted(len(answers.index.words), "code")
+    for line in hand_over(answers.index, answers.about, answers.encoder.bits, to, output, graph):
+        _say(line)
+    many = counted(len(answers.index), "code")
     _say(f"{many} for {to} written to {output}: {output / 'README.md'} says how to load them")
 
 
@@ -212,10 +214,12 @@ def add_commands(commands: Any) -> None:
     of_query.add_argument("--count", type=int, default=10, help="how many neighbours (default 10)")
     of_query.add_argument("--sheet", type=Path, default=Path("query.png"), help="the contact sheet (query.png)")
     of_query.add_argument("--photos", type=Path, help="where the indexed photos lie, if not where they were")
+    of_query.add_argument("--by", default="bits", help="rank by bits (default) or by the query's real outputs")
     of_handover = command(handover, "handover")
     of_handover.add_argument("--to", required=True, help=f"one of {', '.join(STORES)}")
     of_handover.add_argument("-o", "--output", type=Path, default=Path("handover"), help="folder to write")
     of_handover.add_argument("--index", type=Path, help="folder of an index (default: the export's own)")
+    of_handover.add_argument("--graph", action="store_true", help="with a graph (HNSW): not exact, measured first")
     of_dedupe = command(dedupe, "dedupe")
     of_dedupe.add_argument("folder", type=Path, help="folder of photos")
     of_demo = command(demo, "demo")

@@ -17,7 +17,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from crh_tune.data.store.decode import BadImage, decode
 from crh_tune.errors import DataError
-from crh_tune.serving.answers import Answers
+from crh_tune.serving.answers import Answers, By
 from crh_tune.serving.photos import as_jpeg, photo_path, small
 
 LARGEST = 20 * 2**20
@@ -40,9 +40,9 @@ _PAGE = Path(__file__).with_name("page.html")
 def make_app(answers: Answers, root: str | None, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> FastAPI:
     """The page and what it asks: ``root`` is the folder of the indexed photos.
 
-    POST /search with an image as body, and GET /items/ROW/near, give ten neighbours as JSON; GET /items/ROW/photo a
-    small picture. A search has a note where all neighbours are far. Raises ValueError where the encoder takes no
-    photos.
+    POST /search with an image as body (/search?by=outputs: ranked by real outputs), and GET /items/ROW/near, give ten
+    neighbours as JSON; GET /items/ROW/photo a small picture. A search has a note where all neighbours are far. Raises
+    ValueError where the encoder takes no photos.
     """
     answers.encoder.want_images()
     app = FastAPI(title="crh-tune demo", docs_url=None, redoc_url=None, openapi_url=None)
@@ -60,9 +60,9 @@ def make_app(answers: Answers, root: str | None, hosts: tuple[str, ...] = ("127.
         return Response(_PAGE.read_text(encoding="utf-8"), media_type="text/html; charset=utf-8")
 
     @app.post("/search")
-    async def search(request: Request) -> dict[str, Any]:
+    async def search(request: Request, by: By = "bits") -> dict[str, Any]:
         with line.place():
-            return await line.work(_search, answers, await _body(request))
+            return await line.work(_search, answers, await _body(request), by)
 
     @app.get("/items/{row}/near")
     async def near(row: int) -> dict[str, Any]:
@@ -115,13 +115,13 @@ async def _body(request: Request) -> bytes:
     return b"".join(parts)
 
 
-def _search(answers: Answers, content: bytes) -> dict[str, Any]:
+def _search(answers: Answers, content: bytes, by: By) -> dict[str, Any]:
     encoder = answers.encoder
     try:
         image = decode(content, encoder.shape[1], encoder.fit, encoder.span, min(MEGAPIXELS, encoder.megapixels))
     except BadImage as error:
         raise HTTPException(400, f"no photo that can be read: {error}") from None
-    found = answers.near_inputs(image.transpose(2, 0, 1)[None])[0]
+    found = answers.near_inputs(image.transpose(2, 0, 1)[None], by=by)[0]
     note = answers.reach.note(min(each.distance for each in found)) if answers.reach is not None else ""
     return {"found": [vars(each) for each in found], "note": note}
 

@@ -122,7 +122,8 @@ class Encoder:
     def _checked(self, found: Sequence[Any], count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         """Raises DataError where the file's network gives something else than outputs and their codes."""
         u, codes = (np.asarray(each) for each in found)
-        expected = pack_codes(u) if u.shape == (count, self.bits) and u.dtype == np.float32 else None
+        sound = u.shape == (count, self.bits) and u.dtype == np.float32 and np.isfinite(u).all()
+        expected = pack_codes(u) if sound else None
         if expected is None or codes.dtype != np.uint8 or not np.array_equal(codes, expected.view(np.uint8)):
             raise DataError(f"{ONNX_FILE} gives no {self.bits} outputs with their codes: export the encoder again")
         return u, codes

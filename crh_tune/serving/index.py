@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from crh_tune.errors import DataError
-from crh_tune.ground import check_archive, first_line, write_whole
+from crh_tune.ground import first_line
 from crh_tune.retrieval.index import Index
-from crh_tune.retrieval.packing import Packed, hamming_distances
+from crh_tune.retrieval.mapped import open_arrays, write_arrays
+from crh_tune.retrieval.packing import hamming_distances
 
 INDEX_FILE = "index.npz"
 Array = npt.NDArray[Any]
@@ -84,14 +85,10 @@ class About:
 def write_index(folder: Path, index: Index, about: About) -> None:
     """Write an index's folder. Raises OSError where it cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
-    notes = np.array(json.dumps({"encoder": about.encoder, "root": about.root, "class_names": about.class_names}))
-    items = index.items.astype(str) if index.items.dtype == object else index.items  # text without pickle
-
-    def write(aside: Path) -> None:
-        with aside.open("wb") as file:
-            np.savez_compressed(file, words=index.words, labels=index.labels, items=items, about=notes)
-
-    write_whole(folder / INDEX_FILE, write)
+    parts = index.parts()
+    if parts["items"].dtype == object:
+        parts["items"] = parts["items"].astype(str)  # text without pickle
+    write_arrays(folder / INDEX_FILE, {**parts, "about": np.array(json.dumps(asdict(about)))})
 
 
 def load_index(folder: str | Path) -> Index:
@@ -100,13 +97,18 @@ def load_index(folder: str | Path) -> Index:
 
 
 def open_index(folder: str | Path) -> tuple[Index, About]:
-    """The index in a folder and what it says of itself. Raises DataError as ``load_index``."""
-    path = Path(folder) / INDEX_FILE
+    """The index in a folder, mapped into memory, and what it says of itself. Raises DataError as ``load_index``.
+
+    Indexes of before they were mapped are read.
+    """
+    path, kind = Path(folder) / INDEX_FILE, fastest_index()
     try:
-        check_archive(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            index = fastest_index()(*_checked(arrays["words"], arrays["labels"], arrays["items"]))
-            about = _about(json.loads(str(arrays["about"])) if "about" in arrays else {})
+        arrays = open_arrays(path)
+        of_items = "words" in arrays
+        index = kind(*(arrays[name] for name in ("words", "labels", "items"))) if of_items else kind.of_parts(arrays)
+        if index.items.dtype.kind not in "iuU" or index.labels.dtype.kind not in "iubU":
+            raise ValueError(f"items of type {index.items.dtype} and labels of type {index.labels.dtype}")
+        about = _about(json.loads(str(arrays["about"])) if "about" in arrays else {})
     except Exception as error:  # whatever zipfile and NumPy raise on a broken file
         raise DataError(f"{path}: not a readable index: {first_line(error)}") from None
     return index, about
@@ -117,10 +119,3 @@ def _about(content: dict[str, Any]) -> About:
     if not all(isinstance(text, str) for text in names) or not all(isinstance(t, str | None) for t in (encoder, root)):
         raise ValueError("names that are no text")
     return About(encoder, root, names)
-
-
-def _checked(words: Packed, labels: Array, items: Array) -> tuple[Packed, Array, Array]:
-    """Raises ValueError where labels or items are of a type that no index has; ``Index`` looks at the shapes."""
-    if items.dtype.kind not in "iuU" or labels.dtype.kind not in "iubU":
-        raise ValueError(f"items of type {items.dtype} and labels of type {labels.dtype}")
-    return words, labels, items

@@ -19,12 +19,16 @@ _WHITE, _GREY, _BLACK = (255, 255, 255), (200, 200, 200), (0, 0, 0)
 
 @dataclass(frozen=True)
 class Found:
-    """One neighbour: its row in the index, its distance in bits, its label in words, and what it is."""
+    """One neighbour: its row in the index, its distance in bits, its label in words, and what it is.
+
+    ``score`` is u . b where items were ranked by the query's real outputs.
+    """
 
     row: int
     distance: int
     label: str
     item: str
+    score: float | None = None
 
 
 def photo_path(root: str | None, item: object) -> Path:
@@ -70,7 +74,9 @@ def contact_sheet(rows: Sequence[tuple[Path, Sequence[Found]]], root: str | None
                 path: Path | None = photo_path(root, each.item)
             except DataError:
                 path = None
-            _tile(sheet, _GAP + j * (TILE + _GAP), top, path, f"{each.distance} bits\n{each.label or each.item}")
+            score = "" if each.score is None else f"{each.score:.2f}, "
+            caption = f"{score}{each.distance} bits\n{each.label or each.item}"
+            _tile(sheet, _GAP + j * (TILE + _GAP), top, path, caption)
     return sheet
 
 

@@ -14,8 +14,14 @@ from typing import Any
 import numpy as np
 
 from crh_tune.data.store.decode import BadImage
-from crh_tune.serving.answers import Answers, open_answers
+from crh_tune.serving.answers import COUNT, WAYS, Answers, By, open_answers
 from crh_tune.serving.encoder import BATCH, Array
+from crh_tune.serving.photos import Found
+
+MOST = 1000
+"""Neighbours of one input."""
+PARAMS: dict[str, Any] = {"count": COUNT, "by": WAYS[0]}
+"""What MLflow's ``params`` may hold, and their defaults."""
 
 
 class Served:
@@ -25,17 +31,19 @@ class Served:
         self.answers = answers
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """For each of N inputs its ``code`` (hexadecimal, as the bytes of the packed words) and ten ``neighbours``.
+        """For each of N inputs its ``code`` (hexadecimal, as the bytes of the packed words) and its ``neighbours``.
 
+        ``params``: ``count`` neighbours (10), ranked ``by`` "bits" or "outputs".
         Inputs are an array N x C x H x W or N x D, a list of files' bytes or paths, or a table with a column ``image``
         (bytes, or base64 text as JSON has it), or a column ``path``. Raises ValueError, naming the row, for others.
         """
+        count, by = _asked(params or {})
         inputs, found = self._inputs(model_input), []
         for start in range(0, len(inputs), BATCH):
-            words = self.answers.encoder.encode(self._array(inputs[start : start + BATCH], start))
-            near = self.answers.near_codes(words)
+            outputs, words = self.answers.encoder.both(self._array(inputs[start : start + BATCH], start))
+            near = self.answers.near(words, outputs if by == "outputs" else None, count)
             found += [
-                {"code": word.tobytes().hex(), "neighbours": [asdict(each) for each in neighbours]}
+                {"code": word.tobytes().hex(), "neighbours": [_told(each) for each in neighbours]}
                 for word, neighbours in zip(words, near, strict=True)
             ]
         return found
@@ -77,6 +85,20 @@ class Served:
             return self.answers.encoder.decode(value)
         except BadImage as error:
             raise ValueError(f"row {row}: {error}") from None
+
+
+def _told(found: Found) -> dict[str, Any]:
+    """A neighbour, with a score where it was ranked by one."""
+    return {name: value for name, value in asdict(found).items() if value is not None}
+
+
+def _asked(params: dict[str, Any]) -> tuple[int, By]:
+    count, by = ({**PARAMS, **params}[name] for name in ("count", "by"))
+    if not isinstance(count, int | np.integer) or not 0 < count <= MOST:
+        raise ValueError(f"count: a whole number from 1 to {MOST} expected, got {count!r}")
+    if by not in WAYS:
+        raise ValueError(f"by: one of {', '.join(WAYS)} expected, got {by!r}")
+    return int(count), by
 
 
 def _content(value: Any, row: int) -> bytes:

@@ -25,7 +25,7 @@ from PIL import Image
 import crh_tune
 from crh_tune.serving.answers import open_answers
 from crh_tune.serving.encoder import Encoder, load_encoder
-from crh_tune.serving.pyfunc import Served
+from crh_tune.serving.pyfunc import PARAMS, Served
 
 LOADER = "crh_tune.serving.pyfunc"
 REQUIREMENTS = (f"crh-tune=={crh_tune.__version__}", "numpy>=2.0", "onnxruntime>=1.23", "pillow>=11")
@@ -122,7 +122,7 @@ def save_export(export: Path, to: Path, model: Model) -> None:
         loader_module=LOADER,
         data_path=str(export),
         mlflow_model=model,
-        signature=infer_signature(example, Served(answers).predict(example)),
+        signature=infer_signature(example, Served(answers).predict(example), PARAMS),
         input_example=example,
         pip_requirements=list(REQUIREMENTS),
     )

@@ -135,6 +135,7 @@ def test_a_damaged_index_finds_the_same_or_is_refused_with_its_name(whole: Whole
     assert found.words.dtype == whole.index.words.dtype
     assert np.array_equal(found.words, whole.index.words)
     assert np.array_equal(found.labels, whole.index.labels)
+    assert np.array_equal(found.items, whole.index.items)
 
 
 @MANY

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from io import StringIO
 from pathlib import Path
 
@@ -16,11 +25,14 @@ from mlflow.pyfunc.scoring_server import infer_and_parse_data, predictions_to_js
 from crh_tune.errors import DataError
 from crh_tune.export.mlflow_model import log_export
 from crh_tune.serving import load_index
+from crh_tune.serving.__main__ import main
+from crh_tune.serving.answers import WAYS
 from tests.serving.conftest import encoder, export, exported, photos  # noqa: F401
 
 
 @pytest.fixture(scope="module")
-def model(exported, tmp_path_factory):  # noqa: F811
+def logged(exported, tmp_path_factory):  # noqa: F811
+    """Where MLflow's files are, and the model's address there."""
     folder = tmp_path_factory.mktemp("mlflow")
     before = mlflow.get_tracking_uri()
     with pytest.MonkeyPatch.context() as environment:
@@ -30,8 +42,13 @@ def model(exported, tmp_path_factory):  # noqa: F811
         mlflow.set_experiment("service")
         with mlflow.start_run():
             info = log_export(exported[0])
-        yield mlflow.pyfunc.load_model(info.model_uri)
+        yield mlflow.get_tracking_uri(), info.model_uri
         mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="module")
+def model(logged):
+    return mlflow.pyfunc.load_model(logged[1])
 
 
 def test_bytes_paths_arrays_and_json_have_the_same_answers(model, export, photos, encoder):  # noqa: F811
@@ -61,6 +78,17 @@ def test_bytes_paths_arrays_and_json_have_the_same_answers(model, export, photos
     assert json.loads(answer.getvalue())["predictions"][0]["code"] == words[0].tobytes().hex()
 
 
+def test_it_ranks_by_real_outputs_and_gives_as_many_as_asked(model, export, photos, encoder):  # noqa: F811
+    pixels = np.stack([encoder.read(file) for file in sorted((photos / "test").rglob("*.*"))])
+    found = model.predict(pixels, params={"by": "outputs", "count": 4})
+    rows, scores = load_index(export).search(encoder.outputs(pixels), 4)
+    assert [[near["row"] for near in each["neighbours"]] for each in found] == rows.tolist()
+    assert [[near["score"] for near in each["neighbours"]] for each in found] == scores.tolist()
+    for params, line in (({"by": "label"}, "by: one of bits, outputs"), ({"count": 0}, "count: a whole number from 1")):
+        with pytest.raises(ValueError, match=line):
+            model.predict(pixels, params=params)
+
+
 @pytest.mark.parametrize(
     ("given", "line"),
     [
@@ -88,3 +116,62 @@ def test_nothing_in_the_model_is_pickled(model):
 def test_an_export_without_the_encoder_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"there is no such file: crh-tune export SEARCH writes it"):
         log_export(tmp_path)
+
+
+def test_a_server_of_mlflow_answers_as_the_command_line(logged, export, photos, tmp_path, capsys):  # noqa: F811
+    files = sorted((photos / "test").rglob("*.*"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri, model_uri = logged
+    uvicorn = tmp_path / "bin" / "uvicorn"  # which MLflow looks for on PATH: with this test's Python
+    uvicorn.parent.mkdir()
+    uvicorn.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m uvicorn "$@"\n')
+    uvicorn.chmod(0o755)
+    path = os.pathsep.join([str(uvicorn.parent), os.environ["PATH"]])
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model_uri, "--env-manager", "local"]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [*command, "-h", "127.0.0.1", "-p", str(port)],
+            env={**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": path},
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_until_served(port, server, tmp_path / "log")
+        for by in WAYS:
+            images = [{"image": base64.b64encode(file.read_bytes()).decode()} for file in files]
+            asked = {"dataframe_records": images, "params": {"by": by, "count": 5}}
+            found = json.loads(post(port, asked))["predictions"]
+            arguments = ["--by", by, "--count", "5", "--sheet", str(tmp_path / "q.png")]
+            assert main(["query", str(export), str(export), *map(str, files), *arguments]) == 0
+            lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+            neighbours = [each for one in found for each in one["neighbours"]]
+            told = [[str(each["distance"]), each["label"], each["item"]] for each in neighbours]
+            assert told == [line[-3:] for line in lines if line[-1] != "item"]
+        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+            post(port, {"dataframe_records": [{"image": "bm8gaW1hZ2U="}]})
+        assert "row 0: not an image" in refused.value.read().decode()
+        assert json.loads(post(port, asked))["predictions"] == found
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)  # the server's own processes
+        server.wait(30)
+
+
+def wait_until_served(port: int, server: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=10).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    pytest.fail(f"the server did not start: {log.read_text()}")
+
+
+def post(port: int, content: dict) -> str:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", json.dumps(content).encode())
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.read().decode()

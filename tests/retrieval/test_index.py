@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import tracemalloc
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from crh_tune.retrieval import index as module
 from crh_tune.retrieval.index import Index
+from crh_tune.retrieval.mapped import write_arrays
 from crh_tune.retrieval.packing import pack_codes
 
 WIDTHS = st.sampled_from([8, 9, 16, 31, 64, 65, 128, 255, 256, 500, 512])
@@ -108,20 +110,63 @@ def test_a_saved_index_is_mapped_into_memory_and_answers_alike(tmp_path, bits):
     index = Index(
         pack_codes(codes), np.eye(5, dtype=np.uint8)[np.arange(300) % 5], np.array([f"{i}" for i in range(300)])
     )
-    index.save(tmp_path / "index")
-    opened = Index.open(tmp_path / "index")
-    assert isinstance(opened._codes, np.memmap)
+    path = tmp_path / "index.npz"
+    index.save(path)
+    opened = Index.open(path)
+    assert all(mapped(each) for name, each in opened.parts().items() if name != "form")
+    with np.load(path) as arrays:  # NumPy reads the file too
+        assert all(np.array_equal(arrays[name], part) for name, part in index.parts().items())
     assert np.array_equal(opened.words, index.words)
+    rows = generator.integers(0, 300, 40)
+    assert np.array_equal(opened.codes_of(rows), index.words[rows])
     queries, outputs = codes[:5], generator.normal(size=(5, bits)).astype(np.float32)
     check_against_brute_force(opened, codes, queries, outputs, 9, np.arange(300) % 5 == 2)
     assert np.array_equal(opened.where(labels=[2]), np.arange(300) % 5 == 2)
     opened.remove(opened.where(items=["7"]))
     assert len(opened) == 299
-    opened.save(tmp_path / "index")
-    assert np.array_equal(Index.open(tmp_path / "index").words, np.delete(index.words, 7, axis=0))
-    np.save(tmp_path / "index" / "ends.npy", np.array([0, 7]))
-    with pytest.raises(ValueError, match="not an index: its arrays do not belong together"):
-        Index.open(tmp_path / "index")
+    opened.save(path)
+    left = np.delete(index.words, 7, axis=0)
+    assert np.array_equal(Index.open(path).words, left)
+    assert np.array_equal(opened.codes_of(np.arange(299)), left)
+    assert [each.name for each in tmp_path.iterdir()] == ["index.npz"]
+
+
+def mapped(array: np.ndarray) -> bool:
+    """Whether an array lies in a mapped file, where a machine word begins."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base, mmap.mmap) and array.ctypes.data % 64 == 0
+
+
+U32, I64 = np.uint32, np.int64
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ends": np.array([0, 7], U32)}, "do not belong together"),
+        ({"ends": np.array([1, 2, 4], U32)}, "do not belong together"),
+        ({"ends": np.array([0, 5, 4], U32)}, "lists of items overlap"),
+        ({"ends": np.array([], U32)}, "do not belong together"),
+        ({"rows": np.array([0, 1, 2, 4], U32)}, "out of range"),
+        ({"rows": np.array([0, 1, 2, -1], I64)}, "out of range"),
+        ({"rows": np.arange(4.0)}, "other types or shapes"),
+        ({"codes": np.zeros((2, 1), U32)}, "other types or shapes"),
+        ({"codes": np.zeros((2, 2), np.uint64)}, "codes of 2 words for 1 of 4 bytes"),
+        ({"form": np.array([3, 1])}, "codes of 1 words for 1 of 3 bytes"),
+        ({"form": np.array(["a"])}, "codes of 1 words for 0 of 0 bytes"),
+        ({"labels": np.array(3)}, "other types or shapes"),
+        ({"items": np.arange(5)}, "do not belong together"),
+        ({"items": None}, "it has no items"),
+    ],
+)
+def test_arrays_that_are_no_index_are_refused(tmp_path, change, message):
+    index = Index(pack_codes(np.eye(20, dtype=bool)[[0, 1, 0, 1]]), np.arange(4), np.arange(4))
+    parts = {name: each for name, each in {**index.parts(), **change}.items() if each is not None}
+    write_arrays(tmp_path / "index.npz", parts)
+    with pytest.raises(ValueError, match=f"^not an index: .*{message}"):
+        Index.open(tmp_path / "index.npz")
 
 
 def test_what_cannot_be_asked_is_refused():

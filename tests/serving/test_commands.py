@@ -55,6 +55,31 @@ def test_photos_become_codes_an_index_and_answers(export, photos, encoder, tmp_p
     assert tile.std() > 10  # the photo itself, not an empty frame
 
 
+def test_photos_are_ranked_by_their_real_outputs_where_that_is_asked(export, photos, encoder, tmp_path, capsys):
+    files = sorted((photos / "test").rglob("*.*"))
+    assert run("query", export, export, *files, "--by", "outputs", "--sheet", tmp_path / "q.png") == 0
+    lines = capsys.readouterr().out.splitlines()
+    index, outputs = open_index(export)[0], encoder.outputs(np.stack([encoder.read(file) for file in files]))
+    rows, scores = index.search(outputs, 10)
+    for query, file in enumerate(files):
+        assert lines[12 * query] == str(file)
+        assert lines[12 * query + 1].split() == ["score", "bits", "label", "item"]
+        found = [line.split() for line in lines[12 * query + 2 : 12 * query + 12]]
+        assert [float(line[0]) for line in found] == pytest.approx(scores[query], abs=0.0051)
+        assert [line[3] for line in found] == index.items[rows[query]].tolist()
+        apart = (np.signbit(outputs[query]) != np.signbit(signs(index.words[rows[query]], 20))).sum(axis=1)
+        assert [int(line[1]) for line in found] == apart.tolist()
+    assert lines[-3].startswith("score: the query's outputs, added where the stored bit has their sign")
+    assert lines[-2].startswith("bits: ")
+    assert not np.array_equal(rows, index.search(encoder.encode_files(files), 10)[0])  # another ranking than by bits
+    assert run("query", export, export, files[0], "--by", "label") == 2
+    assert "--by: expected one of bits, outputs, got 'label'" in capsys.readouterr().err
+
+
+def signs(words: np.ndarray, bits: int) -> np.ndarray:
+    return np.unpackbits(words.view(np.uint8), axis=1, count=bits, bitorder="little") - 0.5
+
+
 def test_the_index_of_the_export_itself_is_queried_by_class_names(export, photos, tmp_path, capsys):
     assert run("query", export, export, photos / "test" / "b" / "1.png", "--sheet", tmp_path / "q.png") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -200,7 +225,9 @@ def test_codes_of_another_encoder_are_refused(export, photos, tmp_path, capsys):
     assert "other.npz: codes of another encoder than those of" in capsys.readouterr().err
 
 
-def test_near_identical_photos_are_grouped(export, photos, tmp_path, capsys):
+def test_near_identical_photos_are_grouped_by_a_run_that_was_interrupted_too(
+    export, photos, tmp_path, capsys, monkeypatch
+):
     folder = tmp_path / "photos"
     shutil.copytree(photos / "train", folder)
     for number, name in enumerate(("a/1.png", "b/4.png")):
@@ -210,14 +237,35 @@ def test_near_identical_photos_are_grouped(export, photos, tmp_path, capsys):
             )
     (folder / "broken.jpg").write_text("no image")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(codes_module, "BATCH", 8)
+    real, seen = type(load_encoder(export)).encode, []
+
+    def counting(self, inputs):
+        seen.append(len(inputs))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(self, inputs)
+
+    monkeypatch.setattr("crh_tune.serving.encoder.Encoder.encode", counting)
+    assert run("dedupe", export, folder) == 130
     assert run("dedupe", export, folder) == 0
+    assert seen == [8, 7, 7, 5]  # the second batch again, of which one photo is broken, and the rest
     lines = capsys.readouterr().out.splitlines()
-    assert "broken.jpg: not an image" in lines[0]
-    assert lines[1:] == [
+    assert lines[0] == "8 of 21 were encoded before"
+    assert lines[1].startswith("13 of 13  ")
+    assert lines[2].startswith("cannot be read: ")
+    assert "broken.jpg: not an image" in lines[2]
+    assert lines[3:] == [
         "group 1", "  a/1.png", "  copy0.jpg", "group 2", "  b/4.png", "  copy1.jpg",
         "2 groups of near-identical photos, 4 of 20 photos in them",
     ]  # fmt: skip
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    short = {codes_module._keys(find_source(folder))[0]: "AAAA"}
+    (tmp_path / "dedupe.partial").write_text(json.dumps({"encoder": load_encoder(export).name, "found": short}) + "\n")
+    assert run("dedupe", export, folder) == 2
+    assert "dedupe.partial: left by an interrupted run of something else: remove it" in capsys.readouterr().err
 
 
 def test_crh_tune_has_the_same_commands(export, photos, tmp_path, capsys, encoder):

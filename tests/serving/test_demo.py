@@ -49,6 +49,18 @@ def test_a_photo_has_the_neighbours_that_the_library_finds(client, answers, phot
     assert [each["label"] for each in found] == [each["item"].split("/")[1] for each in found]
 
 
+def test_a_photo_is_ranked_by_its_real_outputs_where_that_is_asked(client, answers, photos):
+    query = photos / "test" / "a" / "0.jpg"
+    found = client.post("/search?by=outputs", content=query.read_bytes()).json()["found"]
+    rows, scores = answers.index.search(answers.encoder.outputs(answers.encoder.read(query)[None]), 10)
+    assert [each["row"] for each in found] == rows[0].tolist()
+    assert [each["score"] for each in found] == scores[0].tolist()
+    for each in found:
+        bits = np.bitwise_count(answers.encoder.encode_files([query]) ^ answers.index.words[each["row"]])
+        assert each["distance"] == bits.sum()
+    assert client.post("/search?by=label", content=query.read_bytes()).status_code == 422
+
+
 def test_an_item_can_be_searched_on_and_its_photo_seen(client, answers, photos):
     found = client.get("/items/4/near").json()["found"]
     assert found[0]["distance"] == 0

@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crh_tune.errors import DataError
 from crh_tune.retrieval.index import Index
 from crh_tune.retrieval.packing import pack_codes
 from crh_tune.serving.codes import Codes, write_codes
-from crh_tune.serving.handover import STORES, hand_over
+from crh_tune.serving.handover import STORES, graph, hand_over
+from crh_tune.serving.handover.stores import WITH_GRAPH
 from crh_tune.serving.index import About
 
 LABELS = ["plain", "a\ttab", "a\nline", "back\\slash", "\\N", "quo\"te, 'comma'", "ünïcode ✓", ""]
@@ -101,6 +103,50 @@ def test_faiss_answers_as_brute_force(tmp_path, bits):
     hand_over(index, about, bits, "faiss", tmp_path)
     path, queries = queries_file(tmp_path, bits)
     check_answers(script(tmp_path, "query.py", path), queries, ones, index, ordered=False)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="faiss-cpu is not installed")
+def test_a_graph_is_measured_against_the_exact_answers_before_it_is_handed_over(tmp_path, monkeypatch):
+    import faiss  # noqa: PLC0415
+
+    monkeypatch.setattr(graph, "SEARCH", 12)
+    monkeypatch.setattr(graph, "LINKS", 2)  # a graph that misses much
+    index, about, ones = some_index(20, 3000)
+    lines = {store: hand_over(index, about, 20, store, tmp_path / store, True) for store in WITH_GRAPH}
+    found = faiss.read_index_binary(str(tmp_path / "faiss" / "index.faiss"))
+    assert isinstance(found, faiss.IndexBinaryHNSW)
+    assert (found.hnsw.efSearch, found.hnsw.efConstruction) == (12, graph.BUILD)
+    rows = np.sort(np.random.default_rng(0).permutation(3000)[:1000])
+    tenth = np.sort((ones[rows][:, None] != ones[None]).sum(axis=2), axis=1)[:, 9]
+    codes = np.packbits(np.pad(ones, ((0, 0), (0, 4))), axis=1, bitorder="little")
+    distances, ids = found.search(codes[rows], 10)
+    recall = ((ids >= 0) & (distances <= tenth[:, None])).mean(axis=1)
+    assert 0.1 < recall.mean() < 0.99
+    said = f"1,000 of its own codes: {recall.mean():.4f} on average, {recall.min():.2f} for the worst query"
+    for store, measured in lines.items():
+        readme = (tmp_path / store / "README.md").read_text()
+        assert said in measured[0]
+        assert ".\n".join(measured) in readme
+        assert "**It answers wrongly where the exact search does not.**" in readme
+        assert ("an estimate" in readme) == (store != "faiss")
+        assert "$" not in readme
+    gaps = np.where(ids < 0, 24, distances).max(axis=1) - tenth
+    assert f"an item at distance {tenth[gaps.argmax()] + gaps.max()} among the ten" in measured[1]
+    assert "USING hnsw (code bit_hamming_ops) WITH (m = 2" in (tmp_path / "pgvector" / "graph_load.sql").read_text()
+    assert "SET hnsw.ef_search = 12;" in (tmp_path / "pgvector" / "graph_query.sql").read_text()
+    assert "HnswConfigDiff(m=2, ef_construct=200)" in (tmp_path / "qdrant" / "load.py").read_text()
+    assert "SearchParams(hnsw_ef=12)" in (tmp_path / "qdrant" / "query.py").read_text()
+
+
+def test_no_graph_is_made_unless_it_is_asked_for_and_none_for_other_stores(tmp_path):
+    index, about, _ = some_index(20)
+    for store in STORES:
+        if store != "faiss" or importlib.util.find_spec("faiss"):
+            assert hand_over(index, about, 20, store, tmp_path / store) == []
+    assert not list(tmp_path.glob("*/graph*"))
+    assert "HnswConfigDiff(m=0)" in (tmp_path / "qdrant" / "load.py").read_text()
+    with pytest.raises(DataError, match="--graph: none is made for numpy: for faiss, pgvector, qdrant"):
+        hand_over(index, about, 20, "numpy", tmp_path, True)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("qdrant_client") is None, reason="qdrant-client is not installed")

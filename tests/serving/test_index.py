@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +48,64 @@ def test_an_index_says_what_it_is_of(tmp_path):
     assert [found.label(label) for label in index.labels] == ["cat", "dog", "dog", "2"]
     assert found.label(np.array([1, 1, 0])) == "cat, dog"
     assert found.label(np.str_("text")) == "text"
+
+
+def test_indexes_of_before_they_were_mapped_are_read():
+    """Kept files: of before an index said what it is of, and of before it was mapped."""
+    generator = np.random.default_rng(7)
+    ones = (generator.random((3, 20)) < 0.5)[generator.integers(0, 3, 8)]
+    for name, about, items in (
+        ("oldest", About(), list(range(8))),
+        ("first", About("name", "/photos", ("a", "b", "c")), [f"test/{'abc'[i % 3]}/{i}.jpg" for i in range(8)]),
+    ):
+        index, found = open_index(Path(__file__).parent / "kept" / name)
+        assert found == about
+        assert index.items.tolist() == items
+        assert index.labels.tolist() == [i % 3 for i in range(8)]
+        np.testing.assert_array_equal(index.words, pack_codes(ones))
+        assert index.search(pack_codes(ones[3:4]), 1)[1].tolist() == [[0]]
+
+
+OPENING = """
+import sys
+import numpy as np
+from crh_tune.serving import load_index
+
+def state():
+    lines = [line.split() for line in (*open("/proc/self/status"), *open("/proc/self/io"))]
+    found = {name.rstrip(":"): int(value[0]) for name, *value in lines if name in ("RssAnon:", "RssFile:", "rchar:")}
+    return found["RssAnon"] * 1024, found["RssFile"] * 1024 + found["rchar"]
+
+small, large = sys.argv[1:]
+load_index(small).search(np.zeros((1, 1), np.uint64), 10)  # loads numba and what is compiled
+before = state()
+index = load_index(large)
+opened = state()
+row = index.search(index.codes_of([3]), 1)[0][0, 0]
+print(index.search(np.zeros((1, 1), np.uint64), 10)[1][0, 0], index.items[row])
+for after in (opened, state()):
+    print(*(b - a for a, b in zip(before, after)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="no /proc, which says what memory a process has")
+def test_opening_a_million_codes_takes_no_memory_and_does_not_read_their_names(tmp_path):
+    words = np.random.default_rng(0).integers(1, 2**63, (1_000_000, 1), dtype=np.uint64)
+    large = Index(words, np.zeros(len(words), np.uint8), np.arange(len(words)).astype("U24"))
+    write_index(tmp_path / "large", large, About())
+    write_index(tmp_path / "small", Index(words[:99], np.zeros(99, np.uint8), np.arange(99)), About())
+    names = large.items.nbytes
+    del large
+    command = [sys.executable, "-c", OPENING, tmp_path / "small", tmp_path / "large"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    said, *measured = done.stdout.splitlines()
+    assert said == f"{int(np.bitwise_count(words).min())} 3"
+    (opening, read), (searching, _) = ([int(part) for part in line.split()] for line in measured)
+    print(f"private: {opening / 1e6:.1f} MB opened, {searching / 1e6:.1f} MB after searches; read {read / 1e6:.0f} MB")
+    assert opening < 4e6
+    assert searching < 16e6
+    assert read < 40e6 < names
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ Everything goes through a client, never through MLflow's state of the process: a
 from __future__ import annotations
 
 import io
-import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,6 @@ LOADER = "crh_tune.serving.pyfunc"
 REQUIREMENTS = (f"crh-tune=={crh_tune.__version__}", "numpy>=2.0", "onnxruntime>=1.23", "pillow>=11")
 CHAMPION = "champion"
 """The alias of the winner of the latest search of its name that has ended; earlier ones stay as versions."""
-logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
 _MODEL_TAG, _ENDED_TAG = "crh_tune.model", "crh_tune.ended"
 """Tags of a logged model and its version: what it is found again by, and when its search ended."""
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from crh_tune.export import Encoder, Index, load_encoder, load_index
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import read_trial
-from crh_tune.training.checkpoints import CHECKPOINT_FILE, CheckpointError, keep, load, newest
+from crh_tune.training.checkpoints import CHECKPOINT_FILE, CheckpointError, Header, keep, load, newest
 from crh_tune.training.loop import TrainingRun
 from tests.export.test_bundle import exported, feature_run
 
@@ -165,7 +165,11 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(whole: Whole, tm
 
 def plain(state: object) -> str:
     """A state as text, tensors bit by bit."""
-    return json.dumps(state, default=lambda tensor: tensor.numpy().tobytes().hex())
+
+    def as_text(value: Any) -> Any:
+        return value.model_dump() if isinstance(value, Header) else value.numpy().tobytes().hex()
+
+    return json.dumps(state, default=as_text)
 
 
 def test_every_checkpoint_that_is_damaged_leaves_a_run_to_begin_anew(whole: Whole, tmp_path: Path):

@@ -69,8 +69,8 @@ def test_photos_are_ranked_by_their_real_outputs_where_that_is_asked(export, pho
         assert [line[3] for line in found] == index.items[rows[query]].tolist()
         apart = (np.signbit(outputs[query]) != np.signbit(signs(index.words[rows[query]], 20))).sum(axis=1)
         assert [int(line[1]) for line in found] == apart.tolist()
-    assert lines[-3].startswith("score: the query's outputs, added where the stored bit has their sign")
-    assert lines[-2].startswith("bits: ")
+    assert lines[-4].startswith("score: the query's outputs, added where the stored bit has their sign")
+    assert lines[-3].startswith("bits: ")
     assert not np.array_equal(rows, index.search(encoder.encode_files(files), 10)[0])  # another ranking than by bits
     assert run("query", export, export, files[0], "--by", "label") == 2
     assert "--by: expected one of bits, outputs, got 'label'" in capsys.readouterr().err
@@ -83,7 +83,7 @@ def signs(words: np.ndarray, bits: int) -> np.ndarray:
 def test_the_index_of_the_export_itself_is_queried_by_class_names(export, photos, tmp_path, capsys):
     assert run("query", export, export, photos / "test" / "b" / "1.png", "--sheet", tmp_path / "q.png") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 14
+    assert len(lines) == 15
     for line in lines[2:12]:
         _, label, item = line.split()
         assert item.startswith(f"train/{label}/")

@@ -23,7 +23,7 @@ SETTINGS = TrialSettings.model_validate({"dataset": {"name": "digits"}, "trial":
 def place_in(folder: Path) -> Any:
     stop = SimpleNamespace(interrupted=False)
     return SimpleNamespace(
-        folder=folder, tracker=MagicMock(), key=str, search_id="s", stop=stop, board=None, searched=()
+        folder=folder, tracker=MagicMock(), key=str, search_id="s", stop=stop, board=None, pictures=None, searched=()
     )
 
 

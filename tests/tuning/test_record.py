@@ -11,7 +11,7 @@ import pytest
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import ValidationSettings
-from crh_tune.training.checkpoints import CheckpointError, keep, load, newest, save
+from crh_tune.training.checkpoints import CheckpointError, Header, keep, load, newest, save
 from crh_tune.training.opening import open_split
 from crh_tune.tuning.proposals import enqueue
 from crh_tune.tuning.record import (
@@ -30,6 +30,7 @@ from crh_tune.tuning.run import Run
 from crh_tune.tuning.searcher import OptunaSearcher
 from crh_tune.tuning.study import prepare
 
+PARTS: dict[str, dict[str, object]] = {"model": {}, "optimizer": {}, "schedule": {}}
 SETTINGS = SearchSettings.model_validate(
     {
         "name": "left",
@@ -113,7 +114,7 @@ def test_search_and_trial_hold_the_same_queries_out_at_most_as_many_as_set():
 def test_the_newest_readable_checkpoint_is_found_and_two_are_kept(tmp_path: Path):
     assert newest(tmp_path) is None
     for epoch in (8, 9, 10):
-        keep(tmp_path, epoch, lambda folder, epoch=epoch: save({"epoch": epoch}, folder))
+        keep(tmp_path, epoch, lambda folder, epoch=epoch: save(Header(settings={}, epoch=epoch), PARTS, folder))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_000009", "checkpoint_000010"]
     path = tmp_path / "checkpoint_000010" / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:100])

@@ -71,7 +71,7 @@ def the_stages(say=lambda line: None) -> tuple[SearchStage, ConfirmStage, TestSt
 
 def engine_of(folder: Path, *stages: Stage, tracker: object = None) -> Engine:
     tracker = tracker or MagicMock()
-    untold = {"board": None, "searched": (), "describe": lambda: None}
+    untold = {"board": None, "pictures": None, "searched": (), "describe": lambda: None}
     place = SimpleNamespace(folder=folder, tracker=tracker, key=str, search_id="small-001", stop=Stop(), **untold)
     return Engine(place, BudgetSettings(), stages, in_groups=False)  # type: ignore[arg-type]
 

@@ -71,7 +71,7 @@ class MedianStopping(FIFOScheduler):
 
     def __init__(self, metric: str, mode: str, grace: int, least: int) -> None:
         super().__init__()
-        self._metric, self._sign, self._grace, self._least = metric, 1 if mode == "max" else -1, grace, least
+        self._judged_by, self._sign, self._grace, self._least = metric, 1 if mode == "max" else -1, grace, least
         self._values: dict[str, dict[int, float]] = {}
         """What each trial has reported, by epoch; more is better."""
 
@@ -80,7 +80,7 @@ class MedianStopping(FIFOScheduler):
         self._values[name] = {epoch: self._sign * value for epoch, value in values.items()}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        value, epoch = result.get(self._metric), int(result.get("epoch", 0))
+        value, epoch = result.get(self._judged_by), int(result.get("epoch", 0))
         if not _is_searched(trial) or value is None or not math.isfinite(value):
             return TrialScheduler.CONTINUE
         name = _run(trial).name

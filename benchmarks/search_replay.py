@@ -37,6 +37,7 @@ class Strategy:
         finish: whether trials run on after the last rung; if not, what they show there names the finalists.
         at_rungs, finalists_by: what trials are judged by: a key of JUDGES.
         model: finalists are those with the best mean of a Gaussian process over the settings.
+        fill: where fewer trials ended than ``top``, the best of those that were stopped last race too.
         top, seeds: of the race.
         each: every trial has a seed of its own.
     """
@@ -50,6 +51,7 @@ class Strategy:
     at_rungs: str = "last"
     finalists_by: str = "last"
     model: bool = False
+    fill: bool = False
     top: int = 3
     seeds: int = 3
     each: bool = False
@@ -82,6 +84,8 @@ STRATEGIES = [
     replace(HALVING, name="successive halving at 15", rungs=(15,), finalists_by=CURVE),
     replace(HALVING, name="successive halving at 5 and 15, half of them stay", reduction=2),
     replace(HALVING, name="successive halving at 5 and 15", settings=36),
+    replace(HALVING, name="successive halving at 5 and 15, stopped ones fill the race", fill=True),
+    replace(HALVING, name="successive halving at 5 and 15, stopped ones fill the race", settings=36, fill=True),
     Strategy("all to the end"),
     *(Strategy("all to the end", finalists_by=judge) for judge in ("mean of the last 3", CURVE, "best")),
     Strategy("all to the end", finalists_by=CURVE, model=True),
@@ -94,7 +98,7 @@ STRATEGIES = [
     *(Strategy(f"{epochs} epochs, the best race", rungs=(epochs,), finish=False) for epochs in (5, 10, 15)),
     Strategy("10 epochs, the best race", rungs=(10,), finish=False, finalists_by=CURVE),
     Strategy("10 epochs, the best race", rungs=(10,), finish=False, finalists_by=CURVE, model=True),
-    Strategy("10 epochs, the best race", settings=36, rungs=(10,), finish=False),
+    *(Strategy(f"{epochs} epochs, the best race", 36, (epochs,), finish=False) for epochs in (5, 10)),
     Strategy("10 epochs, the best race", rungs=(10,), finish=False, top=6),
     Strategy("halving at 5, the best at 15 race", rungs=(5, 15), finish=False),
     Strategy("halving at 5, the best at 15 race", settings=36, rungs=(5, 15), finish=False),
@@ -140,6 +144,9 @@ def search(curves: Floats, features: Floats, strategy: Strategy) -> tuple[list[i
     if strategy.model:
         values = list(smoothed(features[ended], np.array(values)))
     ranked = [ended[each] for each in np.argsort(values)[::-1] if ended[each] != 0]
+    if strategy.fill:
+        stopped = [number for number in range(1, len(curves)) if reached[number] < last]
+        ranked += sorted(stopped, key=lambda each: (reached[each], curves[each, reached[each] - 1]), reverse=True)
     return ranked[: strategy.top], sum(reached)
 
 

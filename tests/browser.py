@@ -1,4 +1,4 @@
-"""Headless Chromium, driven through its DevTools protocol."""
+"""Headless Chromium, driven through its DevTools protocol, and a server for it to visit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import itertools
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import uvicorn
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 60.0
@@ -78,6 +81,22 @@ class Browser:
         """Keep a PNG of what is to be seen."""
         found = await self.call("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(found["data"]))
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """The address at which an application is served, on loopback, until the block is left."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join(30)
 
 
 @asynccontextmanager

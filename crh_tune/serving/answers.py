@@ -32,13 +32,19 @@ class Answers:
     about: About
     reach: Reach | None = None
 
-    def near_inputs(self, inputs: Array, count: int = COUNT, by: By = "bits") -> list[list[Found]]:
-        """The nearest items of N inputs, nearest first. Raises ValueError for inputs of another shape or type."""
-        outputs, words = self.encoder.both(inputs)
-        return self.near(words, outputs if by == "outputs" else None, count)
+    def near_inputs(self, inputs: Array, count: int = COUNT, by: By = "bits") -> list[tuple[list[Found], int]]:
+        """The nearest items of N inputs, nearest first, and how many bits away the nearest code of all is.
 
-    def near_files(self, paths: Sequence[str | Path], count: int = COUNT, by: By = "bits") -> list[list[Found]]:
-        """The nearest items of N image files. Raises ValueError, naming the file, where one is no image."""
+        Raises ValueError for inputs of another shape or type.
+        """
+        outputs, words = self.encoder.both(inputs)
+        found = self.near(words, outputs if by == "outputs" else None, count)
+        return list(zip(found, self.index.search(words, 1)[1][:, 0].tolist(), strict=True))
+
+    def near_files(
+        self, paths: Sequence[str | Path], count: int = COUNT, by: By = "bits"
+    ) -> list[tuple[list[Found], int]]:
+        """The same of N image files. Raises ValueError, naming the file, where one is no image."""
         self.encoder.want_images()
         parts = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
         inputs = (np.stack([self.encoder.read(path) for path in part]) for part in parts)

@@ -100,7 +100,7 @@ def query(
     except ValueError as error:
         raise DataError(str(error)) from None
     root = str(photos.expanduser().absolute()) if photos is not None else answers.about.root
-    rows = list(zip(images, found, strict=True))
+    rows = [(image, neighbours) for image, (neighbours, _) in zip(images, found, strict=True)]
     for image, neighbours in rows:
         _say(f"{image}\n  {'score  ' if by == 'outputs' else ''}{'bits':>4}  {'label':<20}  item")
         for each in neighbours:
@@ -108,7 +108,7 @@ def query(
             _say(f"  {score}{each.distance:>4}  {printable(each.label):<20}  {printable(each.item)}")
     _say(_BITS if by == "bits" else f"{_SCORE}\n{_BITS}")
     if answers.reach is not None:
-        _say(answers.reach.line([min(each.distance for each in neighbours) for _, neighbours in rows]))
+        _say(answers.reach.line([nearest for _, nearest in found]))
     try:
         contact_sheet(rows, root).save(sheet, "PNG")
     except OSError as error:

@@ -121,8 +121,8 @@ def _search(answers: Answers, content: bytes, by: By) -> dict[str, Any]:
         image = decode(content, encoder.shape[1], encoder.fit, encoder.span, min(MEGAPIXELS, encoder.megapixels))
     except BadImage as error:
         raise HTTPException(400, f"no photo that can be read: {error}") from None
-    found = answers.near_inputs(image.transpose(2, 0, 1)[None], by=by)[0]
-    note = answers.reach.note(min(each.distance for each in found)) if answers.reach is not None else ""
+    [(found, nearest)] = answers.near_inputs(image.transpose(2, 0, 1)[None], by=by)
+    note = answers.reach.note(nearest) if answers.reach is not None else ""
     return {"found": [vars(each) for each in found], "note": note}
 
 

@@ -51,7 +51,10 @@ def test_a_photo_has_the_neighbours_that_the_library_finds(client, answers, phot
 
 def test_a_photo_is_ranked_by_its_real_outputs_where_that_is_asked(client, answers, photos):
     query = photos / "test" / "a" / "0.jpg"
-    found = client.post("/search?by=outputs", content=query.read_bytes()).json()["found"]
+    answer = client.post("/search?by=outputs", content=query.read_bytes()).json()
+    nearest = answers.index.search(answers.encoder.encode_files([query]), 1)[1][0, 0]
+    assert answer["note"] == answers.reach.note(nearest)  # of the nearest code of all, which need not be among the ten
+    found = answer["found"]
     rows, scores = answers.index.search(answers.encoder.outputs(answers.encoder.read(query)[None]), 10)
     assert [each["row"] for each in found] == rows[0].tolist()
     assert [each["score"] for each in found] == scores[0].tolist()

@@ -126,9 +126,9 @@ def test_a_graph_is_measured_against_the_exact_answers_before_it_is_handed_over(
     for store, measured in lines.items():
         readme = (tmp_path / store / "README.md").read_text()
         assert said in measured[0]
-        assert ".\n".join(measured) in readme
-        assert "**It answers wrongly where the exact search does not.**" in readme
-        assert ("an estimate" in readme) == (store != "faiss")
+        assert "".join(f"- {line}\n" for line in measured) in readme
+        assert "**It can answer wrongly where the exact search does not.**" in readme
+        assert ("An estimate" in readme) == (store != "faiss")
         assert "$" not in readme
     gaps = np.where(ids < 0, 24, distances).max(axis=1) - tenth
     assert f"an item at distance {tenth[gaps.argmax()] + gaps.max()} among the ten" in measured[1]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 from crh_tune.serving import demo
 from crh_tune.serving.answers import Answers, open_answers
-from tests.browser import CHROMIUM, browser
+from tests.browser import CHROMIUM, browser, served
 
 FOUND = "[...document.querySelectorAll('#found li')].map(each => each.innerText.split('\\n').filter(line => line))"
 SHOWN = "[...document.querySelectorAll('#found img')].every(each => each.complete && each.naturalWidth > 0)"
@@ -27,17 +25,8 @@ def answers(export) -> Answers:
 
 @pytest.fixture
 def address(answers) -> Iterator[str]:
-    config = uvicorn.Config(demo.make_app(answers, answers.about.root), host="127.0.0.1", port=0, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        thread.join(30)
+    with served(demo.make_app(answers, answers.about.root)) as address:
+        yield address
 
 
 def lines(answers: Answers, rows: np.ndarray, distances: np.ndarray) -> list[list[str]]:
@@ -60,19 +49,19 @@ def test_a_photo_is_dropped_ten_neighbours_are_seen_and_one_is_searched_on(addre
         async with browser() as page:
             await page.open(address)
             await page.drop(query, "#drop")
-            await page.until(f"{SAID} === 'nearest to 0.jpg, by bits'")
+            await page.until(f"{SAID}.startsWith('nearest to 0.jpg, by bits')")
             assert await page.value(FOUND) == lines(answers, rows[0], distances[0])
             await page.until(SHOWN)
             await page.picture(tmp_path / "page.png")
 
             await page.click("input[value=outputs]")
-            await page.until(f"{SAID} === 'nearest to 0.jpg, by outputs'")
+            await page.until(f"{SAID}.startsWith('nearest to 0.jpg, by outputs')")
             found = await page.value(FOUND)
             assert [each[1] for each in found] == index.items[by_outputs[0]].tolist()
             assert [each[0].split(", ")[0] for each in found] == [f"score {score:.2f}" for score in scores[0]]
 
             await page.click("#found li:nth-child(3) button")
-            await page.until(f"{SAID} === 'nearest to {index.items[by_outputs[0, 2]]}, by its stored bits'")
+            await page.until(f"{SAID}.startsWith('nearest to {index.items[by_outputs[0, 2]]}, by its stored bits')")
             assert await page.value(FOUND) == lines(answers, third[0][0], third[1][0])
             await page.until(SHOWN)
 

@@ -71,10 +71,11 @@ def in_words(graph: Graph | None, store: str) -> dict[str, Any]:
     """What a store's scripts and README say of its graph, or that there is none."""
     if graph is None:
         return {"kind": "IndexBinaryFlat`: exact, no graph", "hnsw": "m=0", "how": "exact=True"}
-    asked = "`graph_load.sql` makes it (after `load.sql`; pgvector 0.7 or newer), `graph_query.sql` asks it."
+    asked = "`graph_load.sql` makes it (after `load.sql`; pgvector 0.7 or newer), `graph_query.sql` searches it."
     return {
         "links": LINKS, "build": BUILD, "search": SEARCH, "kind": "IndexBinaryHNSW`: a graph, not exact",
-        "hnsw": f"m={LINKS}, ef_construct={BUILD}", "how": f"hnsw_ef={SEARCH}", "measured": ".\n".join(graph.lines()),
-        "estimate": "" if store == "faiss" else f": an estimate, for {store}'s own graph was not run",
+        "hnsw": f"m={LINKS}, ef_construct={BUILD}", "how": f"hnsw_ef={SEARCH}",
+        "measured": "\n".join(f"- {line}" for line in graph.lines()),
+        "estimate": "" if store == "faiss" else f" An estimate: {store}'s own graph was not run.",
         "files": f"\n\n{asked}" if store == "pgvector" else "",
     }  # fmt: skip

@@ -73,8 +73,8 @@ def span(duration: float) -> str:
     return f"{duration * 1e3:.3g} ms" if duration < 1 else f"{duration:.3g} s"
 
 
-def announce(what: str, command: str) -> None:
-    """A heading with the machine, the date and the command, and the head of the table."""
+def machine() -> str:
+    """Processor, cores, load and date."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -82,8 +82,13 @@ def announce(what: str, command: str) -> None:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         name = names[0] if names else name
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    return f"{name}, {os.cpu_count()} cores, load {load}; {datetime.datetime.now().date()}"
+
+
+def announce(what: str, command: str) -> None:
+    """A heading with the machine, the date and the command, and the head of the table."""
     if CPU in sys.argv:
         command = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')} {command} {CPU}"
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"## {what}\n\n{name}, {os.cpu_count()} cores, load {load}; {datetime.datetime.now().date()}; `{command}`\n")
+    print(f"## {what}\n\n{machine()}; `{command}`\n")
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True)

@@ -8,7 +8,7 @@ import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -32,13 +32,13 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     write_whole(path, lambda aside: aside.write_text(json.dumps(content, indent=indent), encoding="utf-8"))
 
 
-def check_archive(path: Path) -> None:
+def check_archive(archive: Path | BinaryIO) -> None:
     """Compare every file of a zip archive with its checksum, a piece at a time.
 
     Raises ValueError where one is wrong, and whatever zipfile raises on what is no archive.
     """
-    with zipfile.ZipFile(path) as archive:
-        broken = archive.testzip()
+    with zipfile.ZipFile(archive) as opened:
+        broken = opened.testzip()
     if broken is not None:
         raise ValueError(f"the checksum of {broken} is wrong")
 

@@ -167,6 +167,36 @@ def test_looking_at_photos_imports_nothing_slow(tmp_path: Path):
     assert names & SLOW == set()
 
 
+TRIAL = """
+import pathlib
+import crh_tune.tuning.trial
+from crh_tune.settings.search import search_settings
+from crh_tune.training.aggregator import solve_locally
+from crh_tune.training.loop import TrainingRun
+from crh_tune.training.opening import open_split
+from crh_tune.training.workers import Workers
+
+content = {"name": "a", "dataset": {"name": "digit_pairs"}, "trial": {"bits": 16, "epochs": 2, "backbone": "small_cnn"}}
+settings = search_settings({**content, "search": {"margin": {"uniform": [0, 0.5]}}}, "a")
+settings = settings.trial_settings({"margin": 0.1}, 0).resolve(100, False)
+run = TrainingRun(settings, open_split(settings, "search"), Workers(), solve_locally)
+run.train(lambda metrics, save: save(pathlib.Path(sys.argv[1])))
+run.restore(pathlib.Path(sys.argv[1]))
+code = [name for name in json.loads(sys.argv[2]) if name in sys.modules]
+"""
+
+
+def test_the_process_of_a_trial_imports_what_a_trial_needs(tmp_path: Path):
+    """From the module that Ray has it import to a checkpoint that is read again.
+
+    pandas comes with Ray Tune, and a little of SciPy with numba.
+    """
+    parts = ["torch._dynamo", "torch._inductor", "ray.train.torch", "scipy.stats", "scipy.optimize"]
+    found, names, _ = loaded(TRIAL, str(tmp_path / "checkpoint"), json.dumps(parts), cwd=tmp_path)
+    assert found == []
+    assert names & (SLOW | {"sympy", "triton"}) == {"numba", "pandas", "ray", "scipy", "torch"}
+
+
 def test_the_package_alone_imports_nothing_slow_and_gives_everything_it_names(tmp_path: Path):
     _, names, _ = loaded("import crh_tune; dir(crh_tune); code = 0", cwd=tmp_path)
     assert names & (SLOW | {"numpy", "pydantic", "typer"}) == set()

@@ -9,6 +9,7 @@ Both can hold whole classes out as well, the same ones: their samples are then s
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -186,11 +187,23 @@ def _held_out(dataset: Dataset, fraction: float, seed: int, queries: int | None)
     size: float | int = fraction
     if few and queries is not None:
         size = queries if dataset.groups is None else queries / count
-    from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit  # noqa: PLC0415 - seconds to import
-
-    splitter = (ShuffleSplit if dataset.groups is None else GroupShuffleSplit)(1, test_size=size, random_state=seed)
-    kept, held = next(splitter.split(np.zeros(count), labels, dataset.groups))
+    if dataset.groups is None:
+        return _drawn(count, size, seed)
+    groups, of = np.unique(dataset.groups, return_inverse=True)
+    kept, held = (np.flatnonzero(np.isin(of, part)) for part in _drawn(len(groups), size, seed))
     return kept, held
+
+
+def _drawn(count: int, size: float, seed: int) -> tuple[Rows, Rows]:
+    """Which of N stay, and the share or number of them that is held out: those of scikit-learn's ShuffleSplit.
+
+    Its import takes seconds of each process that trains. Raises ValueError where none is left.
+    """
+    held = math.ceil(size * count) if isinstance(size, float) else size
+    if held >= count:
+        raise ValueError(f"{held} of {count} are to be held out, and nothing is left to train on")
+    order = np.random.RandomState(seed).permutation(count)
+    return order[held:], order[:held]
 
 
 def _by_class(labels: Array, wanted: int, seed: int) -> Rows:

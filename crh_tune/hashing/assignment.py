@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.optimize
 import torch
 
 from crh_tune.hashing.codebook import AnyCodebook, Codes, Table, WholeSpace, codes_to_pattern
@@ -107,6 +106,8 @@ def reassign(
             new[head, order] = _greedy(statistic[order][:, columns[:-1]], words, free)
         else:
             cost = assignment_cost(statistic[seen][:, columns], words[free])
+            import scipy.optimize  # noqa: PLC0415  # half a second, which the greedy rule does not need
+
             new[head, seen] = np.flatnonzero(free)[scipy.optimize.linear_sum_assignment(cost)[1]]
     return new
 

@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
 
 from crh_tune.hashing.codebook import Codes, pattern_to_codes, sample_codebook
 
@@ -68,6 +67,8 @@ def _require_room(bits: int, classes: int) -> None:
 
 def _hadamard_rows(bits: int, classes: int, generator: np.random.Generator) -> Codes:
     """C rows of [H; -H], as many of them from H as it has: C x K."""
+    import scipy.linalg  # noqa: PLC0415  # which most methods do not need
+
     rows = scipy.linalg.hadamard(bits, dtype=np.int8)
     positive = generator.permutation(bits)[: min(classes, bits)]
     negative = generator.permutation(bits)[: max(classes - bits, 0)]

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
-import scipy.stats
 
 from crh_tune.retrieval.average_precision import (
     Denominator,
@@ -174,6 +172,8 @@ def bootstrap_gain(
     difference = difference[~np.isnan(difference)] if no_relevant == "skip" else np.nan_to_num(difference)
     if len(difference) < 2:
         return Gain(float(difference.mean()) if len(difference) else float("nan"), float("nan"), float("nan"))
+    import scipy.stats  # noqa: PLC0415  # most of a second, which trials do not need
+
     drawn = scipy.stats.bootstrap(
         (difference,), np.mean, n_resamples=rounds, batch=max(1, _PAIRS_SORTED // len(difference)),
         method="percentile", random_state=np.random.default_rng(seed),
@@ -215,6 +215,8 @@ def _principal_axes(
         centred = part - mean
         scatter += centred.T @ centred
     kept = min(count, size)
+    import scipy.linalg  # noqa: PLC0415  # which most trials do not need
+
     _, axes = scipy.linalg.eigh(scatter, subset_by_index=(size - kept, size - 1))
     axes = axes[:, ::-1]
     axes *= np.where(axes[np.abs(axes).argmax(axis=0), np.arange(kept)] < 0, -1, 1)

@@ -56,3 +56,10 @@ def weights_named(backbone: str, name: str) -> Any:
 
     weights = torchvision.models.get_model_weights(backbone)
     return weights.DEFAULT if name == "DEFAULT" else weights.__members__.get(name)
+
+
+def transforms_of(backbone: str, name: str) -> Any:
+    """What torchvision's weights want of images; for weights from a file, what its ResNet-18's do."""
+    import torchvision  # noqa: PLC0415
+
+    return (weights_named(backbone, name) or torchvision.models.ResNet18_Weights.DEFAULT).transforms()

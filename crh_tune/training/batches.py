@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crh_tune.data.augment import NO_AUGMENTATION, Augmentation
 from crh_tune.data.splits import Samples
@@ -70,8 +70,14 @@ def load_batches(
         samples = replace(samples, inputs=samples.inputs.turned(drawn[:, 2].astype(bool)))
     for rows, inputs in zip(batches, load_inputs(samples, batches, device), strict=True):
         labels = torch.from_numpy(samples.labels[rows]).to(device, non_blocking=True)
-        labels = nn.functional.one_hot(labels, classes) if labels.ndim == 1 else labels
-        yield augmentation.apply(inputs, drawn[rows]) if of_images else inputs, labels.float()
+        yield augmentation.apply(inputs, drawn[rows]) if of_images else inputs, multi_hot(labels, classes)
+
+
+def multi_hot(labels: Tensor, classes: int) -> Tensor:
+    """Float targets, B x C, of B class indices or of B x C multi-hot labels."""
+    if labels.ndim == 2:
+        return labels.float()
+    return torch.zeros(len(labels), classes, device=labels.device).scatter_(1, labels[:, None].long(), 1.0)
 
 
 def load_inputs(samples: Samples, batches: Sequence[Rows], device: torch.device) -> Iterator[Tensor]:

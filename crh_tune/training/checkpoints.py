@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -82,13 +83,15 @@ def _torch_save(state: dict[str, Any], path: Path) -> None:
 
 
 def read_tensors(path: Path) -> Any:
-    """What ``torch.save`` wrote, read without executing anything.
+    """What ``torch.save`` wrote, read once, and without executing anything.
 
     torch does not look at the checksums it writes, and gives flipped bits back as weights; so they are looked at here.
     Raises ValueError where one is wrong, and whatever torch raises on a broken file.
     """
-    check_archive(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    content = io.BytesIO(path.read_bytes())
+    check_archive(content)
+    content.seek(0)
+    return torch.load(content, map_location="cpu", weights_only=True)
 
 
 def load(folder: Path) -> Checkpoint:
@@ -123,12 +126,16 @@ def keep(run_folder: Path, epoch: int, write: Callable[[Path], None]) -> None:
 
 def newest(run_folder: Path) -> Path | None:
     """The folder of a run's newest checkpoint that can be read; None where there is none."""
+    return (read_newest(run_folder) or (None,))[0]
+
+
+def read_newest(run_folder: Path) -> tuple[Path, Checkpoint] | None:
+    """The same folder, and what was read there: whoever goes on from it need not read it again."""
     for folder in _newest_first(run_folder):
         try:
-            load(folder)
+            return folder, load(folder)
         except CheckpointError:
             continue
-        return folder
     return None
 
 

@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-import torchvision
 
 from crh_tune.data.images import OpenStore
 from crh_tune.data.options import ImageOptions
@@ -33,13 +32,12 @@ from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetw
 from crh_tune.serving.session import open_session
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.training import TrainingSettings
-from crh_tune.settings.weights import PACKAGES, weights_named
+from crh_tune.settings.weights import PACKAGES, transforms_of, weights_named
 from crh_tune.training.onnx_file import write_onnx
 from crh_tune.training.weights import pretrained_state, weights_file
 
 _NOTE_FORMAT = 2
 _TOLERANCE = 1e-4
-_IMAGENET = torchvision.models.ResNet18_Weights.DEFAULT
 
 
 class FeaturesMissing(Exception):
@@ -162,7 +160,7 @@ def _wanted(backbone: str, weights: str) -> dict[str, Any]:
             "crop": float(config.crop_pct), "interpolation": _interpolation(config.interpolation),
         }  # fmt: skip
     named = weights_named(backbone, weights)
-    preset = (named or _IMAGENET).transforms()
+    preset = transforms_of(backbone, weights)
     size = preset.crop_size[0]
     return {
         "licence": "unknown" if named is None else "BSD-3-Clause (torchvision)", "size": size,

@@ -45,6 +45,7 @@ from crh_tune.training.evaluation import (
 )
 from crh_tune.training.models import build_network
 from crh_tune.training.open_bits import fit_open_bits
+from crh_tune.training.optimizers import build_optimizer, build_schedule
 from crh_tune.training.similarity import Reached, State, classifier_scores
 from crh_tune.training.workers import Workers
 
@@ -84,12 +85,13 @@ class TrainingRun:
     def __init__(self, settings: TrialSettings, split: Split, workers: Workers, solve: Solve) -> None:
         self.settings, self.split, self.workers, self.solve = settings, split, workers, solve
         self.trial: TrainingSettings = settings.trial
-        _make_deterministic(settings.scaling.cpus_per_worker)
+        _make_deterministic(settings.scaling.cpus_per_worker, self.trial.compile)
         torch.manual_seed(self.trial.seed)
         self.model = _build_model(self.trial, split, workers).to(workers.device)
         workers.synchronised(self.model)
         self.wrapped = workers.wrap(self.model)
-        self.optimizer = build_optimizer(self.model, self.trial)
+        rest = [*self.network.hash_layer.parameters(), *self.model.objective.parameters()]
+        self.optimizer = build_optimizer(list(self.network.backbone.parameters()), rest, self.trial)
         self.schedule = build_schedule(self.optimizer, self.trial)
         self.reference = reference_similarity(split)
         self.has_centers = self.trial.centers != "none"
@@ -174,9 +176,12 @@ class TrainingRun:
         assert encoded is not None
         return self.workers.share(np.arange(len(self.split.train))), encoded[:, : self.trial.learned_bits]
 
-    def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint. Raises checkpoints.CheckpointError when it is broken or of other settings."""
-        header, parts = checkpoints.load(folder)
+    def restore(self, folder: Path, read: checkpoints.Checkpoint | None = None) -> None:
+        """Go on from a checkpoint, which was perhaps ``read`` already.
+
+        Raises checkpoints.CheckpointError when it is broken or of other settings.
+        """
+        header, parts = read or checkpoints.load(folder)
         if not self._is_of_these_settings(header.settings):
             raise checkpoints.CheckpointError(f"{folder}: the checkpoint is of a trial with other settings")
         if header.epoch == 0:
@@ -365,34 +370,6 @@ def first_codebook(
     return replace(spec, words=np.ascontiguousarray(words).tobytes())
 
 
-def build_optimizer(model: Model, trial: TrainingSettings) -> torch.optim.Optimizer:
-    """Adam with the trial's betas, or RMSprop; the backbone at ``backbone_ratio`` times the learning rate."""
-    assert trial.learning_rate is not None
-    assert trial.backbone_ratio is not None
-    backbone = list(model.network.backbone.parameters())
-    rest = [*model.network.hash_layer.parameters(), *model.objective.parameters()]
-    groups: list[dict[str, Any]] = [
-        {"params": backbone, "lr": trial.learning_rate * trial.backbone_ratio},
-        {"params": rest},
-    ]
-    options: dict[str, Any] = {"lr": trial.learning_rate, "weight_decay": trial.weight_decay}
-    if trial.optimizer == "rmsprop":
-        return torch.optim.RMSprop(groups, **options)
-    assert trial.betas is not None
-    return torch.optim.Adam(groups, betas=trial.betas, **options)
-
-
-def build_schedule(optimizer: torch.optim.Optimizer, trial: TrainingSettings) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate by epoch: see ``crh_tune.hashing.methods.Schedule``."""
-    if trial.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, trial.epochs)
-    if trial.schedule == "every_10_epochs":
-        return torch.optim.lr_scheduler.StepLR(optimizer, 10, gamma=0.7)
-    if trial.schedule == "at_80_percent":
-        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, round(0.8 * trial.epochs))], gamma=0.1)
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-
 def _build_model(trial: TrainingSettings, split: Split, workers: Workers) -> Model:
     assert trial.objective is not None
     assert trial.hash_layer is not None
@@ -410,7 +387,10 @@ def _build_model(trial: TrainingSettings, split: Split, workers: Workers) -> Mod
     return Model(network, objective)
 
 
-def _make_deterministic(threads: int) -> None:
+def _make_deterministic(threads: int, compiled: bool) -> None:
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if compiled:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    else:  # the same, without the two seconds that importing the compiler takes
+        torch.set_deterministic_debug_mode("warn")
     torch.backends.cudnn.benchmark = False

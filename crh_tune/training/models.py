@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
 from crh_tune.data.splits import Split
@@ -15,7 +14,7 @@ from crh_tune.hashing.methods import HashLayer
 from crh_tune.hashing.network import HashNetwork
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.training import TrainingSettings
-from crh_tune.settings.weights import PACKAGES, weights_named
+from crh_tune.settings.weights import PACKAGES, transforms_of
 from crh_tune.training.weights import pretrained_state
 
 _LEAST_SPREAD = 0.1
@@ -93,6 +92,5 @@ def _pretrained_moments(trial: TrainingSettings) -> tuple[Tensor, Tensor]:
     if trial.backbone.startswith(TIMM):
         preset = timm_config(trial.backbone)
     else:
-        named = weights_named(trial.backbone, trial.weights) or torchvision.models.ResNet18_Weights.DEFAULT
-        preset = named.transforms()
+        preset = transforms_of(trial.backbone, trial.weights)
     return torch.tensor(preset.mean).double() * 255, torch.tensor(preset.std).double() * 255

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
 
 from crh_tune.data.splits import Samples
 from crh_tune.retrieval.baselines import LinearCodes, pca_itq, random_rotation
@@ -65,6 +64,8 @@ def fit_open_bits(samples: Samples, shape: tuple[int, ...], classes: int, bits: 
     within = (1 - _SHRINKAGE) * within + _SHRINKAGE * (spread or 1.0) * np.eye(size)
     wanted = _BETWEEN * between + (1 - _BETWEEN) * (between + within)
     kept = min(bits, size)
+    import scipy.linalg  # noqa: PLC0415  # which a run without open bits does not need
+
     _, axes = scipy.linalg.eigh(wanted, within, subset_by_index=(size - kept, size - 1))
     axes = axes[:, ::-1]
     axes *= np.where(axes[np.abs(axes).argmax(axis=0), np.arange(kept)] < 0, -1, 1)

@@ -16,6 +16,7 @@ from crh_tune.hashing.shc import accumulate_similarity
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.batches import batch_parts, epoch_batches, load_batches, mixed_seed
 from crh_tune.training.models import build_network
+from crh_tune.training.optimizers import Adam
 from crh_tune.training.workers import Workers
 
 State = dict[str, Any]
@@ -40,7 +41,7 @@ def classifier_scores(
     wrapped = workers.wrap(classifier)
     assert trial.learning_rate is not None
     epochs = max(1, trial.epochs // 2)
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=trial.learning_rate)
+    optimizer = Adam(classifier.parameters(), lr=trial.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     parts: dict[str, Any] = {"model": classifier, "optimizer": optimizer, "schedule": schedule}
     if begun is not None:

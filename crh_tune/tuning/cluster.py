@@ -16,11 +16,12 @@ import ray
 import torch
 from ray import tune
 from ray.exceptions import RayError
+from ray.util.placement_group import remove_placement_group
 
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.course import BudgetSettings
 from crh_tune.settings.trial import ScalingSettings
-from crh_tune.tuning.ray_private import end_at_once, node_socket, quiet_signals
+from crh_tune.tuning.ray_private import end_at_once, groups_of, node_socket, quiet_signals
 
 _ADDRESS_SECONDS = 5.0
 _HTTP2_SETTINGS = 4
@@ -219,6 +220,19 @@ def concurrency(scaling: ScalingSettings, budget: BudgetSettings) -> int:
     if budget.concurrent != "auto":
         return int(budget.concurrent)
     return max(1, int(min(has(kind) / amount for kind, amount in needs(scaling).items() if amount)))
+
+
+def free_groups() -> int:
+    """Remove the placement groups that dead controllers of this job have left; how many living ones have.
+
+    A placement group outlives the controller that made it for as long as the search's job runs. A trial that ASHA stops
+    loses its process, with it the controller, and would keep its CPUs for ever.
+    """
+    groups = groups_of(ray.get_runtime_context().get_job_id())
+    for each in groups:
+        if each.maker_dead:
+            remove_placement_group(each.group)
+    return sum(not each.maker_dead for each in groups)
 
 
 def device_of(scaling: ScalingSettings) -> torch.device:

@@ -19,7 +19,7 @@ from crh_tune.settings.trial import TrialSettings, write_trial
 from crh_tune.training.checkpoints import CENTERS_FILE, latest
 from crh_tune.training.loop import PREPARED
 from crh_tune.tuning.board import Board, stage_of, trial_of
-from crh_tune.tuning.groups import free_groups
+from crh_tune.tuning.cluster import free_groups
 from crh_tune.tuning.leaderboard import escaped, headline, leaderboard
 from crh_tune.tuning.pages import OUTCOME_TAG, ended_name, origin, run_params, run_tags, splits_seen
 from crh_tune.tuning.pictures import Pictures

@@ -1,9 +1,4 @@
-"""A run in a worker group of Ray Train, and what a group that was stopped leaves behind.
-
-What the first worker reports goes through a file in the run's folder. A placement group outlives the controller that
-made it for as long as the search's job runs. A trial that ASHA stops loses its process, with it the controller, and
-would keep its CPUs for ever.
-"""
+"""A run in a worker group of Ray Train. What its first worker reports goes through a file in the run's folder."""
 
 from __future__ import annotations
 
@@ -22,29 +17,19 @@ import torch
 import torch.distributed as dist
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.torch import TorchConfig, get_device
-from ray.util.placement_group import remove_placement_group
 
 from crh_tune.data.store.cache import cache_root
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.training import checkpoints
 from crh_tune.training.loop import Metrics, TrainingDiverged, TrainingRun
 from crh_tune.training.workers import Workers
-from crh_tune.tuning.cluster import check_it_fits, connect_ray
-from crh_tune.tuning.ray_private import GroupTrainer, groups_of
+from crh_tune.tuning.cluster import check_it_fits, connect_ray, free_groups
 from crh_tune.tuning.run import Run, Shared
+from crh_tune.tuning.train_private import GroupTrainer
 from crh_tune.tuning.worker import ERROR, RESTARTS, reason_of, start_aggregator, train_run
 
 _REPORTS_FILE = "reports.jsonl"
 _POLL_SECONDS = 0.1
-
-
-def free_groups() -> int:
-    """Remove the placement groups that dead controllers of this job have left; how many living ones have."""
-    groups = groups_of(ray.get_runtime_context().get_job_id())
-    for each in groups:
-        if each.maker_dead:
-            remove_placement_group(each.group)
-    return sum(not each.maker_dead for each in groups)
 
 
 def train_group(settings: TrialSettings, split: str, trained: TrainingRun) -> Metrics:

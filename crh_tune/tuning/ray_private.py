@@ -3,7 +3,7 @@
 * ``quiet_signals``: ``ray.init`` takes SIGTERM and the signals of crashes for itself, and has no option for it.
 * ``node_socket``: which of the machine's raylets is this process's own.
 * ``end_at_once``: how Ray ends its processes.
-* ``GroupTrainer``: two helpers and a signal handler of Ray Train's that no option leaves out.
+* ``train_private.GroupTrainer``: two helpers and a signal handler of Ray Train's that no option leaves out.
 * ``groups_of``: the public table of placement groups says neither whose they are nor whether their maker is dead.
 * ``take_for_death``: Tune takes no error but RayActorError for the death of a trial's process.
 * ``keep_processes``: Tune keeps the processes of trials that have ended, but only as many as trials wait for, and one;
@@ -29,7 +29,6 @@ from ray._raylet import PlacementGroupID
 from ray.air.execution._internal import RayActorManager
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 from ray.exceptions import RayActorError
-from ray.train.torch import TorchTrainer
 from ray.tune.execution import tune_controller
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.utils.object_cache import _ObjectCache
@@ -37,7 +36,6 @@ from ray.util.placement_group import PlacementGroup
 
 _E = TypeVar("_E", bound=Exception)
 _NO_ACTOR = ActorID.nil().binary()
-_NOT_NEEDED = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
 
 @contextmanager
@@ -83,22 +81,6 @@ def _processes_below(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-class GroupTrainer(TorchTrainer):
-    """Ray Train's trainer without two helpers that have a process for each group.
-
-    One serves Ray's datasets, of which there are none here. The other removes the placement group when the controller
-    dies, but gives up for good, and never ends, when the cluster once is slow to answer it: ``groups.free_groups`` is
-    instead.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        all_of_them = super()._create_default_callbacks()  # type: ignore[misc]
-        return [each for each in all_of_them if type(each).__name__ not in _NOT_NEEDED]
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Signals stay with the handlers they have, which end the command in order."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The function that Ray Tune runs for a trial: in the trial's own process, or as a Ray Train worker group.
 
-Every new process of a trial imports this module: it leaves MLflow and Optuna, which take a second, to the driver.
+Every new process of a trial imports this module, and no more than a trial needs: MLflow, Optuna and what compares
+results are left to the driver, Ray Train to worker groups.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from ray import tune
 
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.cluster import device_of
-from crh_tune.tuning.groups import follow_group
 from crh_tune.tuning.run import Run, Shared
 from crh_tune.tuning.worker import ERROR, reason_of, train_run
 
@@ -27,6 +27,8 @@ def run_trial(config: dict[str, Any], shared: Shared) -> None:
     try:
         shared.folder_of(run).mkdir(exist_ok=True)
         if run.settings.scaling.workers_per_trial > 1:
+            from crh_tune.tuning.groups import follow_group  # noqa: PLC0415  # Ray Train, seconds to import
+
             follow_group(run, shared, tune.report)
         else:
             train_run(run, shared, Workers(device=device_of(run.settings.scaling)), tune.report, uuid.uuid4().hex)

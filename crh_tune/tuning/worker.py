@@ -71,9 +71,10 @@ def train_run(
         raise RuntimeError(f"dataset {name} here has split {split.fingerprint}, the search {run.fingerprint}")
     folder = shared.folder_of(run)
     training = TrainingRun(run.settings, split, workers, ask_aggregator(shared.aggregator, workers, run.name, attempt))
-    checkpoint = workers.from_first(lambda: checkpoints.newest(folder))
+    found, read = (checkpoints.read_newest(folder) if workers.rank == 0 else None) or (None, None)
+    checkpoint = workers.from_first(lambda: found)
     if checkpoint is not None:
-        training.restore(checkpoint)
+        training.restore(checkpoint, read)
 
     def keep_and_report(metrics: Metrics, save: Save | None) -> None:
         if save is not None:

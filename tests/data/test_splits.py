@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
 
 from crh_tune.data.splits import Dataset, Samples, Split, final_split, search_split
 
@@ -35,6 +36,10 @@ def test_a_hold_out_cuts_the_training_samples_in_two_and_asks_no_test_query(seed
     whole = dataset(labels, generator.integers(0, 9, 60) if kind == "groups" else None)
     split = search_split(whole, fraction, seed)
     kept, held = traced(split.train), traced(split.queries)
+    if kind != "single":
+        splitter = (ShuffleSplit if kind == "multi" else GroupShuffleSplit)(1, test_size=fraction, random_state=seed)
+        expected = next(splitter.split(np.zeros(60), groups=whole.groups))
+        assert [kept, held] == [sorted(rows.tolist()) for rows in expected]
     assert sorted(kept + held) == list(range(60))
     assert kept == sorted(kept)
     assert held == sorted(held)

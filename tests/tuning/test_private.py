@@ -14,7 +14,7 @@ import pytest
 import crh_tune
 
 PACKAGE = Path(crh_tune.__file__).parent
-PRIVATE = {"ray_private.py": "ray", "optuna_private.py": "optuna"}
+PRIVATE = {"ray_private.py": "ray", "train_private.py": "ray", "optuna_private.py": "optuna"}
 ALLOWED = {"_exit", "_replace", "_BatchNorm", "_metadata"}  # of os, named tuples and torch
 
 

@@ -7,6 +7,9 @@ test never share a digit.
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
@@ -97,10 +100,12 @@ def digit_sets(options: DigitSetsOptions) -> Dataset:
 
 def _images() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """All digits as 1797 x 8 x 8 uint8 on 0..255, and their labels."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - seconds to import
-
-    bunch = load_digits()
-    return np.round(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int64)
+    found = importlib.util.find_spec("sklearn")  # whose import takes seconds of each process that trains
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    path = Path(found.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    rows = np.loadtxt(path, delimiter=",")
+    return np.round(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), rows[:, -1].astype(np.int64)
 
 
 def _pools(labels: npt.NDArray[np.int64]) -> tuple[Pools, list[Pools]]:

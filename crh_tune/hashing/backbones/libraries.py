@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from crh_tune.ground import first_line
@@ -30,6 +29,8 @@ class Torchvision(nn.Module):
         super().__init__()
         if len(shape) != 3 or shape[0] != 3:
             raise ValueError(f"backbone {name} needs RGB images, got inputs of shape {shape}")
+        import torchvision  # noqa: PLC0415  # seconds, with what it imports of torch: only for backbones of its own
+
         try:
             self.body = torchvision.models.get_model(name, weights=None, **_size_options(name, shape))
         except (AssertionError, ValueError) as error:

@@ -113,7 +113,7 @@ class Objective(ABC, Module):
     def whole_batch(self, outputs: Tensor, targets: Tensor) -> Batch:
         """The batch of all workers, for objectives over pairs and triplets."""
         sizes = self.gather(torch.tensor([len(outputs)], dtype=outputs.dtype, device=outputs.device))
-        first = int(sizes[: self.rank].sum().item())
+        first = int(sizes[: self.rank].sum().item()) if self.rank else 0  # which the device is not waited for
         return Batch(self.gather(outputs), self.gather(targets), first)
 
 

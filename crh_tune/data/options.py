@@ -14,10 +14,11 @@ from crh_tune.data.store.decode import MEGAPIXELS
 class Options(BaseModel):
     """Base of the datasets' options: unknown keys are refused.
 
-    The sentence below an option is its description, in ``docs/settings.md`` too.
+    The sentence below an option is what ``docs/settings.md`` says of it. A model is built when it is first used, which
+    saves time where a command uses one dataset, or none.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 def _absolute(path: Path) -> Path:

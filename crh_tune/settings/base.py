@@ -19,10 +19,10 @@ class SettingsError(ValueError):
 class Settings(BaseModel):
     """Base of all settings: unknown keys are refused, nothing changes after construction.
 
-    The sentence below a field is its description, in ``docs/settings.md`` too.
+    The sentence below a field is what ``docs/settings.md`` says of it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def known(value: str, table: Mapping[str, Any], what: str) -> str:

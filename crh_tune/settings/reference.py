@@ -5,7 +5,9 @@ python -m crh_tune.settings.reference > docs/settings.md
 
 from __future__ import annotations
 
+import ast
 import inspect
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
@@ -66,7 +68,7 @@ def reference() -> str:
         [
             _INTRODUCTION,
             "## A search-space file",
-            settings_table(SearchSettings.model_fields),
+            settings_table(SearchSettings),
             *_parts("", SearchSettings.model_fields),
             _DATASET,
             *_datasets(),
@@ -74,7 +76,7 @@ def reference() -> str:
             _table(("distribution", "takes"), ((f"`{name}`", text) for name, text in KINDS.items())),
             _TRIAL,
             settings_table(
-                {name: field for name, field in TrainingSettings.model_fields.items() if name not in OBJECTIVE_NAMES}
+                TrainingSettings, [name for name in TrainingSettings.model_fields if name not in OBJECTIVE_NAMES]
             ),
             _OBJECTIVES,
             *(_objective(name) for name in OBJECTIVES),
@@ -85,13 +87,33 @@ def reference() -> str:
     ).replace("\n\n\n", "\n\n")
 
 
-def settings_table(fields: Mapping[str, FieldInfo]) -> str:
-    """A table of settings: name, the paper's symbol, default, range, what it is."""
-    rows = []
-    for name, field in fields.items():
+def sentences(kind: type[BaseModel]) -> dict[str, str]:
+    """The sentence below each field of a model, in its source or in that of the classes it is made from."""
+    found: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        for field, below in itertools.pairwise(_body(each)):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+                found[field.target.id] = inspect.cleandoc(ast.literal_eval(below.value))
+    return found
+
+
+def _body(kind: type) -> list[ast.stmt]:
+    """The lines of a class of ours; none of one that is made by a call, or is a library's."""
+    try:
+        source = inspect.getsource(kind) if kind.__module__.startswith("crh_tune.") else ""
+    except OSError:
+        return []
+    return [line for part in ast.parse(source).body if isinstance(part, ast.ClassDef) for line in part.body]
+
+
+def settings_table(kind: type[BaseModel], names: Iterable[str] | None = None) -> str:
+    """A table of a model's settings, or of some: name, the paper's symbol, default, range, what it is."""
+    rows, said = [], sentences(kind)
+    for name in kind.model_fields if names is None else names:
+        field = kind.model_fields[name]
         symbol = symbol_of(field)
         written = f"{symbol.name} ({symbol.where})" if symbol and symbol.where else symbol.name if symbol else ""
-        sentence = (field.description or "").replace("``", "`")
+        sentence = said.get(name, "").replace("``", "`")
         rows.append((f"`{name}`", written, default_of(name, field), range_of(field), sentence))
     return _table(("setting", "symbol", "default", "range", "what it is"), rows)
 
@@ -156,7 +178,7 @@ def _parts(above: str, fields: Mapping[str, FieldInfo]) -> list[str]:
         if name in ("trial", "dataset", "search") or not kinds:
             continue
         where = f"{above}{name}"
-        found += [f"## {where}", _docstring(kinds[0]), settings_table(kinds[0].model_fields)]
+        found += [f"## {where}", _docstring(kinds[0]), settings_table(kinds[0])]
         found += _parts(f"{where}.", kinds[0].model_fields)
     return found
 
@@ -181,15 +203,15 @@ def _datasets() -> list[str]:
 
 def _own(kind: type[Options]) -> str:
     """A table of the options that a class declares itself; nothing where it declares none."""
-    own = {name: field for name, field in kind.model_fields.items() if name in vars(kind).get("__annotations__", {})}
-    return settings_table(own) if own else ""
+    own = [name for name in kind.model_fields if name in vars(kind).get("__annotations__", {})]
+    return settings_table(kind, own) if own else ""
 
 
 def _objective(name: str) -> str:
     kind = OBJECTIVES[name]
     users = ", ".join(f"`{method}`" for method, row in METHODS.items() if row.objective == name)
     own = kind.options_type.own()
-    table = settings_table(own) if own else "It has no settings."
+    table = settings_table(kind.options_type, own) if own else "It has no settings."
     return f"### {name}\n\nOf {users}. {_docstring(kind)}\n\n{table}"
 
 

@@ -61,7 +61,7 @@ def _unless_given(fields: list[FieldInfo]) -> tuple[Any, Any]:
     for shared in fields[0].metadata:
         if all(shared in field.metadata for field in fields):
             kind = Annotated[kind, shared]
-    return kind | None, Field(None, description=fields[0].description)
+    return kind | None, None
 
 
 OBJECTIVE_NAMES = tuple(_objective_fields())

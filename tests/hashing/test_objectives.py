@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from crh_tune.hashing.objectives import OBJECTIVES, Symbol
 from crh_tune.hashing.objectives.base import Options, sample_centers
+from crh_tune.settings.reference import sentences
 
 NAMES = [name for name in OBJECTIVES if name != "margin_cross_entropy"]
 """margin_cross_entropy has its own file."""
@@ -353,7 +354,7 @@ def test_each_setting_has_a_symbol_a_sentence_and_a_range_that_its_default_lies_
         assert symbol.name
         assert info.is_required() is False
         assert (info.default_factory is None) == (not symbol.default), "a default that is computed is told in words"
-        assert info.description.endswith(".")
+        assert sentences(kind)[field].endswith(".")
         assert kind(**task, **{field: getattr(kind(**task), field)}) == kind(**task)
         for value in (-1, math.inf, math.nan):
             with pytest.raises(ValidationError):

@@ -48,7 +48,7 @@ class Options(BaseModel):
     ranges are each objective's own. Raises ValueError for a value out of range, or without a default.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     bits: int
     classes: int

@@ -20,7 +20,7 @@ import plotly.offline
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from crh_tune.errors import DataError
+from crh_tune.errors import DataError, counted
 from crh_tune.reporting import evidence_figures, interactive, search_figures, search_tables, summary_text
 from crh_tune.reporting.curves import (
     Curves,
@@ -129,7 +129,7 @@ def report_search(folder: Path, target: Path, say: Say) -> Path:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     data = read_search(folder)
-    say(f"{data.name}: {len(data.trials)} trials; encoding and ranking for the report")
+    say(f"{data.name}: {counted(len(data.trials), 'trial')}; encoding and ranking for the report")
     findings, why = None, ""
     try:
         findings = measure(data)

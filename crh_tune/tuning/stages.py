@@ -11,7 +11,7 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from crh_tune.errors import SearchFailed
+from crh_tune.errors import SearchFailed, counted
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.tuning import race
@@ -184,7 +184,7 @@ class ConfirmStage(Stage):
         self._known = {name: outcome for name, outcome in outcomes.items() if outcome.status == COMPLETE}
         self.outcomes, self._seeds_run = {}, 0
         whole = ", all layers trained" * (settings.confirm.freeze is False)
-        self._say(f"confirming {len(self._chosen)} settings with up to {most} fresh seeds each{whole}")
+        self._say(f"confirming {counted(len(self._chosen), 'setting')} with up to {most} fresh seeds each{whole}")
         before = [outcome for name, outcome in self._known.items() if name.startswith("confirm-")]
         total = race.most_runs(len(finalists), most)
         self._progress = Progress(self._say, total, self._metric, settings.objective.mode, before, settings.search)

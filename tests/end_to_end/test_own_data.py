@@ -97,7 +97,7 @@ def test_a_folder_of_photos_is_checked_searched_and_found_again(ray_session, pho
     file.write_text(file.read_text().replace("on_bad_image: stop", "on_bad_image: skip"))
     assert main(["search", str(file), "--data", str(photos), "--storage", str(runs)]) == 0
     said = capsys.readouterr().out
-    assert "computing the features of 76 images and of their mirror images, once, into" in said
+    assert "computing the features of 76 images, once, into" in said
     assert (runs / "photos-001" / "skipped_images.txt").read_text() == f"{broken}: not an image\n"
     assert "(3 classes, 48 training samples, 12 validation queries), batches of 32 (global), 2 trials" in said
     heard: list[str] = []

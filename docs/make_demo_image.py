@@ -28,7 +28,7 @@ def main() -> None:
 
 
 async def take(address: str, photo: Path) -> None:
-    async with browser(1000, 960) as page:
+    async with browser(1000, 1160) as page:
         await page.open(address)
         await page.drop(photo, "#drop")
         await page.until(SHOWN)

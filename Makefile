@@ -38,7 +38,8 @@ soak: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,faiss]'
-	@for name in evaluation reassignment index; do $(BIN)/python -m benchmarks.$$name || exit 1; echo; done
+	@for line in evaluation reassignment index step "trials --many 100" "start --whole" "scale --trials 300" growth; do \
+	$(BIN)/python -m benchmarks.$$line || exit 1; echo; done
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

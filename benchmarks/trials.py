@@ -182,7 +182,7 @@ def concurrency(count: int) -> None:
     """The same trials one at a time and two at a time, each in processes that have run one before."""
     taken = {}
     for at_once in (1, 2):
-        warm, stage = Timed(runs_of("warm", at_once, **TINY)), Timed(runs_of("run", count, epochs=60))
+        warm, stage = Timed(runs_of("warm", at_once, **TINY)), Timed(runs_of("run", count, epochs=24))
         with tempfile.TemporaryDirectory(prefix="crh-trials-") as name:
             go_through(Path(name), [warm, stage], at_once)
         taken[at_once] = stage.seconds
@@ -249,7 +249,7 @@ class Watch:
 
 def groups(count: int) -> None:
     """Trials in groups of two workers, one after the other: what each takes besides its training, and where."""
-    stage = Timed(runs_of("group", count + 1, workers=2))
+    stage = Timed(runs_of("group", count + 1, workers=2, epochs=10))
     with tempfile.TemporaryDirectory(prefix="crh-trials-") as name:
         folder, watch = Path(name), Watch()
         watcher = threading.Thread(target=watch.look, daemon=True)
@@ -299,10 +299,10 @@ def main() -> None:
     announce("Trials", f"python -m benchmarks.trials --many {arguments.many}{only}")
     ray.init(address="local", num_cpus=max(2, usable_threads()), log_to_driver=False, logging_level="ERROR")
     parts = {
-        "overhead": lambda: overhead(6),
+        "overhead": lambda: overhead(3),
         "concurrency": lambda: concurrency(8),
         "many": lambda: many(arguments.many),
-        "groups": lambda: groups(3),
+        "groups": lambda: groups(2),
     }
     for name, part in parts.items():
         if arguments.only in (None, name):

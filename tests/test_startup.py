@@ -197,6 +197,18 @@ def test_the_process_of_a_trial_imports_what_a_trial_needs(tmp_path: Path):
     assert names & (SLOW | {"sympy", "triton"}) == {"numba", "pandas", "ray", "scipy", "torch"}
 
 
+def test_the_process_of_the_aggregator_imports_no_torch(tmp_path: Path):
+    line = (
+        "from crh_tune.training.aggregator import *; from crh_tune.hashing.codebook import sample_codebook\n"
+        "table = sample_codebook(16, 8, 8, 0).initial_table(4, 0)\n"
+        "round_ = Round(CodebookSpec(16, 8, 8, 0, 'bernoulli'), table, 'greedy', 0, 1)\n"
+        "code = solve_locally(round_, np.ones((4, 17), dtype=np.int64)).shape"
+    )
+    shape, names, _ = loaded(line, cwd=tmp_path)
+    assert shape == [2, 4]
+    assert names & SLOW == {"numba", "scipy"}
+
+
 def test_the_package_alone_imports_nothing_slow_and_gives_everything_it_names(tmp_path: Path):
     _, names, _ = loaded("import crh_tune; dir(crh_tune); code = 0", cwd=tmp_path)
     assert names & (SLOW | {"numpy", "pydantic", "typer"}) == set()

@@ -13,13 +13,15 @@ nor on which shard came first.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from crh_tune.hashing.codebook import AnyCodebook, Codes, Table, WholeSpace, codes_to_pattern
+
+if TYPE_CHECKING:
+    import torch
 
 Statistic = npt.NDArray[np.int64]
 """C x (K + 1): the weighted sum of codes of every class, and in the last column its weight."""

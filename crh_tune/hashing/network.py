@@ -63,7 +63,10 @@ class HashNetwork(nn.Module):
         """u, B x K; with ``trained_only`` without the open bits, as an objective sees it."""
         inputs = center_crop(inputs, self.shape) if len(self.shape) == 3 else inputs
         values = standardised(inputs, self.mean, self.std).contiguous(memory_format=self.memory_format)
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        if self.precision == "bf16":
+            with torch.autocast(inputs.device.type, torch.bfloat16):
+                hidden = self.backbone(values)
+        else:
             hidden = self.backbone(values)
         trained = self.hash_layer(hidden.float())
         if trained_only or not self.open_bits:
@@ -147,6 +150,8 @@ def standardised(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     if inputs.dtype in _WIDE:
         return ((inputs.double() - mean) / std).float()
+    if inputs.ndim == 2:
+        return (inputs.float() - mean.float()).div_(std.float())
     spread = [part.float().expand(1, *inputs.shape[1:]).contiguous(memory_format=layout) for part in (mean, std)]
     return (inputs.float() - spread[0]).div_(spread[1])
 

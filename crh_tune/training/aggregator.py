@@ -2,7 +2,8 @@
 
 It keeps no state between rounds. A request carries all a round depends on, so a restarted aggregator, or a worker that
 lost its answer, needs no more than every worker sending again; :func:`solve_with` agrees on that among the
-workers and numbers each sending, so that shards of two sendings never mix.
+workers and numbers each sending, so that shards of two sendings never mix. Its process imports no torch, which would
+take seconds and 200 MB.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crh_tune.hashing.assignment import Rule, Statistic, reassign
 from crh_tune.hashing.centers import CodebookSpec, build_codebook
 from crh_tune.hashing.codebook import Table
-from crh_tune.training.workers import Workers
+
+if TYPE_CHECKING:
+    from crh_tune.training.workers import Workers
 
 RoundKey = tuple[str, str, int, int, int]
 

@@ -262,8 +262,7 @@ class TrainingRun:
             totals: dict[str, Tensor] = {}
             self.wrapped.train()
             for batch in steps:
-                for name, term in self._train_step(batch, loaded, centers).items():
-                    totals[name] = totals.get(name, torch.zeros((), device=self.workers.device)) + term
+                _add(totals, self._train_step(batch, loaded, centers))
             self.schedule.step()
             summed = self.workers.sum(torch.stack(list(totals.values())).double()).tolist()
         losses = {f"loss/{name}": value / samples for name, value in zip(totals, summed, strict=True)}
@@ -288,10 +287,9 @@ class TrainingRun:
             inputs, targets = next(loaded)
             with self.workers.averaging(self.wrapped, last=place == len(parts) - 1):
                 terms, codes = self.wrapped(inputs, targets, centers)
-                loss = torch.stack(list(terms.values())).sum() * (self.workers.size / len(batch))
-                loss.backward()
-            for name, term in terms.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.workers.device)) + term.detach().sum()
+                by_sample = torch.stack(list(terms.values()))
+                (by_sample.sum() * (self.workers.size / len(batch))).backward()
+            _add(sums, dict(zip(terms, by_sample.detach().sum(dim=1), strict=True)))
             if self.trial.reassignment_codes == "epoch" and self._update_due():
                 self._seen.append((rows, codes))
         if self.trial.gradient_clip:
@@ -353,6 +351,11 @@ class TrainingRun:
         self.seconds[phase] += time.perf_counter() - start
 
 
+def _add(totals: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+    for name, value in more.items():
+        totals[name] = totals[name] + value if name in totals else value
+
+
 def first_codebook(
     settings: TrialSettings, split: Split, workers: Workers, begun: State | None, reached: Reached
 ) -> CodebookSpec:
@@ -389,6 +392,8 @@ def _build_model(trial: TrainingSettings, split: Split, workers: Workers) -> Mod
 
 def _make_deterministic(threads: int, compiled: bool) -> None:
     torch.set_num_threads(threads)
+    # Filling memory that is written anyway takes a pass over it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if compiled:
         torch.use_deterministic_algorithms(True, warn_only=True)
     else:  # the same, without the two seconds that importing the compiler takes

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from crh_tune.settings.base import SettingsError, validated
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import TrialSettings
-from crh_tune.tuning.optuna_private import has_reported, taken_up
+from crh_tune.tuning.optuna_private import taken_up
 from crh_tune.tuning.proposals import START, enqueue_drawn, every_setting, propose, same
 from crh_tune.tuning.record import COMPLETE, PRUNED, Outcome
 from crh_tune.tuning.run import SEARCH, Run
@@ -57,6 +57,8 @@ class OptunaSearcher:
         self._metric, self._fingerprint = settings.objective.metric, fingerprint
         begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
         self._again = [taken_up(study, t) for t in begun if t.state == TrialState.RUNNING]
+        self._reported = {(trial_name(t.number), epoch) for t in begun for epoch in t.intermediate_values}
+        """What the study was told: to ask it takes longer than to tell it."""
         tried = [t.user_attrs[SETTINGS] for t in begun if SETTINGS in t.user_attrs]
         self._tried = {same(content) for content in tried}
         self._all = every_setting(settings, classes, multi_label)
@@ -147,10 +149,10 @@ class OptunaSearcher:
     def report(self, name: str, metrics: dict[str, float]) -> None:
         """Keep a running trial's intermediate value, under its epoch, once."""
         trial, value, epoch = self._running.get(name), metrics.get(self._metric), int(metrics["epoch"])
-        if trial is None or value is None or not math.isfinite(value):
+        if trial is None or value is None or not math.isfinite(value) or (name, epoch) in self._reported:
             return
-        if not has_reported(self._study, trial, epoch):
-            trial.report(value, epoch)
+        trial.report(value, epoch)
+        self._reported.add((name, epoch))
 
     def tell(self, outcome: Outcome) -> None:
         """Tell the study how a trial ended, unless it knows: complete with a value, pruned, or failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -30,6 +31,22 @@ def test_pcc_is_pearsons_r_over_the_pairs_of_classes(seed, classes, bits, scale)
     if len(set(ours)) > 1:
         expected = scipy.stats.pearsonr(ours, theirs).statistic
         assert semantic_alignment(centers, reference) == pytest.approx(expected, abs=1e-9)
+
+
+def test_what_many_classes_take_of_memory_is_some_rows_beside_the_reference():
+    classes = 3000
+    centers = np.where(np.random.default_rng(0).random((classes, 16)) < 0.5, -1, 1).astype(np.int8)
+    reference = np.random.default_rng(1).random((classes, classes))
+    labels, features = np.arange(2 * classes) % classes, np.ones((2 * classes, 4), dtype=np.float32)
+    tracemalloc.start()
+    pcc = semantic_alignment(centers, reference)
+    class_prototypes(features, labels, classes)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert held < 8 * classes**2  # neither cosines, nor the pairs' places, nor a matrix of weights
+    upper = np.triu_indices(classes, k=1)
+    ours = (centers @ centers.T.astype(int))[upper]
+    assert pcc == pytest.approx(np.corrcoef(ours, reference[upper])[0, 1], abs=1e-12)
 
 
 def test_pcc_is_one_for_the_centres_own_similarity_and_minus_one_for_its_opposite():

@@ -50,7 +50,8 @@ def margin_cross_entropy(outputs: Tensor, targets: Tensor, centers: Tensor, *, s
     Returns:
         B losses.
     """
-    return soft_cross_entropy(scale * (cosine_to_centers(outputs, centers) - margin * targets), targets)
+    cosine = cosine_to_centers(outputs, centers).add(targets, alpha=-margin)  # in one pass: B x C may be large
+    return soft_cross_entropy(scale * cosine, targets)
 
 
 class MarginCrossEntropyOptions(Options):

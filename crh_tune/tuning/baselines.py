@@ -45,9 +45,7 @@ def validation_of_baselines(settings: SearchSettings, first: Split) -> dict[str,
     """The mAP of each baseline on the search's validation queries; none where its inputs are no features."""
     if first.train.inputs.ndim != 2:
         return {}
-    protocol = settings.evaluation.protocol
-    found = _precisions(first, settings.trial.bits, settings.seed, protocol)
-    return {name: mean_average_precision(each, protocol.no_relevant) for name, each in found.items()}
+    return _means(first, settings.trial.bits, settings.seed, settings.evaluation.protocol)
 
 
 def compare_with_baselines(
@@ -55,8 +53,9 @@ def compare_with_baselines(
 ) -> tuple[Baseline, ...]:
     """Score the baselines at the code length of the winner, whose final run is ``tested``, and tell MLflow.
 
-    ``first`` and ``last`` are the search's and the final split. None is scored where there are no features, and a line
-    says so. Raises SettingsError where the winner's checkpoint cannot be read.
+    ``first`` and ``last`` are the search's and the final split. What the board has of the validation queries is not
+    scored again. None is scored where there are no features, and a line says so. Raises SettingsError where the
+    winner's checkpoint cannot be read.
     """
     settings = TrialSettings.model_validate(tested.settings)
     splits = splits_of_features(settings, first, last, say)
@@ -65,13 +64,16 @@ def compare_with_baselines(
     say(f"scoring what needs no training: {FLOAT_COSINE}, {ROTATION} and {ITQ} at {settings.trial.bits} bits")
     protocol = settings.evaluation.protocol
     won = _winner_precisions(settings, checkpoint_in(place.folder, tested))
-    held_out, on_test = (_precisions(split, settings.trial.bits, seed, protocol) for split in splits)
+    board = place.board
+    is_known = board is not None and board.untrained and board.settings.trial.bits == settings.trial.bits
+    held_out = board.untrained if board and is_known else _means(splits[0], settings.trial.bits, seed, protocol)
+    on_test = _precisions(splits[1], settings.trial.bits, seed, protocol)
     baselines = []
     for name, found in on_test.items():
         gain = bootstrap_gain(won, found, seed, no_relevant=protocol.no_relevant)
-        validation, test = (mean_average_precision(each, protocol.no_relevant) for each in (held_out[name], found))
+        test = mean_average_precision(found, protocol.no_relevant)
         size = _bytes_per_item(name, splits[1], settings.trial.bits)
-        baselines.append(Baseline(name, size, validation, test, *gain))
+        baselines.append(Baseline(name, size, held_out[name], test, *gain))
         _log(
             place,
             settings,
@@ -116,6 +118,12 @@ def _winner_precisions(settings: TrialSettings, checkpoint: Path) -> Floats:
 
     database = codes(run.split.database or run.split.train)
     return average_precisions(codes(run.split.queries), database, settings.evaluation.protocol)
+
+
+def _means(split: Split, bits: int, seed: int, protocol: RankingProtocol) -> dict[str, float]:
+    """The mAP of each baseline on the queries of the split."""
+    found = _precisions(split, bits, seed, protocol)
+    return {name: mean_average_precision(each, protocol.no_relevant) for name, each in found.items()}
 
 
 def _precisions(split: Split, bits: int, seed: int, protocol: RankingProtocol) -> dict[str, Floats]:

@@ -13,7 +13,7 @@ class GroupTrainer(TorchTrainer):
     """Ray Train's trainer without two helpers that have a process for each group.
 
     One serves Ray's datasets, of which there are none here. The other removes the placement group when the controller
-    dies, but gives up for good, and never ends, when the cluster once is slow to answer it: ``groups.free_groups`` is
+    dies, but gives up for good, and never ends, when the cluster once is slow to answer it: ``cluster.free_groups`` is
     instead.
     """
 

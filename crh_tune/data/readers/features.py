@@ -39,8 +39,8 @@ _NAMES = ("class_names", *(f"{part}{kind}" for part in ("", *_PARTS) for kind in
 _CHUNK = 2**22
 _HIGHEST = 1e150
 """Values whose squares can be summed in float64."""
-# What NumPy and zipfile raise on damaged archives, and on kinds of compression that zipfile cannot read.
-_UNREADABLE = (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+# What NumPy and zipfile raise on damaged archives, on encrypted ones, and on compression that zipfile cannot read.
+_UNREADABLE = (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class FeaturesOptions(FileOptions):

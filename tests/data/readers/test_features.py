@@ -316,6 +316,19 @@ def test_a_damaged_array_in_an_archive_is_refused(tmp_path):
         list_features(FeaturesOptions(path=path))
 
 
+def test_an_encrypted_archive_is_refused(tmp_path):
+    path = saved(tmp_path, "npz", arrays())
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # of each member, here and in the directory
+        at = content.find(signature)
+        while at >= 0:
+            content[at + flags] |= 1
+            at = content.find(signature, at + 4)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot be read as an array of numbers or strings: .*encrypted"):
+        list_features(FeaturesOptions(path=path))
+
+
 def test_other_paths_are_refused(tmp_path):
     (tmp_path / "f.npy").write_bytes(b"x")
     for name, found in (("f.npy", "is neither"), ("none.npz", "does not exist")):

@@ -96,8 +96,7 @@ def _cosine_curves(evidence: Evidence, protocol: RankingProtocol, ranks: Sequenc
     ranked = _unit(database.inputs[slice(None)])
     found, every, values = [], [], []
     for rows in _blocks(len(queries), len(database)):
-        order = np.argsort(-(_unit(queries.inputs[rows]) @ ranked.T), axis=1, kind="stable")
-        hits = np.take_along_axis(relevance(queries.labels[rows], database.labels), order, axis=1)
+        hits = _ranked(_unit(queries.inputs[rows]) @ ranked.T, relevance(queries.labels[rows], database.labels))
         counts, relevant = np.cumsum(hits, axis=1, dtype=np.int64), hits.sum(axis=1)
         precisions = (counts / np.arange(1, len(database) + 1) * hits)[:, :cutoff].sum(axis=1)
         precisions /= ap_divisor(counts[:, cutoff - 1], relevant, cutoff, protocol.denominator)
@@ -111,6 +110,19 @@ def _cosine_curves(evidence: Evidence, protocol: RankingProtocol, ranks: Sequenc
         FLOAT_COSINE, scored, mean_average_precision(scored, protocol.no_relevant), at,
         (asked / at).mean(axis=0), (asked / np.maximum(there, 1)[:, None]).mean(axis=0), None,
     )  # fmt: skip
+
+
+def _ranked(scores: npt.NDArray[np.float32], relevant: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """``relevant`` (Q x N), each row in the order of its scores: highest first, equal ones as they stand.
+
+    Score, place and relevance of an item make one 64-bit number, because numpy sorts numbers many times as fast as places.
+    """
+    order = (0 - scores).view(np.int32)
+    keys = (order ^ ((order >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32
+    keys |= np.arange(scores.shape[1], dtype=np.int64) << 1
+    keys |= relevant
+    keys.sort(axis=1)
+    return (keys & 1).astype(bool)
 
 
 def nearest_items(model: Model, rows: npt.NDArray[np.int64] | None = None, count: int = NEAREST) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from crh_tune.command import DEFAULT_STORAGE
 from crh_tune.export.bundle import on_unseen_classes
 from crh_tune.settings.search import SearchSettings
+from crh_tune.training.evaluation import shorter_test_maps
 from crh_tune.tuning.address import UI_PORT, pages_at, runs_page, ui_command
 from crh_tune.tuning.champion import CHAMPION
 from crh_tune.tuning.progress import describe
@@ -22,7 +23,7 @@ CLUSTER_FILE = "ray_bootstrap_config.yaml"
 
 def last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> list[str]:
     """What was found, where it is, and how to look at it; ``target`` is the export's folder."""
-    best, paper = result.best, result.paper
+    best, paper, tested = result.best, result.paper, result.best_test.metrics
     metric = "validation mAP" if settings.objective.metric == "val/map" else settings.objective.metric
     counts = sorted({len(best.values), len(paper.values)})
     seeds = f"mean of {' and '.join(map(str, counts))} fresh seeds"
@@ -35,9 +36,9 @@ def last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> 
         *target_lines(settings, result),
         *bound_lines(settings, best),
         *_what_all_layers_changed(best, metric),
-        f"test mAP         {result.best_test.metrics['test/map']:.4f}, the paper's setting "
-        f"{result.paper_test.metrics['test/map']:.4f}",
-        *_on_unseen_classes(result.best_test.metrics),
+        f"test mAP         {tested['test/map']:.4f}, the paper's setting {result.paper_test.metrics['test/map']:.4f}",
+        *(f"at {bits} bits".ljust(17) + f"{value:.4f}" for bits, value in shorter_test_maps(tested).items()),
+        *_on_unseen_classes(tested),
         *baseline_lines(result.baselines),
         f"exported to      {_near(target)}",
         f"registered as    models:/{settings.name}@{CHAMPION} in MLflow",

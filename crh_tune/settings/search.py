@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -189,8 +190,8 @@ class SearchSettings(Settings):
         searchable = {"method": None, **TrainingSettings.model_fields}
         try:
             known(name, searchable, "setting")
-            if name == "betas":
-                raise ValueError("a pair of numbers cannot be searched over: set it under trial")
+            if name in ("betas", "nested"):
+                raise ValueError("a list of numbers cannot be searched over: set it under trial")
             if distribution.kind == "feasible":
                 if name != "head_dim":
                     raise ValueError("feasible is for head_dim only")
@@ -344,10 +345,11 @@ class SearchSettings(Settings):
         except ValueError as error:
             raise SettingsError(f"search: {error}") from None
         bits = trial.learned_bits
+        divided = f"bits K = {bits}{f' and nested {list(trial.nested)}' if trial.nested else ''}"
         if not allowed_head_dims(self, bits, size):
             raise SettingsError(
-                f"search.head_dim: none of {list(self.search['head_dim'].values)} divides bits K = {bits} and "
-                f"holds M = {size} codewords: one of {feasible_head_dims(bits, int(size))}"
+                f"search.head_dim: none of {list(self.search['head_dim'].values)} divides {divided} and "
+                f"holds M = {size} codewords: one of {feasible_head_dims(math.gcd(bits, *trial.nested), int(size))}"
             )
 
 
@@ -361,7 +363,7 @@ def allowed_head_dims(settings: SearchSettings, bits: int, size: int | Full) -> 
     """The head dimensions a search may draw for this K and M: the feasible ones, or those of them it lists."""
     if size == "full":
         return [bits]
-    feasible = feasible_head_dims(bits, size)
+    feasible = feasible_head_dims(math.gcd(bits, *settings.trial.nested), size)
     distribution = settings.search.get("head_dim")
     if distribution is None or distribution.kind == "feasible":
         return feasible

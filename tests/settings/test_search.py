@@ -125,7 +125,13 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible"
             ["centers/pcc", "method dtsh", "val/map"],
         ),
         ("objective: {metric: val/map_harmonic}", "objective.metric: ", ["val/map_harmonic", "validation.classes"]),
-        ("search: {betas: {choice: [[0.5, 0.999]]}}", "search.betas", ["a pair of numbers cannot be searched"]),
+        ("search: {betas: {choice: [[0.5, 0.999]]}}", "search.betas", ["a list of numbers cannot be searched"]),
+        ("search: {nested: {choice: [[16]]}}", "search.nested", ["a list of numbers cannot be searched"]),
+        (
+            "method: csq\nsearch: {learning_rate: {choice: [1, 2]}}\ntrial: {bits: 32, nested: [16]}",
+            "trial.nested: ",
+            ["method csq does not use it"],
+        ),
         ("start_from: [papr]", "start_from.0: ", ["'paper'", "got 'papr'"]),
         ("start_from: [paper, {scale: 3}]", "start_from.1.scale: ", ["not searched over", "margin"]),
         ("start_from: [{margin: 0.7}]", "start_from.0.margin: ", ["0.7", "[0.0, 0.5]"]),
@@ -430,6 +436,28 @@ def test_a_distribution_contains_what_it_can_draw(distribution, inside, outside)
 )
 def test_head_dims_that_may_be_drawn_are_feasible_and_listed(search, bits, size, allowed):
     assert allowed_head_dims(space(search=search), bits, size) == allowed
+
+
+def test_head_dimensions_that_are_drawn_divide_the_nested_lengths_too():
+    search = {"codebook_ratio": {"choice": [1, 2]}, "head_dim": {"feasible": True}}
+    made = space(trial={"bits": 64, "nested": [16, 48]}, search=search)
+    made.check_feasible(100)
+    assert allowed_head_dims(made, 64, 200) == [8, 16]
+    made = space(trial={"bits": 64, "nested": [24]}, search={"head_dim": {"choice": [16, 32]}})
+    with pytest.raises(
+        SettingsError, match=r"none of \[16, 32\] divides bits K = 64 and nested \[24\] and holds M = 200"
+    ):
+        made.check_feasible(100)
+    made = space(trial={"bits": 64, "nested": [20]}, search={"margin": {"choice": [0, 0.1]}})
+    with pytest.raises(SettingsError, match="nested 20: codes of 20 bits are no whole heads of head_dim d = 8"):
+        made.check_feasible(100)
+
+
+def test_a_search_over_methods_nests_those_that_can():
+    made = space(trial={"bits": 64, "nested": [16]}, search={"method": {"grid": ["crh", "csq"]}})
+    made.check_feasible(100)
+    lengths = [made.trial_settings({"method": method}, 0).trial.nested for method in ("crh", "csq")]
+    assert lengths == [(16,), ()]
 
 
 def test_open_bits_are_searched_with_the_head_dimensions_that_they_leave():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from sklearn.metrics import average_precision_score
 
+from benchmarks.nested import table
 from crh_tune.settings.trial import EvaluationSettings
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.evaluation import encode_share, shorter_test_maps
@@ -108,3 +112,21 @@ def test_no_nested_lengths_are_what_there_was_before():
         name: value for name, value in b.items() if not name.startswith("seconds/")
     }
     assert not any(name.startswith("val/map_") and name != "val/map_asymmetric" for name in a)
+
+
+@pytest.mark.parametrize(("below", "holds"), [(0.0, True), (0.03, False)])
+def test_the_benchmark_compares_pairs_of_seeds(below, holds):
+    """Against SciPy's paired t test."""
+    noise = np.random.default_rng(0).normal(size=(2, 6)) * 0.004
+    own, nested = 0.8 + noise[0], 0.8 + noise[1] - below
+    results = {}
+    for seed in range(6):
+        results["own-16", seed] = {"maps": {"16": own[seed]}, "seconds": 4.0}
+        results["own-32", seed] = {"maps": {"16": 0.1, "32": 0.9}, "seconds": 4.0}
+        results["nested", seed] = {"maps": {"16": nested[seed], "32": 0.9}, "seconds": 5.0}
+    lines, kept = table(results, Namespace(lengths=[16, 32], seeds=6, epochs=40, nested_epochs=None))
+    interval = scipy.stats.ttest_rel(nested, own).confidence_interval(0.95)
+    middle, half = (interval.high + interval.low) / 2, (interval.high - interval.low) / 2
+    assert lines[2] == f"| 16 | {own.mean():.4f} | {nested.mean():.4f} | {middle:+.4f} ± {half:.4f} | 0.1000 |"
+    assert lines[-1] == "6 seeds; 40 epochs in place of 80 (50%), 62% of the CPU time."
+    assert kept == holds

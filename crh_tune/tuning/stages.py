@@ -306,7 +306,7 @@ class TestStage(FixedRuns):
     def planned(self) -> Sequence[Run]:
         candidates, sign = self._confirm.candidates(), 1 if self._settings.objective.mode == "max" else -1
         self.best, self.paper = max(candidates, key=lambda candidate: sign * candidate.mean), candidates[-1]
-        self._say("retraining on all training samples, and asking the test queries once")
+        self._say("retraining on all training samples, then evaluating on the test set once")
         runs = {
             candidate.trial: self._run_of(candidate, name)
             for candidate, name in ((self.best, "final-best"), (self.paper, "final-paper"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from crh_tune.errors import counted
 from crh_tune.reporting.curves import NEAREST, Curves
 from crh_tune.reporting.search_data import PAPER, Confirmed, Evidence, SearchData, setting_text
 from crh_tune.reporting.search_figures import epochs_spent
@@ -46,7 +47,7 @@ def found(data: SearchData, curves: Sequence[Curves], gain: Gain | None) -> str:
     ten = ""
     if curves and curves[0].ranks.max() >= NEAREST:
         ten = f": of the {NEAREST} nearest items {10 * curves[0].precision(NEAREST):.1f} are right on average"
-    test = f"its mAP on test queries, which were asked once, is {data.test['winner']:.3f}{ten}"
+    test = f"its mAP on the test set, evaluated once, is {data.test['winner']:.3f}{ten}"
     return f"The winner is {name}; {test}. {_against_paper(data, gain)}"
 
 
@@ -84,7 +85,7 @@ def best_single(data: SearchData) -> str:
     value = f"{best.name} had the best single value, {best.value:.4f}"
     if again is None:
         return f"{value}; it was not confirmed yet."
-    mean = f"{again.mean:.4f} in the mean of {len(again.values)} fresh seeds"
+    mean = f"{again.mean:.4f} in the mean of {counted(len(again.values), 'fresh seed')}"
     if data.winner is None:
         return f"{value}, and {mean}."
     if best.name == data.winner:

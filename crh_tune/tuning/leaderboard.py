@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 
 from crh_tune.tuning.board import PAPER, Board, Confirmed, counts, left_line, ranked
+from crh_tune.tuning.lengths import lengths_of, verdict
 from crh_tune.tuning.pages import setting_name
 from crh_tune.tuning.record import STUDY_FILE, Outcome
 
@@ -27,6 +28,7 @@ def leaderboard(board: Board, ui: str) -> str:
     """
     parts = [
         f"**{headline(board)}**",
+        _code_length(board),
         _best_single(board),
         _registered(board),
         _table(board),
@@ -38,7 +40,8 @@ def leaderboard(board: Board, ui: str) -> str:
 
 def headline(board: Board) -> str:
     """How a search stands in a sentence, in Markdown."""
-    data = f"{board.settings.method} on {board.settings.dataset.name}, {board.settings.trial.bits} bits"
+    bits = " or ".join(map(str, board.settings.lengths or [board.settings.trial.bits]))
+    data = f"{board.settings.method} on {board.settings.dataset.name}, {bits} bits"
     confirmed = {each.trial: each for each in board.confirmed}
     if board.winner is not None and board.winner in confirmed:
         won = confirmed[board.winner]
@@ -63,6 +66,15 @@ def _beside(paper: Confirmed | None) -> str:
 
 def _mean(each: Confirmed) -> str:
     return f"{each.mean:.4f} ± {each.std:.4f}" if len(each.values) > 1 else f"{each.mean:.4f}"
+
+
+def _code_length(board: Board) -> str:
+    """Which code length is enough so far; empty where that is not asked, or no trial has ended."""
+    lengths = lengths_of(board.settings, {outcome.name: outcome for outcome in board.trials})
+    if not any(each.trials for each in lengths):
+        return ""
+    so_far = "" if board.result is not None else "So far: "
+    return escaped(f"{so_far}{verdict(lengths, str(board.settings.target))}.")
 
 
 def _best_single(board: Board) -> str:
@@ -117,7 +129,7 @@ def _is_paper(each: Outcome | Confirmed) -> bool:
 def _row(board: Board, each: Outcome | Confirmed, values: Mapping[str, float]) -> str:
     name = each.trial if isinstance(each, Confirmed) else each.name
     mark = "★" if name == board.winner else ""
-    name += ", the paper's setting" if _is_paper(each) and name != PAPER else ""
+    name += ", the paper's setting" if _is_paper(each) and not name.startswith(PAPER) else ""
     seeds = f"{values['mean']:.4f} ± {values['std']:.4f} ({values['seeds']:.0f})" if "mean" in values else ""
     numbers = [f"{values[key]:.4f}" if key in values else "" for key in ("single", "test")]
     return (

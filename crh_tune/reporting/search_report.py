@@ -177,6 +177,7 @@ def _page(data: SearchData, findings: Findings | None, why: str, output: Output)
     classes = findings.evidence.split.classes if findings else 0
     sentences = [
         summary_text.searched(data, findings.evidence if findings else None),
+        summary_text.code_length(data),
         summary_text.found(data, curves, gain if data.finished else None),
         summary_text.fails(mattered, weakest, pair, classes),
     ]
@@ -186,7 +187,7 @@ def _page(data: SearchData, findings: Findings | None, why: str, output: Output)
     needs_plotly = any(card.plotly for section in sections for card in section.cards)
     return environment.get_template(_TEMPLATE).render(
         data=data,
-        sentences=sentences,
+        sentences=list(filter(None, sentences)),
         why=why,
         sections=[section for section in sections if section.cards],
         gallery=findings.gallery if findings else None,

@@ -95,10 +95,13 @@ def train(
 ) -> None:
     """Train one setting on all training data, evaluate it on the test set once, and export it."""
     with stdout_for_json(as_json) as print_json:
+        from crh_tune.data.datasets import check_path
         from crh_tune.settings.trial import read_trial
         from crh_tune.settings.used import refuse_in_vain
 
-        refuse_in_vain(read_trial(settings.expanduser(), data), str(settings))  # before anything slow is imported
+        trial = read_trial(settings.expanduser(), data)  # before anything slow is imported
+        refuse_in_vain(trial, str(settings))
+        check_path(trial.dataset.name, trial.dataset.options)
         from crh_tune.trained import train as train_one
 
         trained = train_one(settings, data=data, to=to, say=silent if quiet else say)

@@ -17,7 +17,15 @@ from typing import Annotated, Any, NoReturn, ParamSpec
 import typer
 from pydantic_core import to_json
 
-from crh_tune.errors import INTERRUPTED_CODE, DataError, Interrupted, SearchFailed, problem
+from crh_tune.errors import (
+    INTERRUPTED_CODE,
+    UNREAD_CODE,
+    DataError,
+    Interrupted,
+    SearchFailed,
+    drop_output,
+    problem,
+)
 from crh_tune.settings.base import SettingsError
 
 DEFAULT_STORAGE = "crh_runs"
@@ -120,14 +128,22 @@ def run_command(command: Callable[[], None], name: str) -> int:
     except SearchFailed as error:
         complain(problem(name, f"failed: {error}"))
         return 1
-    except Exception as error:  # nothing of the above: where it comes from matters too
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a name that was given, wherever it went
-            complain(problem(name, f"{error.filename}: {error.strerror}"))
-            return 2
-        traceback.print_exc()
-        complain(f"{name}: failed: {type(error).__name__}: {error}")
-        return 1
+    except BrokenPipeError:
+        drop_output()
+        return UNREAD_CODE
+    except Exception as error:
+        return _unforeseen(error, name)
     return 0
+
+
+def _unforeseen(error: Exception, name: str) -> int:
+    """Say what a command failed with that it does not know; its exit code."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a name that was given, wherever it went
+        complain(problem(name, f"{error.filename}: {error.strerror}"))
+        return 2
+    traceback.print_exception(error)  # where it comes from matters too
+    complain(f"{name}: failed: {type(error).__name__}: {error}")
+    return 1
 
 
 def complain(line: str) -> None:
@@ -165,8 +181,12 @@ def stdout_for_json(as_json: bool) -> Iterator[Callable[[Any], None]]:
 
 
 def say(line: str) -> None:
-    """A line of progress."""
-    print(line, flush=True)
+    """A line of progress. Raises Interrupted where what read it has gone, so that the work ends in order."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        drop_output()
+        raise Interrupted from None
 
 
 def silent(line: str) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 INTERRUPTED_CODE = 130
 """The exit code of a command that was interrupted."""
+UNREAD_CODE = 141
+"""The exit code of a command whose output nobody reads any more (``| head``), as shells have it for other programs."""
 
 
 class DataError(ValueError):
@@ -29,6 +33,11 @@ def printable(text: str) -> str:
     """A text as one line that any terminal takes: line breaks and bytes that are no UTF-8 are written out."""
     line = text.encode(errors="backslashreplace").decode()
     return line.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def drop_output() -> None:
+    """Send to nowhere what is still printed: what read standard output has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def counted(count: int, name: str, several: str | None = None) -> str:

@@ -26,7 +26,7 @@ def last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> 
     best, paper = result.best, result.paper
     metric = "validation mAP" if settings.objective.metric == "val/map" else settings.objective.metric
     counts = sorted({len(best.values), len(paper.values)})
-    seeds = f"mean of {' and '.join(map(str, counts))} fresh seeds"
+    seeds = f"mean of {' and '.join(map(str, counts))} fresh seed{'s' * (counts != [1])}"
     lines = [
         "",
         f"best settings    {describe(best.settings, settings.search)}  ({best.trial})",

@@ -138,6 +138,7 @@ def _run(settings: SearchSettings, where: str, storage: Path, resume: Path | Non
 
     It is checked against its dataset before Ray starts, but where a cluster is to compute a frozen backbone's features.
     """
+    _check_path(settings, where)  # before anything slow is imported
     from crh_tune.export.of_search import export_search
     from crh_tune.last_lines import storage_option
     from crh_tune.tuning import study
@@ -398,6 +399,15 @@ def _check_budget(trials: int | None, hours: float | None, epochs: int | None) -
             raise SettingsError(f"{option}: expected at least 1, got {number}")
     if hours is not None and not 0 < hours < math.inf:
         raise SettingsError(f"--hours: expected more than 0, got {hours:g}")
+
+
+def _check_path(settings: SearchSettings, where: str) -> None:
+    from crh_tune.data.datasets import check_path
+
+    try:
+        check_path(settings.dataset.name, settings.dataset.options)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}") from None
 
 
 def _prepared(settings: SearchSettings, where: str, say: Say) -> Prepared:

@@ -50,12 +50,11 @@ def main() -> None:
         _wait_for(address)
         experiment = parent.info.experiment_id
         _keep("mlflow_runs.png", runs_page(address, experiment, "val/map", "max"), 1500 + _ASSISTANT, 950)
-        page = f"{address}/#/experiments/{experiment}/runs/{parent.info.run_id}?workflowType=machine_learning"
-        _keep("mlflow_search.png", page, 1300 + _ASSISTANT, 1080)
-        run = page.partition("?")[0]
-        _keep("mlflow_figures.png", f"{run}/artifacts/figures/history.png", 1300 + _ASSISTANT, 760)
+        run, mode = f"{address}/#/experiments/{experiment}/runs/{parent.info.run_id}", "?workflowType=machine_learning"
+        _keep("mlflow_search.png", f"{run}{mode}", 1300 + _ASSISTANT, 1080)
+        _keep("mlflow_figures.png", f"{run}/artifacts/figures/history.png{mode}", 1300 + _ASSISTANT, 760)
         name = client.get_experiment(experiment).name
-        _keep("mlflow_model.png", f"{address}/#/models/{name}", 1300 + _ASSISTANT, 620)
+        _keep("mlflow_model.png", f"{address}/#/models/{name}{mode}", 1300 + _ASSISTANT, 620)
     finally:
         server.terminate()
         server.wait()

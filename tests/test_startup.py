@@ -125,6 +125,14 @@ WRONG = [
     ("search", SPACE, "small_cnn", "resnet35", "trial.backbone: unknown backbone 'resnet35'"),
     ("train", TRAIN, "V1", "V9", "trial.weights: unknown weights 'IMAGENET1K_V9' of resnet34: IMAGENET1K_V1, DEFAULT"),
     ("train", TRAIN, "V1}", "V1, scale: 3}", "trial.scale: method csq does not use it"),
+    ("train", TRAIN, "photos}", "nowhere}", "nowhere: does not exist: path must be the folder that holds the dataset"),
+    (
+        "search",
+        SPACE.replace("digit_pairs", "features"),
+        "name: features",
+        "name: features, path: nowhere.npz",
+        "nowhere.npz: does not exist: path must be an .npz file, or a folder of .npy files",
+    ),
     ("report", STUDY, "row: CRH", "margin: 0.1", "cells: 0.row: is required"),
     ("search", STUDY, "kind: map", "kind: maps", "kind: input should be 'map', 'pcc'"),
 ]

@@ -8,8 +8,9 @@ from typing import Any
 
 from crh_tune.data.images import OpenStore, decoded, image_dataset
 from crh_tune.data.listing import DataError
-from crh_tune.data.options import ImageOptions, Options
+from crh_tune.data.options import FileOptions, ImageOptions, Options
 from crh_tune.data.readers import cifar, coco, digits, features, folder, lists, nabirds, stanford_cars
+from crh_tune.data.readers.files import existing_path
 from crh_tune.data.splits import Dataset
 from crh_tune.data.store.cache import Say
 
@@ -53,6 +54,13 @@ DATASETS: dict[str, Source] = {
     "digit_sets": Source(digits.DigitSetsOptions, build=digits.digit_sets),
 }
 """One row a dataset. Data at a path is of the first whose signs are there."""
+
+
+def check_path(name: str, options: Mapping[str, Any]) -> None:
+    """Raises DataError where a dataset of files has no path, or nothing is there: known before anything slow begins."""
+    chosen = DATASETS[name].options(**options)
+    if isinstance(chosen, FileOptions):
+        existing_path(chosen)
 
 
 def _silent(line: str) -> None:

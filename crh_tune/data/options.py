@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -38,6 +38,8 @@ def _rising(span: tuple[float, float] | None) -> tuple[float, float] | None:
 class FileOptions(Options):
     """What every dataset takes that is read from files."""
 
+    holds: ClassVar[str] = "the folder that holds the dataset"
+    """What ``path`` must be."""
     path: DataPath | None = None
     """The dataset's folder or file; ``--data`` sets it."""
     reference: DataPath | None = None

@@ -115,7 +115,7 @@ def _cosine_curves(evidence: Evidence, protocol: RankingProtocol, ranks: Sequenc
 def _ranked(scores: npt.NDArray[np.float32], relevant: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """``relevant`` (Q x N), each row in the order of its scores: highest first, equal ones as they stand.
 
-    Score, place and relevance of an item make one 64-bit number, because numpy sorts numbers many times as fast as places.
+    Score, place and relevance of an item make one 64-bit number: numpy sorts numbers faster than places by them.
     """
     order = (0 - scores).view(np.int32)
     keys = (order ^ ((order >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from crh_tune.errors import counted
 from crh_tune.reporting.axes import setting_axis, value_axis, valued
 from crh_tune.reporting.importance import Importance, varied
 from crh_tune.reporting.search_data import SearchData, Trial, setting_text
 from crh_tune.reporting.search_figures import banded, best_so_far, seed_band, two_most_important
+from crh_tune.reporting.search_tables import spread
 from crh_tune.reporting.style import GREEN, GREY, ORANGE, PALE, RED, STATUS_COLORS, STATUS_WORDS, metric_word
 from crh_tune.tuning.record import COMPLETE
 
@@ -43,6 +45,7 @@ def history(data: SearchData) -> go.Figure | None:
             x=[*at, trials[-1].number], y=[*values, values[-1]], mode="lines", line={"color": GREY, "shape": "hv"},
             name="best so far", hoverinfo="skip",
         )  # fmt: skip
+    labels = {False: "other finalists, fresh seeds", True: "winner, fresh seeds"}
     for each in data.confirmed:
         number = next((trial.number for trial in data.trials if trial.name == each.trial), None)
         if number is None:
@@ -51,8 +54,8 @@ def history(data: SearchData) -> go.Figure | None:
         figure.add_scatter(
             x=[number], y=[each.mean], mode="markers", error_y={"array": [float(np.nan_to_num(each.std))]},
             marker={"symbol": "diamond", "size": 13 if won else 9, "color": GREEN if won else "black"},
-            name="winner, fresh seeds" if won else "fresh seeds", showlegend=won,
-            text=[f"{_safe(each.trial)} with {len(each.values)} fresh seeds: {each.mean:.4f} ± {each.std:.4f}"],
+            showlegend=won in labels, name=labels.pop(won, ""),
+            text=[f"{_safe(each.trial)} with {counted(len(each.values), 'fresh seed')}: {spread(each)}"],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     if data.confirmed_paper is not None:

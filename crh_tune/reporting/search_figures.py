@@ -61,6 +61,7 @@ def history(data: SearchData) -> Figure | None:
     if best:
         at, values = zip(*best, strict=True)
         axes.step([*at, trials[-1].number], [*values, values[-1]], where="post", color=GREY, label="best so far")
+    labels = {False: "other finalists, fresh seeds", True: "winner, fresh seeds"}
     for each in data.confirmed:
         number = next((trial.number for trial in data.trials if trial.name == each.trial), None)
         if number is None:
@@ -69,7 +70,7 @@ def history(data: SearchData) -> Figure | None:
         axes.errorbar(
             [number], [each.mean], yerr=[0.0 if math.isnan(each.std) else each.std], fmt="D",
             color=GREEN if won else "black", markersize=8 if won else 5, capsize=4, zorder=4,
-            label="winner, fresh seeds" if won else None,
+            label=labels.pop(won, None),
         )  # fmt: skip
     paper = data.confirmed_paper
     if paper is not None:

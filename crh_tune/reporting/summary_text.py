@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from crh_tune.errors import counted
 from crh_tune.reporting.curves import NEAREST, Curves
 from crh_tune.reporting.search_data import PAPER, Confirmed, Evidence, SearchData, setting_text
 from crh_tune.reporting.search_figures import epochs_spent
@@ -93,7 +94,7 @@ def best_single(data: SearchData) -> str:
     value = f"{best.name} had the best single value, {best.value:.4f}"
     if again is None:
         return f"{value}; it was not confirmed yet."
-    mean = f"{again.mean:.4f} in the mean of {len(again.values)} fresh seeds"
+    mean = f"{again.mean:.4f} in the mean of {counted(len(again.values), 'fresh seed')}"
     if data.winner is None:
         return f"{value}, and {mean}."
     if best.name == data.winner:

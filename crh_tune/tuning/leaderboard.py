@@ -6,10 +6,12 @@ import re
 import shlex
 from collections.abc import Mapping
 
+from crh_tune.errors import counted
 from crh_tune.tuning.board import PAPER, Board, Confirmed, counts, left_line, ranked
 from crh_tune.tuning.lengths import lengths_of, verdict
 from crh_tune.tuning.pages import setting_name
 from crh_tune.tuning.record import STUDY_FILE, Outcome
+from crh_tune.tuning.results import gains
 
 _ROWS = 12
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~])")
@@ -29,13 +31,14 @@ def leaderboard(board: Board, ui: str) -> str:
     parts = [
         f"**{headline(board)}**",
         _code_length(board),
+        _gain(board),
         _best_single(board),
         _registered(board),
         _table(board),
         f"Budget: {escaped(counts(board))}. {escaped(left_line(board))}",
         _commands(board, ui),
     ]
-    return "\n\n".join(part.strip() for part in parts if part.strip())
+    return "\n\n".join(part.strip("\n") for part in parts if part.strip())
 
 
 def headline(board: Board) -> str:
@@ -77,6 +80,14 @@ def _code_length(board: Board) -> str:
     return escaped(f"{so_far}{verdict(lengths, str(board.settings.target))}.")
 
 
+def _gain(board: Board) -> str:
+    """What the winner has over the paper's setting, and whether that can be told from chance; empty before the end."""
+    if board.result is None:
+        return ""
+    said = [text for _, text in gains(board.result, board.metric, board.settings.objective.mode)]
+    return escaped(f"Gain: {'; '.join(said)}.") if said else ""
+
+
 def _best_single(board: Board) -> str:
     """Why the best single trial did or did not win; empty before the confirmation is over."""
     confirmed = {each.trial: each for each in board.confirmed}
@@ -87,7 +98,7 @@ def _best_single(board: Board) -> str:
     again = confirmed.get(best.name)
     if again is None:
         return escaped(f"{value}, but none on fresh seeds.")
-    mean = f"{_mean(again)} in the mean of {len(again.values)} fresh seeds"
+    mean = f"{_mean(again)} in the mean of {counted(len(again.values), 'fresh seed')}"
     if best.name == board.winner:
         return escaped(f"{value}, and it won: {mean}.")
     less = abs(won.mean - again.mean)
@@ -130,7 +141,7 @@ def _row(board: Board, each: Outcome | Confirmed, values: Mapping[str, float]) -
     name = each.trial if isinstance(each, Confirmed) else each.name
     mark = "★" if name == board.winner else ""
     name += ", the paper's setting" if _is_paper(each) and not name.startswith(PAPER) else ""
-    seeds = f"{values['mean']:.4f} ± {values['std']:.4f} ({values['seeds']:.0f})" if "mean" in values else ""
+    seeds = f"{_mean(each)} ({len(each.values)})" if isinstance(each, Confirmed) else ""
     numbers = [f"{values[key]:.4f}" if key in values else "" for key in ("single", "test")]
     return (
         f"| {mark} | {escaped(name)} | {_setting(board, each, escape=True)} | {numbers[0]} | {seeds} | {numbers[1]} |"
@@ -145,9 +156,10 @@ def _setting(board: Board, each: Outcome | Confirmed, escape: bool = False) -> s
 def _commands(board: Board, ui: str) -> str:
     """How to resume, export and open, to be copied."""
     storage = f"--storage {shlex.quote(str(board.folder.parent))}"
+    again = f"{storage}   # resume it" if board.result is None else f"--trials 20 {storage}   # search on"
     study = shlex.quote(str(board.folder / STUDY_FILE))
     lines = [
-        f"crh-tune search --resume {board.name} {storage}   # go on where it stopped",
+        f"crh-tune search --resume {board.name} {again}",
         f"crh-tune export {board.name} {storage}   # the winner's model, or the best so far",
         f"{ui}   # these pages",
         f"optuna-dashboard sqlite:///{study}   # Optuna's own pages",

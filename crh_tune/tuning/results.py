@@ -96,20 +96,28 @@ def checkpoint_in(folder: Path, outcome: Outcome) -> Path:
 
 
 def gain_lines(result: SearchResult, metric: str, mode: str) -> list[str]:
-    """What the winner has over the paper's setting on fresh seeds, and whether that is more than chance."""
+    """What :func:`gains` says, for the last lines of a search."""
+    return [f"{label:<17}{text}" for label, text in gains(result, metric, mode)]
+
+
+def gains(result: SearchResult, metric: str, mode: str) -> list[tuple[str, str]]:
+    """What the winner has over the paper's setting on fresh seeds, and whether that is more than chance.
+
+    Each is a label and a text; nothing where the two cannot be compared.
+    """
     gain, sign = result.gain, 1 if mode == "max" else -1
     if result.best.trial == result.paper.trial:
-        return ["no gain          nothing that was tried is better than the paper's setting, which is the winner"]
+        return [("no gain", "nothing that was tried is better than the paper's setting, which is the winner")]
     if gain is None:
         return []
     known = not math.isnan(gain.low)
     interval = (
         f"95 % interval {gain.low:+.4f} to {gain.high:+.4f}" if known else "interval unknown: one seed is too few"
     )
-    lines = [f"search gains     {gain.mean:+.4f} {metric} over the paper's setting ({interval})"]
+    found = [("search gains", f"{gain.mean:+.4f} {metric} over the paper's setting ({interval})")]
     if not clear(gain, sign):
-        lines.append("no gain          with these seeds it is not measurably better than the paper's setting")
-    return lines
+        found.append(("no gain", "with these seeds it is not measurably better than the paper's setting"))
+    return found
 
 
 def bound_lines(settings: SearchSettings, best: Candidate) -> list[str]:

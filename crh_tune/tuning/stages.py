@@ -241,7 +241,9 @@ class ConfirmStage(Stage):
     def _why_out(self, name: str, values: Sequence[float]) -> str:
         if not values:
             return f"is left out, it could not be confirmed: {self._first_error(name)}"
-        return f"drops out of the race: {statistics.fmean(values):.4f} in the mean of {len(values)} fresh seeds"
+        return (
+            f"drops out of the race: {statistics.fmean(values):.4f} in the mean of {counted(len(values), 'fresh seed')}"
+        )
 
     def _decided(self, values: race.Values) -> bool:
         """Whether no finalist is left, or one that is clearly better than the paper's setting."""
@@ -308,7 +310,7 @@ class TestStage(FixedRuns):
     def planned(self) -> Sequence[Run]:
         candidates, sign = self._confirm.candidates(), 1 if self._settings.objective.mode == "max" else -1
         self.best, self.paper = max(candidates, key=lambda candidate: sign * candidate.mean), candidates[-1]
-        self._say("retraining on all training samples, and asking the test queries once")
+        self._say("retraining on all training samples, then evaluating on the test set once")
         runs = {
             candidate.trial: self._run_of(candidate, name)
             for candidate, name in ((self.best, "final-best"), (self.paper, "final-paper"))

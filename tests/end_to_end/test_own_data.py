@@ -282,7 +282,7 @@ def test_baselines_are_runs_in_mlflow_once_also_of_a_search_killed_before_its_su
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["search", "photos"], "dataset.path is not given: --data DIR names the folder that holds the dataset"),
+        (["search", "photos"], "dataset.path is not given: --data names the folder that holds the dataset"),
         (["search", "photos", "--data", "/nowhere"], "/nowhere: does not exist: path must be the folder"),
         (["search", "features"], "dataset.path is not given: --data names an .npz file"),
         (["search", "digit_pairs", "--data", "."], "--data: dataset digit_pairs is built in, it has no files"),

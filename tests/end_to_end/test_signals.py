@@ -18,7 +18,7 @@ from benchmarks.soak import SPACE, Driver, processes_below
 
 WAITING = """
 import sys, time
-from crh_tune.command import run_command
+from crh_tune.command import run_command, say
 from crh_tune.search import interruptible_ray
 def wait():
     with interruptible_ray("crh-tune search", lambda stop: "go on so") as stop:
@@ -99,6 +99,20 @@ def test_sigterm_to_all_processes_of_a_command_with_ray_ends_it_with_one_line(tm
     assert process.wait(ENDING) == 130
     assert output.read_text().splitlines() == ["up", ORDERLY, "interrupted: go on so"]
     gone_within(30, below)
+
+
+def test_progress_that_nobody_reads_any_more_ends_a_search_in_order(tmp_path: Path):
+    """As in ``crh-tune search | head -1``."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING.replace("print(", "while True: say(").replace(", flush=True)", ")")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "up\n"
+    process.stdout.close()
+    assert process.wait(ENDING) == 130
+    assert process.stderr.read() == "interrupted: go on so\n"
 
 
 def test_a_setting_that_is_trained_ends_with_one_line(tmp_path: Path):

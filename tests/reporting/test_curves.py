@@ -12,6 +12,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from crh_tune.data.splits import Samples, Split
 from crh_tune.reporting.curves import (
+    _ranked,
     all_curves,
     center_similarity,
     class_precisions,
@@ -138,3 +139,12 @@ def test_code_statistics_are_those_of_the_unpacked_bits(bits):
 def test_similarity_of_centres_is_their_cosine():
     centers = np.where(np.random.default_rng(0).random((4, 8)) > 0.5, 1, -1).astype(np.int8)
     assert np.allclose(center_similarity(centers), cosine_similarity(centers))
+
+
+def test_ranked_is_the_stable_order_of_the_scores_with_ties_and_both_zeros():
+    draw = np.random.default_rng(0)
+    scores = draw.standard_normal((20, 301)).round(1).astype(np.float32)
+    scores[:, ::7], scores[:, 3::7] = 0.0, -0.0
+    relevant = draw.random(scores.shape) < 0.3
+    order = np.argsort(-scores, axis=1, kind="stable")
+    assert (_ranked(scores, relevant) == np.take_along_axis(relevant, order, axis=1)).all()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +214,18 @@ def test_mistakes_are_one_line(export, photos, tmp_path, capsys, monkeypatch, ar
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", ["crh_tune", "crh_tune.serving"])
+def test_an_answer_that_nobody_reads_ends_the_command_without_a_word(program, export, photos, tmp_path):
+    """As in ``crh-tune query ... | head -1``, where the reader goes first."""
+    asked = [export, export, *sorted(photos.rglob("*.png"))]
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", program, "query", *asked]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_codes_of_another_encoder_are_refused(export, photos, tmp_path, capsys):

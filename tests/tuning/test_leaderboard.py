@@ -12,13 +12,14 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from crh_tune.settings.search import SearchSettings
-from crh_tune.tuning import progress
+from crh_tune.tuning import progress, race
 from crh_tune.tuning.board import Board
 from crh_tune.tuning.leaderboard import escaped, leaderboard
 from crh_tune.tuning.live import LiveView, drawn
 from crh_tune.tuning.pages import ended_name, setting_name
 from crh_tune.tuning.progress import Lines
 from crh_tune.tuning.record import Outcome
+from crh_tune.tuning.results import Candidate, SearchResult
 
 SETTINGS = SearchSettings.model_validate(
     {
@@ -196,6 +197,27 @@ def test_one_that_dropped_out_of_the_race_does_not_win_by_a_lucky_seed():
     assert [row[1].partition(",")[0] for row in rows(leaderboard(board, "mlflow ui"))] == [
         "trial-0002", "trial-0001", "trial-0000", "trial-0003",
     ]  # fmt: skip
+
+
+def test_the_commands_are_one_block_of_code_with_a_line_each():
+    text = leaderboard(board_of(*searched()), "mlflow ui")
+    [block] = [token for token in MarkdownIt("js-default").parse(text) if token.type == "code_block"]
+    commands = [line.partition("#")[0].split() for line in block.content.splitlines()]
+    assert [words[0] for words in commands] == ["crh-tune", "crh-tune", "mlflow", "optuna-dashboard"]
+    assert commands[0] == ["crh-tune", "search", "--resume", "m-001", "--storage", "/runs"]
+
+
+def test_a_search_that_has_ended_says_what_it_gains_and_how_to_search_on():
+    board = board_of(*searched(), *confirmed(), outcome("confirm-trial-0003-seed1", 0.5, 1))
+    best, paper = (Candidate(name, {}, FRESH[name]) for name in ("trial-0002", "trial-0000"))
+    tested, gain = after_test(), race.Gain(0.08, -0.01, 0.17)
+    board.result = SearchResult("m-001", board.folder, "", best, paper, *tested, "finished", gain=gain)
+    text = leaderboard(board, "mlflow ui")
+    unescaped = text.replace("\\", "")
+    assert "Gain: +0.0800 val/map over the paper's setting (95 % interval -0.0100 to +0.1700); with these" in unescaped
+    assert "it is not measurably better" in text
+    assert "--resume m-001 --trials 20 --storage /runs" in text
+    assert rows(text)[-1][4] == "0.5000 (1)"
 
 
 def test_a_terminal_shows_what_runs_and_what_is_best():

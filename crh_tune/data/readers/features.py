@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from crh_tune.data.options import FileOptions
 from crh_tune.data.readers.files import (
     QUERIES_ALSO,
     duplicate_lines,
+    existing_path,
     no_problems,
     problem,
     read_text,
@@ -50,6 +51,7 @@ class FeaturesOptions(FileOptions):
     database_labels; or features and labels, of which queries are drawn.
     """
 
+    holds: ClassVar[str] = "an .npz file, or a folder of .npy files"
     test_fraction: float = Field(0.2, gt=0, lt=1)
     """The share of the samples that is drawn as queries, where the files name none."""
     seed: int = Field(0, ge=0)
@@ -174,9 +176,7 @@ def _features(part: FeaturePart) -> Samples:
 
 def list_features(options: FeaturesOptions) -> FeatureListing:
     """Find features and labels and check them. Raises DataError where they are not there or cannot be read."""
-    if options.path is None:
-        raise DataError("dataset.path is not given: --data names an .npz file, or a folder of .npy files")
-    source = _read(options.path)
+    source = _read(existing_path(options))
     parts = _parts(source)
     problems: list[str] = []
     labels, names = _labels(source, parts, problems)
@@ -204,8 +204,7 @@ def list_features(options: FeaturesOptions) -> FeatureListing:
 def _read(path: Path) -> _Source:
     """Raises DataError for an array that is unreadable, or holds objects."""
     if not path.is_dir() and not (path.is_file() and path.suffix.lower() == ".npz"):
-        found = "is neither" if path.exists() else "does not exist"
-        raise DataError(problem(path, f"{found}: path must be a .npz file, or a folder of .npy files"))
+        raise DataError(problem(path, f"is neither: path must be {FeaturesOptions.holds}"))
     where: str | Path = path
     arrays: dict[str, Array] = {}
     try:

@@ -18,14 +18,20 @@ QUERIES_ALSO = ("among the training samples", "in the database")
 """Where queries should not be."""
 
 
+def existing_path(options: FileOptions) -> Path:
+    """What ``path`` names. Raises DataError where it is not set, or nothing is there."""
+    if options.path is None:
+        raise DataError(f"dataset.path is not given: --data names {options.holds}")
+    if not options.path.exists():
+        raise DataError(problem(options.path, f"does not exist: path must be {options.holds}"))
+    return options.path
+
+
 def data_folder(options: FileOptions) -> Path:
     """The folder that ``path`` names. Raises DataError where it is not set, not there, or a file."""
-    if options.path is None:
-        raise DataError("dataset.path is not given: --data DIR names the folder that holds the dataset")
-    if not options.path.is_dir():
-        found = "is a file" if options.path.exists() else "does not exist"
-        raise DataError(problem(options.path, f"{found}: path must be the folder that holds the dataset"))
-    return options.path
+    if not (path := existing_path(options)).is_dir():
+        raise DataError(problem(path, f"is a file: path must be {options.holds}"))
+    return path
 
 
 def files_in(folder: Path, names: Sequence[str]) -> list[Path]:

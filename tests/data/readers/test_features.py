@@ -334,7 +334,7 @@ def test_other_paths_are_refused(tmp_path):
     for name, found in (("f.npy", "is neither"), ("none.npz", "does not exist")):
         with pytest.raises(DataError) as caught:
             list_features(FeaturesOptions(path=tmp_path / name))
-        wanted = "path must be a .npz file, or a folder of .npy files"
+        wanted = "path must be an .npz file, or a folder of .npy files"
         assert str(caught.value) == f"{tmp_path / name}: {found}: {wanted}"
     with pytest.raises(DataError, match=r"dataset.path is not given: --data"):
         list_features(FeaturesOptions())

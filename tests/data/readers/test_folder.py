@@ -255,7 +255,7 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path):
         with pytest.raises(DataError) as caught:
             listed(path)
         assert str(caught.value) == f"{path}: {found}: path must be the folder that holds the dataset"
-    with pytest.raises(DataError, match=r"dataset.path is not given: --data DIR"):
+    with pytest.raises(DataError, match=r"dataset.path is not given: --data names"):
         list_folder(FolderOptions())
 
 

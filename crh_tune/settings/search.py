@@ -24,6 +24,7 @@ from crh_tune.settings.course import (
     target_value,
 )
 from crh_tune.settings.distribution import Distribution
+from crh_tune.settings.objective import ObjectiveSettings
 from crh_tune.settings.training import (
     Full,
     Seed,
@@ -44,15 +45,6 @@ from crh_tune.settings.trial import (
 from crh_tune.settings.used import PARTS, is_given, unread
 
 Value = float | int | str
-
-
-class ObjectiveSettings(Settings):
-    """What the search optimises: a metric of the validation queries or of the centres."""
-
-    metric: Literal["val/map", "val/map_harmonic", "centers/pcc"] = "val/map"
-    """mAP of the validation queries, its harmonic mean with that of classes held out, or how well centres agree."""
-    mode: Literal["max", "min"] = "max"
-    """Whether more of it is better, or less."""
 
 
 class SearchSettings(Settings):
@@ -127,6 +119,7 @@ class SearchSettings(Settings):
         for index, start in enumerate(self.start_from):
             self._check_start(index, start)
         self._check_frozen()
+        self.objective.check_second(self.search, self.lengths, self.start_from)
         if self.target is not None:
             try:
                 target_value(self.target, self.objective.metric, self.objective.mode)

@@ -16,7 +16,7 @@ from crh_tune.settings.search import SearchSettings, drawn
 from crh_tune.tuning.earlier import EARLIER
 from crh_tune.tuning.ray_private import fill_rungs, put_in_bracket, rename_in_rungs, rungs_in_brackets
 from crh_tune.tuning.run import SEARCH, Run
-from crh_tune.tuning.searcher import trial_name
+from crh_tune.tuning.searcher import reported_by, trial_name
 
 
 class Asha(AsyncHyperBandScheduler):
@@ -173,6 +173,7 @@ def scheduler_of(settings: SearchSettings, study: optuna.Study, suffix: str = ""
     else:
         return None
     for trial in study.get_trials(deepcopy=False):
-        if trial.intermediate_values and EARLIER not in trial.user_attrs:
-            scheduler.replay(trial_name(trial.number, suffix), trial.intermediate_values)
+        values = reported_by(trial)
+        if values and EARLIER not in trial.user_attrs:
+            scheduler.replay(trial_name(trial.number, suffix), values)
     return scheduler

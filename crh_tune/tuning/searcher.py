@@ -21,6 +21,7 @@ from crh_tune.errors import counted
 from crh_tune.settings.base import SettingsError, validated
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import TrialSettings
+from crh_tune.tuning.front import values_of
 from crh_tune.tuning.lengths import next_length, of_length, reaching, suffix_of
 from crh_tune.tuning.optuna_private import taken_up
 from crh_tune.tuning.progress import Say
@@ -32,6 +33,8 @@ SETTINGS = "settings"
 """User attribute: the resolved settings of the trial, as plain values."""
 METRICS = "metrics"
 """User attribute: the metrics of the trial's last evaluation."""
+VALUES = "values"
+"""User attribute of a trial with two objectives: the first one by epoch, which Optuna keeps of a single one only."""
 
 _TRIES = 20
 """How often the sampler may propose what was tried before something new is drawn at random."""
@@ -40,6 +43,12 @@ _TRIES = 20
 def trial_name(number: int, suffix: str = "") -> str:
     """The name of an Optuna trial in Ray Tune, MLflow and on disk; ``suffix`` tells the studies of a search apart."""
     return f"trial{suffix}-{number:04d}"
+
+
+def reported_by(trial: FrozenTrial) -> dict[int, float]:
+    """What a trial has reported of the first objective, by epoch."""
+    kept = trial.user_attrs.get(VALUES, {})
+    return trial.intermediate_values or {int(epoch): value for epoch, value in kept.items()}
 
 
 def begun_trials(folder: Path, settings: SearchSettings) -> list[tuple[str, FrozenTrial]]:
@@ -77,7 +86,7 @@ class OptunaSearcher:
         self._metric, self._fingerprint = settings.objective.metric, fingerprint
         begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
         self._again = [taken_up(study, t) for t in begun if t.state == TrialState.RUNNING]
-        self._reported = {(self._name(t.number), epoch) for t in begun for epoch in t.intermediate_values}
+        self._reported = {(self._name(t.number), epoch) for t in begun for epoch in reported_by(t)}
         """What the study was told: to ask it takes longer than to tell it."""
         tried = [t.user_attrs[SETTINGS] for t in begun if SETTINGS in t.user_attrs]
         self._tried = {same(content) for content in tried}
@@ -184,7 +193,10 @@ class OptunaSearcher:
         trial, value, epoch = self._running.get(name), metrics.get(self._metric), int(metrics["epoch"])
         if trial is None or value is None or not math.isfinite(value) or (name, epoch) in self._reported:
             return
-        trial.report(value, epoch)
+        if self._settings.objective.also is None:
+            trial.report(value, epoch)
+        else:
+            trial.set_user_attr(VALUES, {**trial.user_attrs.get(VALUES, {}), str(epoch): value})
         self._reported.add((name, epoch))
 
     def tell(self, outcome: Outcome) -> None:
@@ -193,15 +205,15 @@ class OptunaSearcher:
         if trial is None:
             return
         self._again = [other for other in self._again if other is not trial]
-        value = outcome.metrics.get(self._metric)
+        values = values_of(self._settings, outcome)
         if outcome.metrics:
             trial.set_user_attr(METRICS, outcome.metrics)
-        if outcome.status not in (COMPLETE, PRUNED) or value is None or not math.isfinite(value):
-            self.study.tell(trial, state=TrialState.FAIL)
-        elif outcome.status == COMPLETE:
-            self.study.tell(trial, value)
-        else:
+        if outcome.status == COMPLETE and all(map(math.isfinite, values)):
+            self.study.tell(trial, values)
+        elif outcome.status == PRUNED and math.isfinite(values[0]):
             self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self.study.tell(trial, state=TrialState.FAIL)
 
 
 class LengthSearcher:

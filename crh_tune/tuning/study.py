@@ -35,6 +35,7 @@ from crh_tune.tuning.earlier import known_before, tell_earlier
 from crh_tune.tuning.engine import drive
 from crh_tune.tuning.events import OUT_OF_TIME, Place
 from crh_tune.tuning.feature_pass import open_on_cluster
+from crh_tune.tuning.front import front_of
 from crh_tune.tuning.lengths import check_lengths, lengths_of, reaching, suffix_of
 from crh_tune.tuning.pages import STAGE_TAG, champion_note, origin, parent_metrics, search_params, tag_winner
 from crh_tune.tuning.pictures import Draw, Picture, Pictures, Reference
@@ -299,6 +300,7 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
         baselines=baselines,
         gain=confirm.gain(test.best),
         lengths=lengths_of(settings, search.outcomes),
+        front=front_of(settings, search.outcomes.values()),
         experiment_id=place.tracker.experiment_id,
     )
     write_record(place.folder / SUMMARY_FILE, result)
@@ -359,7 +361,7 @@ def _open_study(settings: SearchSettings, place: Place, suffix: str) -> optuna.S
     study = optuna.create_study(
         study_name=f"{place.search_id}{suffix}",
         storage=f"sqlite:///{place.folder / STUDY_FILE}",
-        direction="maximize" if settings.objective.mode == "max" else "minimize",
+        directions=settings.objective.directions,
         load_if_exists=True,
     )
     seed = int(np.random.SeedSequence((settings.seed, len(study.trials))).generate_state(1)[0])

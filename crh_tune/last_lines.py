@@ -34,6 +34,7 @@ def last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> 
         f"{paper.mean:.4f} ± {paper.std:.4f} ({seeds})",
         *gain_lines(result, metric, settings.objective.mode),
         *length_lines(settings, result),
+        *front_lines(settings, result),
         *target_lines(settings, result),
         *bound_lines(settings, best),
         *_what_all_layers_changed(best, metric),
@@ -59,6 +60,15 @@ def length_lines(settings: SearchSettings, result: SearchResult) -> list[str]:
     if not result.lengths:
         return []
     return [f"code length      {verdict(result.lengths, str(settings.target))}"]
+
+
+def front_lines(settings: SearchSettings, result: SearchResult) -> list[str]:
+    """The front of two objectives, a line each trial on it."""
+    return [
+        f"{'front' if place == 0 else '':<17}{point.told(settings)}: {describe(point.settings, settings.search)} "
+        f"({point.trial}, one run)"
+        for place, point in enumerate(result.front)
+    ]
 
 
 def target_lines(settings: SearchSettings, result: SearchResult) -> list[str]:

@@ -31,6 +31,7 @@ from crh_tune.training.evaluation import encode_share, gather_codes
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.opening import restored
 from crh_tune.training.workers import Workers
+from crh_tune.tuning.front import Point, front_of
 from crh_tune.tuning.lengths import Length, contest, lengths_of
 from crh_tune.tuning.progress import told
 from crh_tune.tuning.record import (
@@ -49,7 +50,7 @@ from crh_tune.tuning.record import (
 )
 from crh_tune.tuning.results import Baseline, read_result
 from crh_tune.tuning.run import RUNS_FOLDER
-from crh_tune.tuning.searcher import SETTINGS, begun_trials
+from crh_tune.tuning.searcher import SETTINGS, begun_trials, reported_by
 
 RUNNING = "running"
 PAPER, WINNER = "the paper's setting", "winner"
@@ -129,6 +130,7 @@ class SearchData:
         splits: the fingerprint of the split of each stage.
         unseen: by label (winner, the paper's setting, or the best trial so far) every metric on classes held out, in
             the mean over fresh seeds where there are any; empty where none are held out.
+        front: the trials on the front of two objectives, where there are two.
         lengths: what is known of each code length, where the smallest is searched for.
     """
 
@@ -151,6 +153,7 @@ class SearchData:
     splits: Mapping[str, str]
     unseen: Mapping[str, Mapping[str, float]]
     lengths: Sequence[Length] = ()
+    front: Sequence[Point] = ()
 
     @property
     def sign(self) -> int:
@@ -246,7 +249,7 @@ def read_search(folder: Path) -> SearchData:
         folder.name, folder, settings, ended, finished, settings.objective.metric, settings.objective.mode,
         settings.trials, epochs, settings.scheduler.rungs(epochs), trials, confirmed, winner, test, baselines, series,
         read_record(dict[str, str], splits) if splits.exists() else {}, _on_unseen(outcomes, shown),
-        lengths_of(settings, trials_of(outcomes)),
+        lengths_of(settings, trials_of(outcomes)), front_of(settings, trials_of(outcomes).values()),
     )  # fmt: skip
 
 
@@ -319,7 +322,7 @@ def _trials(folder: Path, settings: SearchSettings, outcomes: Mapping[str, Outco
             continue  # a proposal of what was tried before
         outcome = outcomes.get(name)
         status = outcome.status if outcome else RUNNING
-        values = {int(epoch): float(value) for epoch, value in frozen.intermediate_values.items()}
+        values = {int(epoch): float(value) for epoch, value in reported_by(frozen).items()}
         setting = setting_of(frozen.user_attrs[SETTINGS], list(settings.search))
         start = frozen.user_attrs.get("start", "drawn")
         error, is_rival = outcome.error if outcome else "", not settings.lengths or name in rivals

@@ -203,7 +203,14 @@ def _leaderboard(data: SearchData, curves: Sequence[Curves], output: Output) -> 
         f"Judged by {metric_word(data.metric)} on held-out queries: the mean over fresh seeds (how many stands in "
         f"brackets) decides, the value of a single trial is partly luck. {asked}"
     )
-    return output.table("leaderboard", "", text, search_tables.leaderboard(data, curves))
+    return [
+        *output.table("leaderboard", "", text, search_tables.leaderboard(data, curves)),
+        *output.table(
+            "front", "The front of both objectives",
+            "No other trial is better in one and as good in the other. Each value is that of one run, so partly luck; "
+            "finalists are the best in the first objective.",
+            search_tables.front(data)),
+    ]  # fmt: skip
 
 
 def _mattered(data: SearchData, found: Sequence[Importance], output: Output) -> list[Card]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from crh_tune.errors import counted
 from crh_tune.tuning.board import PAPER, Board, Confirmed, counts, left_line, ranked
+from crh_tune.tuning.front import front_of
 from crh_tune.tuning.lengths import lengths_of, verdict
 from crh_tune.tuning.pages import setting_name
 from crh_tune.tuning.record import STUDY_FILE, Outcome
@@ -35,6 +36,7 @@ def leaderboard(board: Board, ui: str) -> str:
         _best_single(board),
         _registered(board),
         _table(board),
+        _front(board),
         f"Budget: {escaped(counts(board))}. {escaped(left_line(board))}",
         _commands(board, ui),
     ]
@@ -69,6 +71,17 @@ def _beside(paper: Confirmed | None) -> str:
 
 def _mean(each: Confirmed) -> str:
     return f"{each.mean:.4f} ± {each.std:.4f}" if len(each.values) > 1 else f"{each.mean:.4f}"
+
+
+def _front(board: Board) -> str:
+    """The trials on the front of two objectives, a line each; empty with one objective, and before there are any."""
+    points = front_of(board.settings, board.trials)
+    lines = [
+        f"- {escaped(point.told(board.settings))}: {escaped(point.trial)}, "
+        f"{escaped(setting_name(point.settings, board.settings.search, board.classes))}"
+        for point in points
+    ]
+    return "\n".join(["Front, of single runs:", "", *lines]) if lines else ""
 
 
 def _code_length(board: Board) -> str:

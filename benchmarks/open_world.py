@@ -50,7 +50,7 @@ from crh_tune.training.evaluation import encode_share
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import Workers
 
-ROWS = ("float_cosine", "pca_itq", "crh+16", "crh", "crh+24", "crh+32", "crh_u", "orthohash")
+ROWS = ("crh", "crh+16", "crh+24", "crh+32", "crh_u", "orthohash", "pca_itq", "float_cosine")
 ENROLLING = ("crh", "crh+24", "crh+12")
 """Rows whose held-out classes are enrolled as well: two are enough."""
 PLACE_TITLES: dict[Place, str] = {

@@ -51,7 +51,7 @@ def main() -> None:
         experiment = parent.info.experiment_id
         _keep("mlflow_runs.png", runs_page(address, experiment, "val/map", "max"), 1500 + _ASSISTANT, 950)
         run, mode = f"{address}/#/experiments/{experiment}/runs/{parent.info.run_id}", "?workflowType=machine_learning"
-        _keep("mlflow_search.png", f"{run}{mode}", 1300 + _ASSISTANT, 1080)
+        _keep("mlflow_search.png", f"{run}{mode}", 1560 + _ASSISTANT, 1080)
         _keep("mlflow_figures.png", f"{run}/artifacts/figures/history.png{mode}", 1300 + _ASSISTANT, 760)
         name = client.get_experiment(experiment).name
         _keep("mlflow_model.png", f"{address}/#/models/{name}{mode}", 1300 + _ASSISTANT, 620)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from crh_tune.data.datasets import DATASETS
 from crh_tune.data.listing import Listing
 from crh_tune.data.readers.files import QUERIES_ALSO, counted, duplicate_lines, plain_line, problem, span_line, twins
 from crh_tune.data.splits import none_answered, unanswered_queries
+from crh_tune.data.store.cache import progress_bar
 from crh_tune.data.store.decode import MEGAPIXELS, BadImage, Span, deep_span, joined, open_image
 from crh_tune.data.store.stored import Array
 
@@ -105,7 +105,11 @@ def _check_files(listing: Listing, megapixels: float, lines: list[tuple[str, str
     paths = sorted({path for part in given.values() for path in part.paths})
     with ThreadPoolExecutor() as pool:
         looks = pool.map(lambda path: _look(listing.root / path, megapixels), paths)
-        found = dict(zip(paths, tqdm(looks, total=len(paths)), strict=True))
+        with progress_bar(len(paths)) as bar:
+            found = {}
+            for path, image in zip(paths, looks, strict=True):
+                found[path] = image
+                bar.update()
     readable = [image.size for image in found.values() if not image.error]
     lines.append(("sizes", _sizes(readable)))
     span = span_line(joined(image.span for image in found.values()))

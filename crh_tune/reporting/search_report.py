@@ -198,7 +198,7 @@ def _page(data: SearchData, findings: Findings | None, why: str, output: Output)
 
 
 def _leaderboard(data: SearchData, curves: Sequence[Curves], output: Output) -> list[Card]:
-    asked = "Test queries were asked once, after the decision." if data.finished else "Nothing is tested yet."
+    asked = "The test set was evaluated once, after the decision." if data.finished else "Nothing is tested yet."
     text = (
         f"Judged by {metric_word(data.metric)} on held-out queries: the mean over fresh seeds (how many stands in "
         f"brackets) decides, the value of a single trial is partly luck. {asked}"

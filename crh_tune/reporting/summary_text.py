@@ -56,7 +56,7 @@ def found(data: SearchData, curves: Sequence[Curves], gain: Gain | None) -> str:
     ten = ""
     if curves and curves[0].ranks.max() >= NEAREST:
         ten = f": of the {NEAREST} nearest items {10 * curves[0].precision(NEAREST):.1f} are right on average"
-    test = f"its mAP on test queries, which were asked once, is {data.test['winner']:.3f}{ten}"
+    test = f"its mAP on the test set, evaluated once, is {data.test['winner']:.3f}{ten}"
     return f"The winner is {name}; {test}. {_against_paper(data, gain)}"
 
 

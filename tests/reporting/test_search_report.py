@@ -57,7 +57,7 @@ def test_the_page_says_what_won_and_by_how_much(finished, searches):
     data = read_search(searches / "made-001")
     assert page.count('<div class="summary">') == 1
     assert "The search tried 14 settings of crh on features features.npz (4 classes, 128 training samples)" in page
-    assert "(trial-0001); its mAP on test queries, which were asked once, is " in page
+    assert "(trial-0001); its mAP on the test set, evaluated once, is " in page
     assert f"{data.test['winner']:.4f}" in page
     assert "0.8000 ± 0.0141 (2)" in page
     assert "trial-0000 had the best single value, 0.9000, and did not win: it is worth 0.7000" in page

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
@@ -182,6 +183,11 @@ def _span_block(source: ImageSource) -> Span | None:
     return joined(source.deep_span(row) for row in range(len(source.names)))
 
 
+def progress_bar(total: int, initial: int = 0) -> tqdm[Any]:
+    """A bar of how many images are done, on standard error: in a log, where it cannot move, anew every ten seconds."""
+    return tqdm(total=total, initial=initial, unit=" images", mininterval=0.1 if sys.stderr.isatty() else 10)
+
+
 def usable_cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -263,7 +269,7 @@ def _build(source: ImageSource, size: int, folder: Path, digests: Bytes, say: Sa
         parts = [each.within(span) for each in parts]
     with (
         (part / _PROGRESS).open("a", encoding="utf-8") as progress,
-        tqdm(total=count, initial=count - _size(left, count), unit=" images") as bar,
+        progress_bar(count, count - _size(left, count)) as bar,
     ):
         tasks = [(parts[block], size, digests[_slice(block)], part, block) for block in left]
         for entry in _in_processes(_decode_block, tasks):

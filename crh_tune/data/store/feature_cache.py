@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from crh_tune.data.store.cache import (
     UNREAD,
@@ -30,6 +29,7 @@ from crh_tune.data.store.cache import (
     content_digests,
     disk_errors,
     locked,
+    progress_bar,
     read_again,
     usable_cores,
 )
@@ -229,7 +229,7 @@ def _compute(
     with (
         (store.folder / _ROWS).open("r+b") as file,
         (store.folder / _BLOCKS).open("ab") as lines,
-        tqdm(total=sum(store.lacks(keys[row], recipe.mirrored) for row in rows), unit=" images") as bar,
+        progress_bar(sum(store.lacks(keys[row], recipe.mirrored) for row in rows)) as bar,
     ):
         for start in range(0, len(rows), BLOCK):
             block = [next(images) for _ in rows[start : start + BLOCK]]

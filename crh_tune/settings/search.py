@@ -25,6 +25,7 @@ from crh_tune.settings.course import (
     target_value,
 )
 from crh_tune.settings.distribution import Distribution
+from crh_tune.settings.objective import ObjectiveSettings
 from crh_tune.settings.training import (
     Full,
     Seed,
@@ -45,15 +46,6 @@ from crh_tune.settings.trial import (
 from crh_tune.settings.used import PARTS, is_given, unread
 
 Value = float | int | str
-
-
-class ObjectiveSettings(Settings):
-    """What the search optimises: a metric of the validation queries or of the centres."""
-
-    metric: Literal["val/map", "val/map_harmonic", "centers/pcc"] = "val/map"
-    """mAP of the validation queries, its harmonic mean with that of classes held out, or how well centres agree."""
-    mode: Literal["max", "min"] = "max"
-    """Whether more of it is better, or less."""
 
 
 class SearchSettings(Settings):
@@ -128,6 +120,7 @@ class SearchSettings(Settings):
         for index, start in enumerate(self.start_from):
             self._check_start(index, start)
         self._check_frozen()
+        self.objective.check_second(self.search, self.lengths, self.start_from)
         if self.target is not None:
             try:
                 target_value(self.target, self.objective.metric, self.objective.mode)
@@ -196,6 +189,8 @@ class SearchSettings(Settings):
                 if name != "head_dim":
                     raise ValueError("feasible is for head_dim only")
                 return
+            if distribution.kind == "smallest" and name != "bits":
+                raise ValueError("smallest is for bits only")
             for value in distribution.values:
                 self._check_value(name, value)
             if distribution.kind in ("uniform", "log_uniform") and _is_whole(name):
@@ -227,6 +222,8 @@ class SearchSettings(Settings):
             if name not in self.search:
                 raise ValueError(f"{where}: not searched over: one of {', '.join(self.search)}")
             distribution = self.search[name]
+            if distribution.kind == "smallest":
+                raise ValueError(f"{where}: which length is tried is not drawn: leave it out")
             if distribution.kind != "feasible" and not distribution.contains(value):
                 raise ValueError(f"{where}: {value!r} is not in {distribution.model_dump()}")
             try:
@@ -242,6 +239,26 @@ class SearchSettings(Settings):
             return False
         enough = target_value(self.target, self.objective.metric, self.objective.mode)
         return value >= enough if self.objective.mode == "max" else value <= enough
+
+    @property
+    def lengths(self) -> list[int]:
+        """The code lengths, ascending, of which the smallest that reaches the target is wanted; empty where none is."""
+        bits = self.search.get("bits")
+        return sorted(bits.values) if bits is not None and bits.kind == "smallest" else []
+
+    @property
+    def most_lengths(self) -> int:
+        """How many of the lengths are tried at most: each that is tried rules out half of those left."""
+        return len(self.lengths).bit_length()
+
+    def at_length(self, bits: int) -> Self:
+        """The search among the settings of one of the lengths, with an equal share of the trials."""
+        changed = {
+            "search": {name: each for name, each in self.search.items() if name != "bits"},
+            "trial": self.trial.model_copy(update={"bits": bits}),
+            "budget": self.budget.model_copy(update={"trials": self.budget.trials // self.most_lengths}),
+        }
+        return self.model_copy(update=changed)
 
     @property
     def is_grid(self) -> bool:

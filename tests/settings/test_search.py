@@ -42,7 +42,7 @@ def complaint(path: Path, text: str) -> str:
     return line.removeprefix(f"{path}: ")
 
 
-KINDS = "choice, grid, uniform, log_uniform, int, feasible"
+KINDS = "choice, grid, uniform, log_uniform, int, feasible, smallest"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,17 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible"
         ("search: {update_interval: {int: [1.5, 3]}}", "search.update_interval: ", ["whole numbers", "[1.5, 3]"]),
         ("search: {update_interval: {int: [0, 3]}}", "search.update_interval: ", ["got 0"]),
         ("search: {update_interval: {uniform: [1, 10]}}", "search.update_interval: ", ["uniform"]),
+        ("search: {bits: {smallest: [16, 32, 16]}}", "search.bits: ", ["smallest names a value twice"]),
+        ("search: {bits: {smallest: [16]}}", "search.bits: ", ["two code lengths or more, got [16]"]),
+        ("search: {bits: {smallest: [1, 16]}}", "search.bits: ", ["got 1"]),
+        ("search: {bits: {smallest: 16}}", "search.bits: ", ["a list of code lengths", "got 16"]),
+        ("search: {margin: {smallest: [0.1, 0.2]}}", "search.margin: ", ["smallest is for bits only"]),
+        ("search: {margin: {grid: [0, 1]}, bits: {smallest: [16, 32]}}", "search: ", ["grid cannot be mixed"]),
+        (
+            "search: {bits: {smallest: [16, 32]}}\nstart_from: [{bits: 16}]",
+            "start_from.0.bits: ",
+            ["not drawn: leave it out"],
+        ),
         ("search: {bits: {log_uniform: [16, 64]}}", "search.bits: ", ["log_uniform"]),
         ("search: {quantization_weight: {uniform: [-1, 1]}}", "search.quantization_weight: ", ["got -1"]),
         ("search: {quantization_weight: {choice: [0.1, -1]}}", "search.quantization_weight: ", ["got -1"]),
@@ -145,6 +156,20 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible"
         ("target: val/map <= 0.5", "target: ", ["val/map >="]),
         ("target: val/map >= 1.2.3", "target: ", ["a number"]),
         ("target: test/map >= 0.8", "target: ", ["of the test queries", "never asks", "val/map >= 0.8"]),
+        ("objective: [val/map]", "objective: ", ["such as [val/map, bits]", "got ['val/map']"]),
+        ("objective: [val/map, test/map]", "objective.also: ", ["'bits' or 'val/map_asymmetric'", "got 'test/map'"]),
+        ("objective: [bits, val/map]", "objective.metric: ", ["'val/map'", "got 'bits'"]),
+        ("objective: [val/map, bits]", "", ["objective: bits are the same in all trials: search over bits"]),
+        (
+            "objective: [val/map, bits]\nsearch: {bits: {smallest: [16, 32]}}",
+            "objective: ",
+            ["smallest: leave the second out"],
+        ),
+        (
+            "objective: [val/map, val/map_asymmetric]\nstart_from: [paper, earlier]",
+            "start_from: ",
+            ["leave earlier out"],
+        ),
         ("objective: {metric: test/map}", "objective.metric: ", ["'val/map'", "got 'test/map'"]),
         ("objective: {mode: best}", "objective.mode: ", ["'max' or 'min'", "got 'best'"]),
         ("budget: {trials: 0}", "budget.trials: ", ["greater than or equal to 1", "got 0"]),
@@ -193,6 +218,7 @@ def test_what_has_no_default_is_required(tmp_path, missing):
             "head_dim",
             ["[8]", "M = 800", "[16]"],
         ),
+        ({"search": {"bits": {"smallest": [6, 64]}}}, "bits", ["2^K = 64", "K = 6"]),
         ({"trial": {"bits": 6}}, "bits", ["2^K = 64", "K = 6"]),
         (
             {"trial": {"bits": 16, "head_dim": 8}, "search": {"codebook_ratio": {"choice": [2, 8]}}},

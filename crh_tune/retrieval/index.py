@@ -21,8 +21,8 @@ from crh_tune.retrieval.packing import Packed, distinct_codes, wide_words
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
 _QUERIES = 256
-_CODES_PER_THREAD = 2**15
-"""Fewer are searched by one thread: starting another would take longer."""
+_PAIRS_PER_THREAD = 2**22
+"""Of queries and codes: fewer are compared by one thread, since starting another would take longer."""
 _PARTS = ("codes", "rows", "ends", "labels", "items", "form")
 _PIECE = 2**20
 
@@ -211,7 +211,8 @@ class Index:
             index_kernels.least_cost(*asked, *stored, first, last, buffer, costs, rows)
             heaps.append((costs, rows))
 
-        in_parts(part, self.distinct, min(usable_threads(), 1 + self.distinct // _CODES_PER_THREAD), per_thread=1)
+        threads = 1 + len(queries) * self.distinct // _PAIRS_PER_THREAD
+        in_parts(part, self.distinct, min(usable_threads(), threads), per_thread=1)
         costs, rows = (np.concatenate(column, axis=1) for column in zip(*heaps, strict=True))
         order = np.lexsort((rows, costs))[:, :count]
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(costs, order, axis=1)

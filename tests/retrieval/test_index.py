@@ -91,7 +91,7 @@ def test_it_is_brute_force_in_ten_thousand_cases(**case):
 
 @pytest.mark.parametrize(("bits", "distinct"), [(64, 30_000), (64, 700), (16, 30_000), (96, 30_000)])
 def test_many_codes_in_several_blocks_and_threads(monkeypatch, bits, distinct):
-    monkeypatch.setattr(module, "_CODES_PER_THREAD", 1000)
+    monkeypatch.setattr(module, "_PAIRS_PER_THREAD", 1000)
     monkeypatch.setattr(module, "_QUERIES", 3)
     monkeypatch.setattr(module, "usable_threads", lambda: 3)
     generator = np.random.default_rng(bits)

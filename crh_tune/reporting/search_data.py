@@ -33,6 +33,7 @@ from crh_tune.training.loop import TrainingRun
 from crh_tune.training.opening import restored
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.progress import told
+from crh_tune.tuning.race import Gain
 from crh_tune.tuning.record import (
     COMPLETE,
     FAILED,
@@ -126,6 +127,7 @@ class SearchData:
         splits: the fingerprint of the split of each stage.
         unseen: by label (winner, the paper's setting, or the best trial so far) every metric on classes held out, in
             the mean over fresh seeds where there are any; empty where none are held out.
+        gain: what the winner has over the paper's setting on fresh seeds; None before the end, or where it is unknown.
     """
 
     name: str
@@ -146,6 +148,7 @@ class SearchData:
     series: Mapping[str, Series]
     splits: Mapping[str, str]
     unseen: Mapping[str, Mapping[str, float]]
+    gain: Gain | None
 
     @property
     def sign(self) -> int:
@@ -222,8 +225,10 @@ def read_search(folder: Path) -> SearchData:
     confirmed = _confirmed(settings, outcomes, trials, series)
     winner, test = None, dict[str, float]()
     baselines: Sequence[Baseline] = ()
+    gain = None
     if finished:
         result = read_result(folder)
+        gain = result.gain
         winner, baselines, ended = result.best.trial, result.baselines, result.ended
         test = {"winner": result.best_test.metrics["test/map"], "paper": result.paper_test.metrics["test/map"]}
         confirmed.sort(key=lambda each: (each.trial != winner, -len(each.values)))  # equal ones stay best mean first
@@ -240,7 +245,7 @@ def read_search(folder: Path) -> SearchData:
     return SearchData(
         folder.name, folder, settings, ended, finished, settings.objective.metric, settings.objective.mode,
         settings.trials, epochs, settings.scheduler.rungs(epochs), trials, confirmed, winner, test, baselines, series,
-        read_record(dict[str, str], splits) if splits.exists() else {}, _on_unseen(outcomes, shown),
+        read_record(dict[str, str], splits) if splits.exists() else {}, _on_unseen(outcomes, shown), gain,
     )  # fmt: skip
 
 

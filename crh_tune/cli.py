@@ -103,12 +103,15 @@ def train(
         refuse_in_vain(trial, str(settings))
         check_path(trial.dataset.name, trial.dataset.options)
         from crh_tune.trained import train as train_one
+        from crh_tune.training.evaluation import shorter_test_maps
 
         trained = train_one(settings, data=data, to=to, say=silent if quiet else say)
         if as_json:
             print_json(trained)
         else:
             print(f"test mAP     {trained.metrics['test/map']:.6f}")
+            for bits, value in shorter_test_maps(trained.metrics).items():
+                print(f"at {bits} bits".ljust(13) + f"{value:.6f}")
             print(f"exported to  {trained.exported_to}")
 
 

@@ -38,11 +38,15 @@ def encode(
     export: Export,
     source: Annotated[Path, typer.Argument(help="Folder of photos, text file with a path a line, .npy or .npz.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The codes.")] = Path("codes.npz"),
+    bits: Annotated[
+        int | None,
+        typer.Option(help="A shorter length that it was trained for (trial.nested).", show_default="the whole codes"),
+    ] = None,
 ) -> None:
     """Encode photos or an array; the same command goes on where it was interrupted."""
     from crh_tune.serving import commands
 
-    commands.encode(export, source, output)
+    commands.encode(export, source, output, bits)
 
 
 def enroll(

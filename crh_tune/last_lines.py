@@ -10,8 +10,10 @@ from pathlib import Path
 from crh_tune.command import DEFAULT_STORAGE
 from crh_tune.export.bundle import on_unseen_classes
 from crh_tune.settings.search import SearchSettings
+from crh_tune.training.evaluation import shorter_test_maps
 from crh_tune.tuning.address import UI_PORT, pages_at, runs_page, ui_command
 from crh_tune.tuning.champion import CHAMPION
+from crh_tune.tuning.lengths import verdict
 from crh_tune.tuning.progress import describe
 from crh_tune.tuning.record import STUDY_FILE
 from crh_tune.tuning.results import Candidate, SearchResult, baseline_lines, bound_lines, gain_lines
@@ -22,7 +24,7 @@ CLUSTER_FILE = "ray_bootstrap_config.yaml"
 
 def last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> list[str]:
     """What was found, where it is, and how to look at it; ``target`` is the export's folder."""
-    best, paper = result.best, result.paper
+    best, paper, tested = result.best, result.paper, result.best_test.metrics
     metric = "validation mAP" if settings.objective.metric == "val/map" else settings.objective.metric
     counts = sorted({len(best.values), len(paper.values)})
     seeds = f"mean of {' and '.join(map(str, counts))} fresh seed{'s' * (counts != [1])}"
@@ -32,12 +34,14 @@ def last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> 
         f"{metric:<17}{best.mean:.4f} ± {best.std:.4f}, the paper's setting "
         f"{paper.mean:.4f} ± {paper.std:.4f} ({seeds})",
         *gain_lines(result, metric, settings.objective.mode),
+        *length_lines(settings, result),
+        *front_lines(settings, result),
         *target_lines(settings, result),
         *bound_lines(settings, best),
         *_what_all_layers_changed(best, metric),
-        f"test mAP         {result.best_test.metrics['test/map']:.4f}, the paper's setting "
-        f"{result.paper_test.metrics['test/map']:.4f}",
-        *_on_unseen_classes(result.best_test.metrics),
+        f"test mAP         {tested['test/map']:.4f}, the paper's setting {result.paper_test.metrics['test/map']:.4f}",
+        *(f"at {bits} bits".ljust(17) + f"{value:.4f}" for bits, value in shorter_test_maps(tested).items()),
+        *_on_unseen_classes(tested),
         *baseline_lines(result.baselines),
         f"exported to      {_near(target)}",
         f"registered as    models:/{settings.name}@{CHAMPION} in MLflow",
@@ -52,6 +56,22 @@ def last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> 
     return [*lines, *_pages(settings, result), result.ended]
 
 
+def length_lines(settings: SearchSettings, result: SearchResult) -> list[str]:
+    """Which code length is enough, where the smallest that reaches the target was searched for."""
+    if not result.lengths:
+        return []
+    return [f"code length      {verdict(result.lengths, str(settings.target))}"]
+
+
+def front_lines(settings: SearchSettings, result: SearchResult) -> list[str]:
+    """The front of two objectives, a line each trial on it."""
+    return [
+        f"{'front' if place == 0 else '':<17}{point.told(settings)}: {describe(point.settings, settings.search)} "
+        f"({point.trial}, one run)"
+        for place, point in enumerate(result.front)
+    ]
+
+
 def target_lines(settings: SearchSettings, result: SearchResult) -> list[str]:
     """Whether the winner's mean over fresh seeds is what the search's target asks for; if not, how to search on."""
     if settings.target is None:
@@ -59,7 +79,10 @@ def target_lines(settings: SearchSettings, result: SearchResult) -> list[str]:
     reached = f"reached with {result.best.mean:.4f} on average over fresh seeds"
     if not settings.reaches_target(result.best.mean):
         option = storage_option(result.folder.parent)
-        reached = f"not {reached}: crh-tune search --resume {result.search_id} --trials 20{option} searches on"
+        go_on = f"crh-tune search --resume {result.search_id} --trials 20{option} searches on"
+        if result.lengths:
+            go_on = "a longer code may be needed"
+        reached = f"not {reached}: {go_on}"
     return [f"target           {settings.target}: {reached}"]
 
 

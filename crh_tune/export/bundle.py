@@ -30,6 +30,7 @@ from crh_tune.hashing.codebook import Codebook
 from crh_tune.hashing.network import FrozenHashNetwork, HashNetwork
 from crh_tune.retrieval.index import Index
 from crh_tune.retrieval.packing import Packed, pack_codes
+from crh_tune.serving.encoder import want_length
 from crh_tune.serving.enrolment import write_codebook
 from crh_tune.serving.index import About, write_index
 from crh_tune.serving.index import load_index as read_index
@@ -51,7 +52,8 @@ _FILES = 256
 class Encoder:
     """A trained hash network that turns inputs into packed codes. ``shape`` is that of one input.
 
-    ``fit`` says how an image file becomes an input, as it did in training.
+    Codes are the first ``bits`` bits of the network's. ``fit`` says how an image file becomes an input, as it did in
+    training.
     """
 
     network: HashNetwork | FrozenHashNetwork
@@ -64,13 +66,16 @@ class Encoder:
     """What became 0 and 255 in grey training images of more than 8 bits."""
     megapixels: float = MEGAPIXELS
     """How many million pixels an image file may have: ``dataset.max_megapixels``."""
+    nested: tuple[int, ...] = ()
+    """The shorter lengths that it was trained for: the first so many bits of a code are one."""
 
     def encode(self, inputs: Inputs) -> Packed:
         """Packed codes (N x W machine words) of N inputs: uint8 images N x C x H x W, or features N x D.
 
         Raises ValueError when the inputs are not of the encoder's shape.
         """
-        return pack_codes(encode_share(self.network, self._samples(inputs), Workers(device=self.device)).cpu().numpy())
+        codes = encode_share(self.network, self._samples(inputs), Workers(device=self.device))
+        return pack_codes(codes[:, : self.bits].cpu().numpy())
 
     def outputs(self, inputs: Inputs) -> npt.NDArray[np.float32]:
         """Real outputs u, N x K, of N inputs as in :meth:`encode`: their signs are the codes.
@@ -78,7 +83,7 @@ class Encoder:
         ``index.search(encoder.outputs(inputs), 10)`` ranks by u . b, which is finer than Hamming distance.
         """
         outputs = outputs_share(self.network, self._samples(inputs), Workers(device=self.device))
-        values: npt.NDArray[np.float32] = outputs.cpu().numpy()
+        values: npt.NDArray[np.float32] = outputs[:, : self.bits].cpu().numpy()
         return values
 
     def _samples(self, inputs: Inputs) -> Samples:
@@ -126,7 +131,7 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
     encoded = [pack_codes(encode_share(network, part, workers).cpu().numpy()) for part in (*database, split.queries)]
     root = run.settings.dataset.options.get("path")
     index = Index(np.concatenate(encoded[:-1]), labels, items)
-    write_index(folder, index, About(name, root and str(root), names))
+    write_index(folder, index, About(name, root and str(root), names, run.trial.bits))
     write_reach(folder, Reach.of(index.search(encoded[-1], 1)[1]))
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
@@ -153,12 +158,30 @@ def encoder_name(weights: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_encoder(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
-    """Read an exported encoder, to encode on a device. Raises SettingsError, naming the file, when it is broken."""
-    header, network = read_encoder(Path(folder) / ENCODER_FILE)
-    device = torch.device(device)
-    names, span, megapixels = header.class_names, header.span, header.megapixels
-    return Encoder(network.to(device).eval(), header.inputs, header.bits, names, device, header.fit, span, megapixels)
+def load_encoder(folder: str | Path, device: str | torch.device = "cpu", bits: int | None = None) -> Encoder:
+    """Read an exported encoder, to encode on a device.
+
+    ``bits``: a shorter length that was trained with it (``trial.nested``), whose codes are the first bits of the whole.
+
+    Raises SettingsError, naming the file, when it is broken, or has no codes of this length.
+    """
+    path, device = Path(folder) / ENCODER_FILE, torch.device(device)
+    header, network = read_encoder(path)
+    try:
+        length = header.bits if bits is None else want_length(bits, (*header.nested, header.bits))
+    except ValueError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    return Encoder(
+        network.to(device).eval(),
+        header.inputs,
+        length,
+        header.class_names,
+        device,
+        header.fit,
+        header.span,
+        header.megapixels,
+        header.nested,
+    )
 
 
 def load_index(folder: str | Path) -> Index:
@@ -198,6 +221,8 @@ def _in_symbols(settings: TrialSettings) -> str:
     told = ", ".join(f"{name} = {value}" for name, value in values if value is not None)
     if trial.open_bits:
         told += f", of which {trial.open_bits} bits are open (fitted to the inputs, not trained)"
+    if trial.nested:
+        told += f", whose first {' and first '.join(map(str, trial.nested))} bits are codes of their own"
     rounds = "" if trial.reassignment == "none" else f" after {trial.early_epochs} epochs"
     return f"{told}{rounds}"
 

@@ -48,6 +48,7 @@ class EncoderHeader(BaseModel):
     hash_layer: HashLayer
     class_names: tuple[str, ...]
     open_bits: int = Field(0, ge=0)
+    nested: tuple[int, ...] = ()
     span: Span | None = None
     megapixels: float = MEGAPIXELS
     pretrained: FrozenBackbone | None = None
@@ -78,6 +79,7 @@ def write_encoder(path: Path, run: TrainingRun, network: HashNetwork) -> Mapping
         hash_layer=run.trial.hash_layer or "linear",
         class_names=run.split.class_names,
         open_bits=run.trial.open_bits,
+        nested=run.trial.nested,
         span=getattr(run.split.train.inputs, "span", None) or options.get("range"),
         megapixels=options.get("max_megapixels", MEGAPIXELS),
     )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
-
-import optuna
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
 
 from crh_tune.data.splits import Stage
 from crh_tune.export.onnx_file import export_run
@@ -16,10 +13,10 @@ from crh_tune.settings.trial import TrialSettings
 from crh_tune.training.checkpoints import newest
 from crh_tune.training.opening import restored
 from crh_tune.training.workers import Workers
-from crh_tune.tuning.record import STUDY_FILE, SUMMARY_FILE
+from crh_tune.tuning.lengths import contest
+from crh_tune.tuning.record import COMPLETE, STUDY_FILE, SUMMARY_FILE, Outcome, read_outcomes, read_settings, trials_of
 from crh_tune.tuning.results import Candidate, SearchResult, card_lines, checkpoint_in, read_result
 from crh_tune.tuning.run import RUNS_FOLDER
-from crh_tune.tuning.searcher import METRICS, SETTINGS, trial_name
 
 
 def export_search(search: Path, target: Path) -> None:
@@ -34,19 +31,27 @@ def export_search(search: Path, target: Path) -> None:
         return
     if not (search / STUDY_FILE).exists():
         raise SettingsError(f"{search}: no search here (there is no {SUMMARY_FILE} and no {STUDY_FILE})")
-    study = optuna.load_study(study_name=search.name, storage=f"sqlite:///{search / STUDY_FILE}")
-    own = [trial for trial in study.get_trials(states=(TrialState.COMPLETE,)) if SETTINGS in trial.user_attrs]
-    if not own:
-        raise SettingsError(f"{search}: no trial has finished yet")
-    sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
-    best = max(own, key=lambda trial: sign * (trial.value or 0.0))
-    checkpoint = newest(search / RUNS_FOLDER / trial_name(best.number))
+    best = _best_so_far(search)
+    checkpoint = newest(search / RUNS_FOLDER / best.name)
     if checkpoint is None:
-        raise SettingsError(f"{search}: the checkpoint of {trial_name(best.number)} is gone")
-    lines = [
-        f"The best trial so far ({trial_name(best.number)}) of an unfinished search: neither confirmed nor tested."
+        raise SettingsError(f"{search}: the checkpoint of {best.name} is gone")
+    lines = [f"The best trial so far ({best.name}) of an unfinished search: neither confirmed nor tested."]
+    _export(best.settings, "search", checkpoint, best.metrics, lines, target)
+
+
+def _best_so_far(search: Path) -> Outcome:
+    """The best complete trial of those that finalists are taken from. Raises SettingsError where there is none."""
+    settings = read_settings(search)
+    metric, sign = settings.objective.metric, 1 if settings.objective.mode == "max" else -1
+    trials = trials_of(read_outcomes(search))
+    ended = [
+        each
+        for each in contest(settings, trials)[1].values()
+        if each.status == COMPLETE and math.isfinite(each.metrics.get(metric, math.nan))
     ]
-    _export(best.user_attrs[SETTINGS], "search", checkpoint, best.user_attrs[METRICS], lines, target)
+    if not ended:
+        raise SettingsError(f"{search}: no trial has finished yet")
+    return max(ended, key=lambda each: sign * each.metrics[metric])
 
 
 def _export(

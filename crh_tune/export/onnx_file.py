@@ -101,8 +101,8 @@ def compare(encoder: Encoder, folder: Path, inputs: Array) -> tuple[float, int, 
 
 def _notes(encoder: Encoder, dtype: np.dtype[Any]) -> Mapping[str, str]:
     content = {
-        "format": FORMAT, "bits": encoder.bits, "shape": list(encoder.shape), "dtype": dtype.name,
-        "class_names": list(encoder.class_names), "fit": asdict(encoder.fit), "span": encoder.span,
+        "format": FORMAT, "bits": encoder.bits, "nested": list(encoder.nested), "shape": list(encoder.shape),
+        "dtype": dtype.name, "class_names": list(encoder.class_names), "fit": asdict(encoder.fit), "span": encoder.span,
         "megapixels": encoder.megapixels,
         "encoder": encoder_name(encoder.network.state_dict()),
     }  # fmt: skip

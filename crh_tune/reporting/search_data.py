@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import optuna
 import torch
 from optuna.trial import TrialState
 
@@ -32,6 +31,8 @@ from crh_tune.training.evaluation import encode_share, gather_codes
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.opening import restored
 from crh_tune.training.workers import Workers
+from crh_tune.tuning.front import Point, front_of
+from crh_tune.tuning.lengths import Length, contest, lengths_of
 from crh_tune.tuning.progress import told
 from crh_tune.tuning.race import Gain
 from crh_tune.tuning.record import (
@@ -46,10 +47,11 @@ from crh_tune.tuning.record import (
     read_outcomes,
     read_record,
     read_settings,
+    trials_of,
 )
 from crh_tune.tuning.results import Baseline, read_result
 from crh_tune.tuning.run import RUNS_FOLDER
-from crh_tune.tuning.searcher import SETTINGS, trial_name
+from crh_tune.tuning.searcher import SETTINGS, begun_trials, reported_by
 
 RUNNING = "running"
 PAPER, WINNER = "the paper's setting", "winner"
@@ -66,6 +68,7 @@ class Trial:
     """One trial of the search: its setting by the paper's symbols, and the searched metric by epoch.
 
     ``status`` is complete, pruned, failed or running. ``value`` is the metric at its last evaluation, None without any.
+    ``is_rival`` tells those that finalists are taken from: all but where the smallest code length is searched for.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Trial:
     setting: Mapping[str, Value]
     values: Mapping[int, float]
     error: str = ""
+    is_rival: bool = True
 
     @property
     def value(self) -> float | None:
@@ -128,6 +132,8 @@ class SearchData:
         unseen: by label (winner, the paper's setting, or the best trial so far) every metric on classes held out, in
             the mean over fresh seeds where there are any; empty where none are held out.
         gain: what the winner has over the paper's setting on fresh seeds; None before the end, or where it is unknown.
+        front: the trials on the front of two objectives, where there are two.
+        lengths: what is known of each code length, where the smallest is searched for.
     """
 
     name: str
@@ -149,6 +155,8 @@ class SearchData:
     splits: Mapping[str, str]
     unseen: Mapping[str, Mapping[str, float]]
     gain: Gain | None
+    lengths: Sequence[Length] = ()
+    front: Sequence[Point] = ()
 
     @property
     def sign(self) -> int:
@@ -168,12 +176,12 @@ class SearchData:
 
     @property
     def complete(self) -> list[Trial]:
-        """The trials that came to their end, best first."""
+        """The trials that came to their end, those that finalists are taken from before others, best first."""
         return _best_complete(self.trials, self.sign)
 
     @property
     def paper_trial(self) -> Trial | None:
-        return next((trial for trial in self.trials if trial.start == "paper"), None)
+        return _paper_of(self.trials)
 
     def confirmed_of(self, trial: str | None) -> Confirmed | None:
         return next((each for each in self.confirmed if each.trial == trial), None)
@@ -238,20 +246,21 @@ def read_search(folder: Path) -> SearchData:
         }
     else:
         ended = _how_far(settings, trials, confirmed)
-        best = _best_complete(trials, 1 if settings.objective.mode == "max" else -1)
-        shown = {BEST_SO_FAR: [each.name for each in best[:1]], PAPER: [t.name for t in trials if t.start == "paper"]}
+        paper, best = _paper_of(trials), _best_complete(trials, 1 if settings.objective.mode == "max" else -1)
+        shown = {BEST_SO_FAR: [each.name for each in best[:1]], PAPER: [paper.name] if paper else []}
     epochs = max(drawn(settings, "epochs"))
     splits = folder / SPLITS_FILE
     return SearchData(
         folder.name, folder, settings, ended, finished, settings.objective.metric, settings.objective.mode,
         settings.trials, epochs, settings.scheduler.rungs(epochs), trials, confirmed, winner, test, baselines, series,
         read_record(dict[str, str], splits) if splits.exists() else {}, _on_unseen(outcomes, shown), gain,
+        lengths_of(settings, trials_of(outcomes)), front_of(settings, trials_of(outcomes).values()),
     )  # fmt: skip
 
 
 def _best_complete(trials: Sequence[Trial], sign: int) -> list[Trial]:
     ended = [trial for trial in trials if trial.status == COMPLETE and trial.value is not None]
-    return sorted(ended, key=lambda trial: -sign * (trial.value or 0.0))
+    return sorted(ended, key=lambda trial: (not trial.is_rival, -sign * trial.known))
 
 
 def _runs_of(trial: str, outcomes: Mapping[str, Outcome]) -> list[str]:
@@ -311,19 +320,24 @@ def _trials(folder: Path, settings: SearchSettings, outcomes: Mapping[str, Outco
     """All trials that have a setting, those under way included, in the order they were begun."""
     if not (folder / STUDY_FILE).exists():
         return []
-    study = optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / STUDY_FILE}")
     found = []
-    for frozen in study.get_trials(deepcopy=False):
-        name = trial_name(frozen.number)
+    rivals = contest(settings, trials_of(outcomes))[1]
+    for number, (name, frozen) in enumerate(begun_trials(folder, settings)):
         if SETTINGS not in frozen.user_attrs or (frozen.state == TrialState.FAIL and name not in outcomes):
             continue  # a proposal of what was tried before
         outcome = outcomes.get(name)
         status = outcome.status if outcome else RUNNING
-        values = {int(epoch): float(value) for epoch, value in frozen.intermediate_values.items()}
+        values = {int(epoch): float(value) for epoch, value in reported_by(frozen).items()}
         setting = setting_of(frozen.user_attrs[SETTINGS], list(settings.search))
         start = frozen.user_attrs.get("start", "drawn")
-        found.append(Trial(name, frozen.number, status, start, setting, values, outcome.error if outcome else ""))
+        error, is_rival = outcome.error if outcome else "", not settings.lengths or name in rivals
+        found.append(Trial(name, number, status, start, setting, values, error, is_rival))
     return found
+
+
+def _paper_of(trials: Sequence[Trial]) -> Trial | None:
+    """The trial that ran the paper's setting, of those that finalists are taken from."""
+    return next((trial for trial in trials if trial.start == "paper" and trial.is_rival), None)
 
 
 def _confirmed(
@@ -335,14 +349,15 @@ def _confirmed(
     for name, outcome in outcomes.items():
         if name.startswith("confirm-") and outcome.status == COMPLETE and metric in outcome.metrics:
             runs.setdefault(_confirmed_trial(name), []).append(outcome)
-    paper = next((trial.name for trial in trials if trial.start == "paper"), "paper")
+    ran = _paper_of(trials)
+    paper = ran.name if ran else "paper"  # and behind it the code length, where there are several
     found = [
         Confirmed(
             trial,
             setting_of(mine[0].settings, list(settings.search)),
             [run.metrics[metric] for run in mine],
             [dict(series.get(run.name, {}).get(metric, {})) for run in mine],
-            trial == paper,
+            trial.startswith(paper),
         )
         for trial, mine in runs.items()
     ]

@@ -177,6 +177,7 @@ def _page(data: SearchData, findings: Findings | None, why: str, output: Output)
     classes = findings.evidence.split.classes if findings else 0
     sentences = [
         summary_text.searched(data, findings.evidence if findings else None),
+        summary_text.code_length(data),
         summary_text.found(data, curves, gain if data.finished else None),
         summary_text.fails(mattered, weakest, pair, classes),
     ]
@@ -186,7 +187,7 @@ def _page(data: SearchData, findings: Findings | None, why: str, output: Output)
     needs_plotly = any(card.plotly for section in sections for card in section.cards)
     return environment.get_template(_TEMPLATE).render(
         data=data,
-        sentences=sentences,
+        sentences=list(filter(None, sentences)),
         why=why,
         sections=[section for section in sections if section.cards],
         gallery=findings.gallery if findings else None,
@@ -202,7 +203,14 @@ def _leaderboard(data: SearchData, curves: Sequence[Curves], output: Output) -> 
         f"Judged by {metric_word(data.metric)} on held-out queries: the mean over fresh seeds (their number is in "
         f"brackets) decides, the value of a single trial is partly luck. {asked}"
     )
-    return output.table("leaderboard", "", text, search_tables.leaderboard(data, curves))
+    return [
+        *output.table("leaderboard", "", text, search_tables.leaderboard(data, curves)),
+        *output.table(
+            "front", "The front of both objectives",
+            "No other trial is better in one and as good in the other. Each value is that of one run, so partly luck; "
+            "finalists are the best in the first objective.",
+            search_tables.front(data)),
+    ]  # fmt: skip
 
 
 def _mattered(data: SearchData, found: Sequence[Importance], output: Output) -> list[Card]:

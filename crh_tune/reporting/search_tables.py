@@ -57,6 +57,19 @@ def leaderboard(data: SearchData, curves: Sequence[Curves]) -> pd.DataFrame:
     return table
 
 
+def front(data: SearchData) -> pd.DataFrame:
+    """The trials on the front of two objectives, best in the first one first; empty with one objective."""
+    also, settings = str(data.settings.objective.also), {trial.name: trial.setting for trial in data.trials}
+    rows = [
+        {
+            "trial": point.trial, data.metric: _fixed(point.value), also: short(point.also),
+            **_cells(data, settings[point.trial]),
+        }
+        for point in data.front
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def _ten(curves: Curves) -> int:
     return min(NEAREST, int(curves.ranks.max()))
 

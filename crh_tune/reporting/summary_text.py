@@ -11,6 +11,7 @@ from crh_tune.reporting.search_data import PAPER, Confirmed, Evidence, SearchDat
 from crh_tune.reporting.search_figures import epochs_spent
 from crh_tune.reporting.style import metric_word
 from crh_tune.retrieval.baselines import Gain
+from crh_tune.tuning.lengths import verdict
 
 
 def searched(data: SearchData, evidence: Evidence | None) -> str:
@@ -22,10 +23,18 @@ def searched(data: SearchData, evidence: Evidence | None) -> str:
         f" ({evidence.split.classes} classes, {len(evidence.split.train):,} training samples)"
     )  # fmt: skip
     count = f"{begun} settings" if data.finished else f"{ended} of {data.planned} settings so far"
+    length = f"{trial.bits} bits ({-(-trial.bits // 8)} bytes)"
+    if settings.lengths:
+        length = f"as few bits as reach {settings.target}"
     return (
         f"The search tried {count} of {settings.method} on {data.dataset}{size}: how best to turn each item "
-        f"into a code of {trial.bits} bits ({-(-trial.bits // 8)} bytes), so that items of one class get similar codes."
+        f"into a code of {length}, so that items of one class get similar codes."
     )
+
+
+def code_length(data: SearchData) -> str:
+    """Which code length is enough, in a sentence; empty where the smallest was not searched for."""
+    return f"{verdict(data.lengths, str(data.settings.target))}." if data.lengths else ""
 
 
 def found(data: SearchData, curves: Sequence[Curves], gain: Gain | None) -> str:

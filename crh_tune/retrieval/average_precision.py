@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crh_tune.compiled import in_parts
-from crh_tune.retrieval.packing import Packed, wide_words
+from crh_tune.retrieval.packing import Packed, first_bits, wide_words
 
 Ties = Literal["expected", "stable", "shuffle"]
 Denominator = Literal["retrieved", "achievable", "relevant"]
@@ -61,6 +61,10 @@ class LabelledCodes:
 
     def __len__(self) -> int:
         return len(self.words)
+
+    def first_bits(self, bits: int) -> LabelledCodes:
+        """The same items with the first ``bits`` bits of their codes."""
+        return LabelledCodes(first_bits(self.words, bits), self.labels, bits)
 
 
 def relevance(queries: npt.NDArray[Any], database: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

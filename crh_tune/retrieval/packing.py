@@ -21,7 +21,20 @@ def pack_codes(codes: npt.NDArray[Any]) -> Packed:
     codes = np.asarray(codes)
     if codes.dtype.kind == "u":
         raise ValueError(f"codes are boolean or have a sign, got {codes.dtype}: use codes.astype(bool) for 0 and 1")
-    packed = np.packbits(codes if codes.dtype == bool else codes >= 0, axis=1, bitorder="little")
+    return _as_words(np.packbits(codes if codes.dtype == bool else codes >= 0, axis=1, bitorder="little"))
+
+
+def first_bits(packed: Packed, bits: int) -> Packed:
+    """Of N packed codes the first ``bits`` bits, packed as codes of that length are."""
+    size = -(-bits // 8)
+    kept = np.ascontiguousarray(packed).view(np.uint8)[:, :size]
+    if bits % 8:
+        kept = kept & np.array([255] * (size - 1) + [2 ** (bits % 8) - 1], dtype=np.uint8)
+    return _as_words(kept)
+
+
+def _as_words(packed: npt.NDArray[np.uint8]) -> Packed:
+    """N x B bytes as the smallest machine words that hold them, filled up with zeros."""
     width = packed.shape[1]
     size = next((size for size in (1, 2, 4) if width <= size), 8)
     padded = np.zeros((len(packed), -(-width // size) * size), dtype=np.uint8)

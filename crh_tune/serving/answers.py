@@ -77,12 +77,17 @@ def open_answers(export: Path, index: Path | None = None) -> Answers:
 
     Raises DataError where one of them is missing or broken, or they do not belong together.
     """
-    encoder, (found, about) = load_encoder(export), open_index(index or export)
-    want_own(encoder, about.encoder or encoder.name, index or export)
+    whole, (found, about) = load_encoder(export), open_index(index or export)
+    want_own(whole, about.encoder or whole.name, index or export)
+    try:
+        encoder = whole.of_bits(about.bits or whole.bits)
+    except ValueError as error:
+        raise DataError(f"{index or export}: {error}") from None
     if (found.empty.dtype, found.empty.shape) != (encoder.empty.dtype, encoder.empty.shape):
         raise DataError(f"{index or export}: codes of another length than this export's {encoder.bits} bits")
     names = about.class_names or encoder.class_names
-    return Answers(encoder, found, replace(about, class_names=names), load_reach(export))
+    reach = load_reach(export) if encoder.bits == whole.bits else None  # which was measured with whole codes
+    return Answers(encoder, found, replace(about, class_names=names), reach)
 
 
 def want_own(encoder: Encoder, name: str, path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from crh_tune.data.store.decode import IMAGE_SUFFIXES, BadImage
 from crh_tune.errors import DataError, counted, printable
 from crh_tune.ground import check_archive, first_line, write_whole
-from crh_tune.retrieval.packing import Packed, pack_codes
+from crh_tune.retrieval.packing import Packed, first_bits, pack_codes
 from crh_tune.serving.encoder import Array, Encoder
 from crh_tune.serving.session import usable_cores
 
@@ -130,20 +130,21 @@ def _array(path: Path) -> Source:
 
 
 def encode_source(encoder: Encoder, source: Source, target: Path, say: Say) -> Codes:
-    """Encode a source and write ``target``; what an interrupted call had done is not done again.
+    """Encode a source and write ``target``; what an interrupted call had done is not done again, at any length.
 
     Raises DataError where nothing can be read, inputs do not fit the encoder, or the file cannot be written.
     """
 
+    whole = encoder.of_bits(encoder.lengths[-1])
+
     def codes(inputs: Array) -> Array:
-        return encoder.encode(inputs).view(np.uint8)
+        return whole.encode(inputs).view(np.uint8)
 
     partial = target.with_name(f"{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        empty = encoder.empty
-        found = described(encoder, source, codes, empty.shape[1] * empty.itemsize, partial, say)
-        words = found.bytes.view(empty.dtype)
+        found = described(whole, source, codes, whole.empty.shape[1] * whole.empty.itemsize, partial, say)
+        words = first_bits(found.bytes, encoder.bits)
         items = np.array([int(source.items[i]) if source.array is not None else source.items[i] for i in found.rows])
         labels = np.array([source.labels[row] for row in found.rows])
         result = Codes(words, labels, items, encoder.name, encoder.bits, str(source.root), found.unreadable)

@@ -34,9 +34,12 @@ _BITS = "bits: how many bits of the codes differ, 0 is nearest"
 _SCORE = "score: the query's outputs, added where the stored bit has their sign, else taken away: highest is nearest"
 
 
-def encode(export: Path, source: Path, output: Path = Path("codes.npz")) -> None:
-    """Encode a folder of photos, a list of files, or an array; the same command goes on where it was interrupted."""
-    encoder = load_encoder(export)
+def encode(export: Path, source: Path, output: Path = Path("codes.npz"), bits: int | None = None) -> None:
+    """Encode a folder of photos, a list of files, or an array; the same command goes on where it was interrupted.
+
+    ``bits``: a shorter length that the encoder was trained for (``trial.nested``).
+    """
+    encoder = load_encoder(export, bits=bits)
     codes = encode_source(encoder, find_source(source.expanduser()), output, _say)
     _list_unreadable(codes, output)
     _say(f"{len(codes.words):,} codes of {codes.bits} bits written to {output}")
@@ -74,7 +77,7 @@ def index(export: Path, codes: Sequence[Path], output: Path = Path("index"), enr
     want_own(encoder, found.encoder, codes[0])
     words = open_enrolment(export, encoder).stored(found, enrolled) if is_enrolling(export) else found.words
     try:
-        write_index(output, Index(words, found.labels, found.items), About(encoder.name, found.root))
+        write_index(output, Index(words, found.labels, found.items), About(encoder.name, found.root, bits=found.bits))
     except OSError as error:
         raise DataError(f"{output}: cannot be written: {error.strerror}") from None
     _say(f"{counted(len(found.words), 'item')} indexed in {output}")
@@ -199,6 +202,7 @@ def add_commands(commands: Any) -> None:
 
     of_encode = command(encode, "encode")
     of_encode.add_argument("source", type=Path, help="folder of photos, text file of paths, .npy or .npz")
+    of_encode.add_argument("--bits", type=int, help="a shorter length that it was trained for (trial.nested)")
     of_encode.add_argument("-o", "--output", type=Path, default=Path("codes.npz"), help="file of the codes")
     of_enroll = command(enroll, "enroll")
     of_enroll.add_argument("source", type=Path, nargs="?", help="folder of class folders of photos, list, or .npz")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from crh_tune.data.store.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, Span, decode
 from crh_tune.errors import DataError
 from crh_tune.ground import first_line
-from crh_tune.retrieval.packing import Packed, pack_codes
+from crh_tune.retrieval.packing import Packed, first_bits, pack_codes
 from crh_tune.serving.session import open_session
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class Encoder:
     """A trained hash network under onnxruntime. ``shape`` and ``dtype`` are those of one input.
 
     ``fit``, ``span`` and ``megapixels`` say how an image file becomes an input, as it did in training. ``name`` is a
-    digest of the weights: codes of encoders of other names are not to be compared.
+    digest of the weights: codes of encoders of other names are not to be compared. ``lengths`` are those that codes can
+    have, the network's own last; ``bits``, one of them, is the one that they have: the first so many bits.
     """
 
     session: onnxruntime.InferenceSession
@@ -48,6 +49,7 @@ class Encoder:
     bits: int
     class_names: tuple[str, ...]
     name: str
+    lengths: tuple[int, ...]
     fit: Fit = STRETCHED
     span: Span | None = None
     megapixels: float = MEGAPIXELS
@@ -56,6 +58,10 @@ class Encoder:
     def empty(self) -> Packed:
         """No codes: 0 x W words of the type that codes have."""
         return pack_codes(np.zeros((0, self.bits), dtype=bool))
+
+    def of_bits(self, bits: int) -> Encoder:
+        """The same with codes of another of its ``lengths``. Raises ValueError for any other."""
+        return replace(self, bits=want_length(bits, self.lengths))
 
     def outputs(self, inputs: Array) -> npt.NDArray[np.float32]:
         """u of N inputs, N x K: the sign is the bit, the size says how sure it is. Raises ValueError as ``encode``."""
@@ -109,30 +115,39 @@ class Encoder:
             raise ValueError(f"inputs of shape N x {wanted} expected, got {inputs.shape}")
         if not np.can_cast(inputs.dtype, self.dtype, "same_kind"):
             raise ValueError(f"inputs of type {self.dtype} expected, got {inputs.dtype}")
-        empty = self.empty
-        us, words = [np.zeros((0, self.bits), dtype=np.float32)], [empty]
+        us, words = [np.zeros((0, self.bits), dtype=np.float32)], [self.empty]
         size = max(1, min(BATCH, _BATCH_BYTES // max(1, math.prod(self.shape) * self.dtype.itemsize)))
         for start in range(0, len(inputs), size):
             batch = np.ascontiguousarray(inputs[start : start + size], dtype=self.dtype)
             u, codes = self._checked(self.session.run(OUTPUTS, {INPUT: batch}), len(batch))
-            us.append(u)
-            words.append(codes.view(empty.dtype))
+            us.append(u[:, : self.bits])
+            words.append(first_bits(codes, self.bits))
         return np.concatenate(us), np.concatenate(words)
 
     def _checked(self, found: Sequence[Any], count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         """Raises DataError where the file's network gives something else than outputs and their codes."""
-        u, codes = (np.asarray(each) for each in found)
-        sound = u.shape == (count, self.bits) and u.dtype == np.float32 and np.isfinite(u).all()
+        (u, codes), bits = (np.asarray(each) for each in found), self.lengths[-1]
+        sound = u.shape == (count, bits) and u.dtype == np.float32 and np.isfinite(u).all()
         expected = pack_codes(u) if sound else None
         if expected is None or codes.dtype != np.uint8 or not np.array_equal(codes, expected.view(np.uint8)):
-            raise DataError(f"{ONNX_FILE} gives no {self.bits} outputs with their codes: export the encoder again")
+            raise DataError(f"{ONNX_FILE} gives no {bits} outputs with their codes: export the encoder again")
         return u, codes
 
 
-def load_encoder(folder: str | Path, threads: int | None = None) -> Encoder:
+def want_length(bits: int, lengths: Sequence[int]) -> int:
+    """The same number. Raises ValueError where codes cannot have this length."""
+    if bits not in lengths:
+        known = " or ".join(map(str, lengths))
+        raise ValueError(f"no codes of {bits} bits: this encoder was trained for {known} bits (trial.nested)")
+    return bits
+
+
+def load_encoder(folder: str | Path, threads: int | None = None, bits: int | None = None) -> Encoder:
     """Read ``encoder.onnx`` of an exported folder; ``threads``: in place of all cores.
 
-    Raises DataError, naming the file, when it is missing or broken.
+    ``bits``: a shorter length that was trained with it (``trial.nested``), whose codes are the first bits of the whole.
+
+    Raises DataError, naming the file, when it is missing or broken, or has no codes of this length.
     """
     path = Path(folder) / ONNX_FILE
     try:
@@ -142,13 +157,17 @@ def load_encoder(folder: str | Path, threads: int | None = None) -> Encoder:
         if _ELSEWHERE in model:
             raise ValueError("its weights lie in other files")
         session = open_session(model, threads)
-        return _encoder(session, json.loads(session.get_modelmeta().custom_metadata_map[NOTES]))
+        whole = _encoder(session, json.loads(session.get_modelmeta().custom_metadata_map[NOTES]))
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file: crh-tune export SEARCH writes it") from None
     except KeyError as error:
         raise DataError(f"{path}: not an encoder of crh-tune export: {error} is missing") from None
     except Exception as error:  # whatever onnxruntime raises on what is no model
         raise DataError(f"{path}: not a readable encoder: {first_line(error)[:300]}") from None
+    try:
+        return whole if bits is None else whole.of_bits(bits)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def _encoder(session: onnxruntime.InferenceSession, notes: dict[str, Any]) -> Encoder:
@@ -156,9 +175,12 @@ def _encoder(session: onnxruntime.InferenceSession, notes: dict[str, Any]) -> En
     if notes["format"] != FORMAT:
         raise ValueError(f"format {notes['format']!r}, this version reads {FORMAT}: export it again")
     bits, shape, names = notes["bits"], tuple(notes["shape"]), tuple(notes["class_names"])
-    numbers = (bits, *shape)
+    lengths = (*notes.get("nested", ()), bits)
+    numbers = (*lengths, *shape)
     if not all(type(number) is int and 0 < number <= 2**24 for number in numbers) or math.prod(shape) > 2**28:
         raise ValueError(f"{bits!r} bits of inputs of shape {shape}")
+    if list(lengths) != sorted(set(lengths)):
+        raise ValueError(f"codes of {lengths} bits")
     if not all(isinstance(text, str) for text in (*names, notes["encoder"])):
         raise ValueError("names that are no text")
     dtype, span, fit = np.dtype(notes["dtype"]), notes["span"], Fit(notes["fit"]["crop"], notes["fit"]["interpolation"])
@@ -176,6 +198,7 @@ def _encoder(session: onnxruntime.InferenceSession, notes: dict[str, Any]) -> En
         bits,
         names,
         notes["encoder"],
+        lengths,
         fit,
         None if span is None else (float(span[0]), float(span[1])),
     )

@@ -108,17 +108,17 @@ class Enrolment:
     def stored(self, codes: Codes, place: Place) -> Packed:
         """The packed codes of N items as an index is to have them: those of enrolled classes at their place.
 
-        At a codeword open bits stay each photo's own; the middle has open bits too.
+        At a codeword open bits stay each photo's own; the middle has open bits too. Shorter codes have the first bits.
         """
         if place == "own":
             return codes.words
-        bits = unpacked(codes.words, self.bits)
+        bits, trained = unpacked(codes.words, codes.bits), self.words.shape[0] * self.words.shape[2]
         for name, each in self.classes.items():
             mine = np.flatnonzero(codes.labels == name)
             if place == "word" and len(mine):
-                bits[mine, : self.words.shape[0] * self.words.shape[2]] = self.word(name) > 0
+                bits[mine, :trained] = self.word(name)[: codes.bits] > 0
             elif len(mine):
-                bits[mine] = np.unpackbits(np.frombuffer(each.middle, np.uint8), count=self.bits, bitorder="little")
+                bits[mine] = np.unpackbits(np.frombuffer(each.middle, np.uint8), count=codes.bits, bitorder="little")
         return pack_codes(bits)
 
 

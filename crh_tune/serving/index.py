@@ -66,11 +66,15 @@ def fastest_index() -> type[Index]:
 
 @dataclass(frozen=True)
 class About:
-    """What an index says of itself: its encoder's name, the folder of its photos, and the names of its classes."""
+    """What an index says of itself: its encoder's name, the folder of its photos, its classes' names, its codes' bits.
+
+    ``bits`` is None in an index of before codes could be shorter than their encoder's.
+    """
 
     encoder: str | None = None
     root: str | None = None
     class_names: tuple[str, ...] = ()
+    bits: int | None = None
 
     def label(self, label: Any) -> str:
         """A label in words: a class index or C flags by the classes' names, text as it is."""
@@ -118,4 +122,7 @@ def _about(content: dict[str, Any]) -> About:
     encoder, root, names = content.get("encoder"), content.get("root"), tuple(content.get("class_names", ()))
     if not all(isinstance(text, str) for text in names) or not all(isinstance(t, str | None) for t in (encoder, root)):
         raise ValueError("names that are no text")
-    return About(encoder, root, names)
+    bits = content.get("bits")
+    if bits is not None and type(bits) is not int:
+        raise ValueError(f"codes of {bits!r} bits")
+    return About(encoder, root, names, bits)

@@ -10,7 +10,7 @@ from pydantic import model_serializer, model_validator
 
 from crh_tune.settings.base import Settings
 
-Kind = Literal["choice", "grid", "uniform", "log_uniform", "int", "feasible"]
+Kind = Literal["choice", "grid", "uniform", "log_uniform", "int", "feasible", "smallest"]
 KINDS: dict[str, str] = {
     "choice": "a list of values",
     "grid": "a list of values, all of them tried",
@@ -18,6 +18,7 @@ KINDS: dict[str, str] = {
     "log_uniform": "[low, high], both positive",
     "int": "[low, high], whole numbers",
     "feasible": "true (head_dim only)",
+    "smallest": "a list of code lengths, of which the smallest that reaches the target is found (bits only)",
 }
 
 
@@ -47,9 +48,11 @@ class Distribution(Settings):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        if self.kind in ("choice", "grid"):
+        if self.kind in ("choice", "grid", "smallest"):
             if any(self.values.index(value) < place for place, value in enumerate(self.values)):
                 raise ValueError(f"{self.kind} names a value twice: {list(self.values)}")
+            if self.kind == "smallest" and len(self.values) == 1:
+                raise ValueError(f"smallest takes two code lengths or more, got {list(self.values)}")
         elif self.kind != "feasible":
             self._check_range()
         return self
@@ -66,7 +69,7 @@ class Distribution(Settings):
 
     def contains(self, value: Any) -> bool:
         """Whether the distribution can draw this value."""
-        if self.kind in ("choice", "grid"):
+        if self.kind in ("choice", "grid", "smallest"):
             return value in self.values
         if self.kind == "int" and not isinstance(value, int):
             return False

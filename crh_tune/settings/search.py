@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from crh_tune.settings.course import (
     target_value,
 )
 from crh_tune.settings.distribution import Distribution
+from crh_tune.settings.objective import ObjectiveSettings
 from crh_tune.settings.training import (
     Full,
     Seed,
@@ -44,15 +46,6 @@ from crh_tune.settings.trial import (
 from crh_tune.settings.used import PARTS, is_given, unread
 
 Value = float | int | str
-
-
-class ObjectiveSettings(Settings):
-    """What the search optimises: a metric of the validation queries or of the centres."""
-
-    metric: Literal["val/map", "val/map_harmonic", "centers/pcc"] = "val/map"
-    """mAP of the validation queries, its harmonic mean with that of classes held out, or how well centres agree."""
-    mode: Literal["max", "min"] = "max"
-    """Whether more of it is better, or less."""
 
 
 class SearchSettings(Settings):
@@ -127,6 +120,7 @@ class SearchSettings(Settings):
         for index, start in enumerate(self.start_from):
             self._check_start(index, start)
         self._check_frozen()
+        self.objective.check_second(self.search, self.lengths, self.start_from)
         if self.target is not None:
             try:
                 target_value(self.target, self.objective.metric, self.objective.mode)
@@ -189,12 +183,14 @@ class SearchSettings(Settings):
         searchable = {"method": None, **TrainingSettings.model_fields}
         try:
             known(name, searchable, "setting")
-            if name == "betas":
-                raise ValueError("a pair of numbers cannot be searched over: set it under trial")
+            if name in ("betas", "nested"):
+                raise ValueError("a list of numbers cannot be searched over: set it under trial")
             if distribution.kind == "feasible":
                 if name != "head_dim":
                     raise ValueError("feasible is for head_dim only")
                 return
+            if distribution.kind == "smallest" and name != "bits":
+                raise ValueError("smallest is for bits only")
             for value in distribution.values:
                 self._check_value(name, value)
             if distribution.kind in ("uniform", "log_uniform") and _is_whole(name):
@@ -226,6 +222,8 @@ class SearchSettings(Settings):
             if name not in self.search:
                 raise ValueError(f"{where}: not searched over: one of {', '.join(self.search)}")
             distribution = self.search[name]
+            if distribution.kind == "smallest":
+                raise ValueError(f"{where}: which length is tried is not drawn: leave it out")
             if distribution.kind != "feasible" and not distribution.contains(value):
                 raise ValueError(f"{where}: {value!r} is not in {distribution.model_dump()}")
             try:
@@ -241,6 +239,26 @@ class SearchSettings(Settings):
             return False
         enough = target_value(self.target, self.objective.metric, self.objective.mode)
         return value >= enough if self.objective.mode == "max" else value <= enough
+
+    @property
+    def lengths(self) -> list[int]:
+        """The code lengths, ascending, of which the smallest that reaches the target is wanted; empty where none is."""
+        bits = self.search.get("bits")
+        return sorted(bits.values) if bits is not None and bits.kind == "smallest" else []
+
+    @property
+    def most_lengths(self) -> int:
+        """How many of the lengths are tried at most: each that is tried rules out half of those left."""
+        return len(self.lengths).bit_length()
+
+    def at_length(self, bits: int) -> Self:
+        """The search among the settings of one of the lengths, with an equal share of the trials."""
+        changed = {
+            "search": {name: each for name, each in self.search.items() if name != "bits"},
+            "trial": self.trial.model_copy(update={"bits": bits}),
+            "budget": self.budget.model_copy(update={"trials": self.budget.trials // self.most_lengths}),
+        }
+        return self.model_copy(update=changed)
 
     @property
     def is_grid(self) -> bool:
@@ -344,10 +362,11 @@ class SearchSettings(Settings):
         except ValueError as error:
             raise SettingsError(f"search: {error}") from None
         bits = trial.learned_bits
+        divided = f"bits K = {bits}{f' and nested {list(trial.nested)}' if trial.nested else ''}"
         if not allowed_head_dims(self, bits, size):
             raise SettingsError(
-                f"search.head_dim: none of {list(self.search['head_dim'].values)} divides bits K = {bits} and "
-                f"holds M = {size} codewords: one of {feasible_head_dims(bits, int(size))}"
+                f"search.head_dim: none of {list(self.search['head_dim'].values)} divides {divided} and "
+                f"holds M = {size} codewords: one of {feasible_head_dims(math.gcd(bits, *trial.nested), int(size))}"
             )
 
 
@@ -361,7 +380,7 @@ def allowed_head_dims(settings: SearchSettings, bits: int, size: int | Full) -> 
     """The head dimensions a search may draw for this K and M: the feasible ones, or those of them it lists."""
     if size == "full":
         return [bits]
-    feasible = feasible_head_dims(bits, size)
+    feasible = feasible_head_dims(math.gcd(bits, *settings.trial.nested), size)
     distribution = settings.search.get("head_dim")
     if distribution is None or distribution.kind == "feasible":
         return feasible

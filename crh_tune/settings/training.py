@@ -40,6 +40,7 @@ from crh_tune.settings.weights import PACKAGES, has_weights
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Length = Annotated[int, Field(ge=2)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Full = Literal["full"]
@@ -66,7 +67,7 @@ def _unless_given(fields: list[FieldInfo]) -> tuple[Any, Any]:
 
 OBJECTIVE_NAMES = tuple(_objective_fields())
 """The names of all objectives' settings."""
-CODEBOOK_NAMES = ("codebook_ratio", "codebook_size", "head_dim")
+CODEBOOK_NAMES = ("codebook_ratio", "codebook_size", "head_dim", "nested")
 """Settings that only centres from a codebook have."""
 ROUND_NAMES = ("update_interval", "early_epochs", "reassignment_codes")
 """Settings that only reassigned centres have."""
@@ -137,6 +138,8 @@ class _BeforeTheObjectives(Settings):
         int | None, Symbol("d", "the smallest power of two with 2^d >= M; K for one head", told=True)
     ] = Field(None, ge=1)
     """How many bits of a centre are chosen together; it divides K, and 2^d >= M."""
+    nested: tuple[Length, ...] = ()
+    """Shorter lengths, each some whole heads: the first so many bits of a code are trained as codes of their own."""
 
 
 if TYPE_CHECKING:  # the objectives' settings are read through objective_options, which knows their types
@@ -173,7 +176,8 @@ class TrainingSettings(_WithTheObjectives):
     def _without_other_objectives(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = handler(self)
         known = {name: value for name, value in content.items() if value is not None or name not in OBJECTIVE_NAMES}
-        return known if self.open_bits else {name: value for name, value in known.items() if name != "open_bits"}
+        unused = {name for name in ("open_bits", "nested") if not getattr(self, name)}
+        return {name: value for name, value in known.items() if name not in unused}
 
     @field_validator("backbone")
     @classmethod
@@ -229,6 +233,10 @@ class TrainingSettings(_WithTheObjectives):
             raise ValueError(f"head_dim d = {self.head_dim} does not divide bits K = {self.learned_bits}")
         if isinstance(self.codebook_size, int) and self.codebook_size > 2**self.learned_bits:
             raise ValueError(f"codebook_size M = {self.codebook_size} is larger than 2^K = {2**self.learned_bits}")
+        if list(self.nested) != sorted({*self.nested, self.learned_bits})[:-1]:
+            raise ValueError(
+                f"nested {list(self.nested)}: want lengths shorter than {self.learned_bits} bits, the shortest first"
+            )
         if self.freeze:
             self._can_be_frozen()
         elif self.head is not None:
@@ -250,6 +258,11 @@ class TrainingSettings(_WithTheObjectives):
     def learned_bits(self) -> int:
         """The K of the method: of the bits, those that are trained."""
         return self.bits - self.open_bits
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths K whose codes are trained, the shortest first."""
+        return (*self.nested, self.learned_bits)
 
     @property
     def augmentation(self) -> Augmentation:
@@ -296,8 +309,11 @@ def codebook_of(
             "codebook_size": size,
             "head_dim": head_dim(given, size, method.heads == "single"),
         }
-    for name, own in (("codebook_ratio", 1), ("codebook_size", classes), ("head_dim", given.learned_bits)):
-        if getattr(given, name) not in (None, own):
+    own: dict[str, object] = {
+        "codebook_ratio": 1, "codebook_size": classes, "head_dim": given.learned_bits, "nested": ()
+    }  # fmt: skip
+    for name in CODEBOOK_NAMES:
+        if getattr(given, name) not in (None, own[name]):
             raise ValueError(f"{name} has no meaning with centers {centers}: leave it out, or use centers codebook")
     if centers == "none":
         if reassignment != "none":
@@ -341,7 +357,21 @@ def codebook_size(trial: TrainingSettings, classes: int) -> int | Full:
 
 
 def head_dim(trial: TrainingSettings, size: int | Full, single: bool) -> int:
-    """d for M codewords: as given, K for one head, or the paper's. Raises ValueError when 2^d < M."""
+    """d for M codewords: as given, K for one head, or the paper's.
+
+    Raises ValueError when 2^d < M, and where d does not divide a nested length.
+    """
+    dim = _head_dim(trial, size, single)
+    cut = next((bits for bits in trial.nested if bits % dim), None)
+    if cut is not None:
+        raise ValueError(
+            f"nested {cut}: codes of {cut} bits are no whole heads of head_dim d = {dim} bits: "
+            f"set head_dim to a divisor of {cut}, or nested to multiples of {dim}"
+        )
+    return dim
+
+
+def _head_dim(trial: TrainingSettings, size: int | Full, single: bool) -> int:
     if size == "full":
         if trial.head_dim not in (None, trial.learned_bits):
             raise ValueError(

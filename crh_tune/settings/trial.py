@@ -161,7 +161,8 @@ class TrialSettings(Settings):
         For CRH, M = 2C; d = the smallest power of two >= log2 M that divides K (K itself for one head). Centres of
         their own are C words with one head. What other objectives have is taken out.
 
-        Raises SettingsError where no such trial exists (M < C, M > 2^K, H > K / log2 M, C < 2).
+        Raises SettingsError where no such trial exists (M < C, M > 2^K, H > K / log2 M, C < 2, nested lengths that are
+        no whole heads).
         """
         method, given = METHODS[self.method], self.trial
         try:
@@ -175,6 +176,8 @@ class TrialSettings(Settings):
                     f"accumulate {given.accumulate}: objective {filled['objective']} compares the samples of a whole "
                     "batch, which cannot come in parts"
                 )
+            if given.nested and not objective.nests:
+                raise ValueError(f"nested: objective {filled['objective']} is not defined on the first bits of a code")
             defaults = {
                 **optimizer_defaults(method.optimizer, given.weights is not None and not given.freeze),
             }

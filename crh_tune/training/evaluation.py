@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -66,6 +66,26 @@ def ranking_map(queries: LabelledCodes, database: LabelledCodes, protocol: Ranki
     mine = queries[workers.share(np.arange(len(queries)))]
     values = workers.gather(average_precisions(mine, database, protocol, torch.get_num_threads()))
     return mean_average_precision(values.astype(np.float64), protocol.no_relevant)
+
+
+def nested_maps(
+    queries: LabelledCodes,
+    database: LabelledCodes,
+    lengths: Sequence[int],
+    protocol: RankingProtocol,
+    workers: Workers,
+) -> dict[str, float]:
+    """mAP of the first so many bits of the codes, for each of some lengths: ``map_16`` of 16 bits."""
+    return {
+        f"map_{bits}": ranking_map(queries.first_bits(bits), database.first_bits(bits), protocol, workers)
+        for bits in lengths
+    }
+
+
+def shorter_test_maps(metrics: Mapping[str, float]) -> dict[int, float]:
+    """Among a final run's metrics the mAP of the nested lengths, by length, the shortest first."""
+    found = {name.removeprefix("test/map_"): value for name, value in metrics.items() if name.startswith("test/map_")}
+    return dict(sorted((int(bits), value) for bits, value in found.items() if bits.isdecimal()))
 
 
 def asymmetric_map(

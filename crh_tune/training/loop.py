@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from crh_tune.hashing.assignment import Rule, class_statistic, reassigned_share
 from crh_tune.hashing.centers import CodebookSpec, build_codebook, first_table
 from crh_tune.hashing.codebook import Codes, Table
 from crh_tune.hashing.network import HashNetwork
-from crh_tune.hashing.objectives import OBJECTIVES, Objective
+from crh_tune.hashing.objectives import OBJECTIVES, Objective, nested_terms
 from crh_tune.hashing.shc import class_similarity, shc_centers
 from crh_tune.retrieval.average_precision import LabelledCodes
 from crh_tune.settings.training import TrainingSettings, objective_options
@@ -37,6 +37,7 @@ from crh_tune.training.evaluation import (
     encode_share,
     gather_codes,
     harmonic_mean,
+    nested_maps,
     outputs_share,
     ranking_map,
     reference_similarity,
@@ -67,16 +68,23 @@ class TrainingDiverged(RuntimeError):
 
 
 class Model(nn.Module):
-    """Network and objective as one module, so that the objective's own parameters are trained and averaged too."""
+    """Network and objective as one module, so that the objective's own parameters are trained and averaged too.
 
-    def __init__(self, network: HashNetwork, objective: Objective) -> None:
+    ``lengths`` are those whose codes are trained: K alone, or shorter ones before it.
+    """
+
+    def __init__(self, network: HashNetwork, objective: Objective, lengths: Sequence[int]) -> None:
         super().__init__()
-        self.network, self.objective = network, objective
+        self.network, self.objective, self.lengths = network, objective, lengths
 
     def forward(self, inputs: Tensor, targets: Tensor, centers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The objective's terms, and the codes the batch had: B x learned bits, boolean, True for +1."""
         outputs = self.network(inputs, trained_only=True)
-        return self.objective(outputs, targets, centers), outputs.detach() >= 0
+        if len(self.lengths) > 1:
+            terms = nested_terms(self.objective, self.lengths, outputs, targets, centers)
+        else:
+            terms = self.objective(outputs, targets, centers)
+        return terms, outputs.detach() >= 0
 
 
 class TrainingRun:
@@ -315,6 +323,7 @@ class TrainingRun:
             queries = gather_codes(outputs >= 0, split.queries, self.workers)
             database = gather_codes(database_codes, split.ranked, self.workers)
             scores = {"map": ranking_map(queries, database, protocol, self.workers)}
+            scores |= nested_maps(queries, database, self.trial.nested, protocol, self.workers)
             if last:
                 scores["map_asymmetric"] = asymmetric_map(outputs, split.queries, database, protocol, self.workers)
         if split.unseen is not None:
@@ -387,7 +396,7 @@ def _build_model(trial: TrainingSettings, split: Split, workers: Workers) -> Mod
     objective = OBJECTIVES[trial.objective](options)
     if workers.size > 1:
         objective.rank, objective.gather = workers.rank, workers.gather_batch
-    return Model(network, objective)
+    return Model(network, objective, trial.lengths)
 
 
 def _make_deterministic(threads: int, compiled: bool) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from crh_tune.settings.search import SearchSettings, drawn
 from crh_tune.tuning import race
+from crh_tune.tuning.lengths import contest
 from crh_tune.tuning.record import CLOCK_FILE, COMPLETE, FAILED, PRUNED, Outcome, epochs_of
 from crh_tune.tuning.results import SearchResult
 from crh_tune.tuning.run import CONFIRM, SEARCH, TEST
@@ -126,10 +127,18 @@ class Board:
         return [outcome for outcome in self.outcomes.values() if stage_of(outcome) == SEARCH]
 
     @property
+    def rivals(self) -> Mapping[str, Outcome]:
+        """The trials that finalists are taken from, by name: all, or those of one code length."""
+        return contest(self.settings, {outcome.name: outcome for outcome in self.trials})[1]
+
+    @property
     def complete(self) -> list[Outcome]:
-        """The trials that came to their end, best first."""
+        """The trials that came to their end, those that finalists are taken from before others, best first."""
         ended = [each for each in self.trials if each.status == COMPLETE and self.metric in each.metrics]
-        return sorted(ended, key=lambda each: (-self.sign * each.metrics[self.metric], each.name))
+        rivals = self.rivals
+        return sorted(
+            ended, key=lambda each: (each.name not in rivals, -self.sign * each.metrics[self.metric], each.name)
+        )
 
     def count(self, status: str) -> int:
         """How many trials have ended so."""
@@ -138,7 +147,7 @@ class Board:
     @property
     def paper_trial(self) -> Outcome | None:
         """The trial that ran the paper's setting."""
-        return next((outcome for outcome in self.trials if outcome.start == PAPER), None)
+        return next((outcome for outcome in self.rivals.values() if outcome.start == PAPER), None)
 
     @property
     def confirmed(self) -> list[Confirmed]:
@@ -150,8 +159,9 @@ class Board:
             if match and outcome.status == COMPLETE and self.metric in outcome.metrics:
                 values.setdefault(match[1], []).append(outcome.metrics[self.metric])
                 settings[match[1]] = outcome.settings
-        paper = self.paper_trial.name if self.paper_trial else PAPER
-        found = [Confirmed(name, settings[name], each, name == paper) for name, each in values.items()]
+        ran = self.paper_trial
+        paper = ran.name if ran else PAPER  # and behind it the code length, where there are several
+        found = [Confirmed(name, settings[name], each, name.startswith(paper)) for name, each in values.items()]
         return sorted(found, key=lambda each: (-self.sign * each.mean, each.trial))
 
     @property

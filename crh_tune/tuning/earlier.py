@@ -32,7 +32,6 @@ from crh_tune.tuning.record import (
 )
 from crh_tune.tuning.results import read_result
 
-EARLIER_FILE = "earlier.json"
 EARLIER = "earlier"
 """What ``start_from`` calls it; and the user attribute of a study's trial that was another search's: its name there."""
 MOST_STARTS = 3
@@ -60,13 +59,20 @@ class Earlier:
 
 
 def known_before(
-    folder: Path, settings: SearchSettings, fingerprint: str, classes: int, multi_label: bool, say: Say
+    folder: Path,
+    settings: SearchSettings,
+    fingerprint: str,
+    classes: int,
+    multi_label: bool,
+    say: Say,
+    suffix: str = "",
 ) -> Earlier:
     """What the search in this folder takes from those beside it: as it was when it began, or as it is now.
 
-    ``fingerprint`` is that of its search split. Raises SettingsError where what is kept cannot be read.
+    ``fingerprint`` is that of its search split; ``suffix`` tells its studies apart, where it has several. Raises
+    SettingsError where what is kept cannot be read.
     """
-    path = folder / EARLIER_FILE
+    path = folder / f"earlier{suffix}.json"
     if EARLIER not in settings.start_from:
         return Earlier()
     if path.exists():

@@ -166,3 +166,7 @@ class _Bar:
 
     def flush(self) -> None:
         """Nothing is held back."""
+
+    def isatty(self) -> bool:
+        """Not one: the bar comes from another node, every ten seconds."""
+        return False

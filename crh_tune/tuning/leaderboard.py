@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from crh_tune.errors import counted
 from crh_tune.tuning.board import PAPER, Board, Confirmed, counts, left_line, ranked
+from crh_tune.tuning.front import front_of
+from crh_tune.tuning.lengths import lengths_of, verdict
 from crh_tune.tuning.pages import setting_name
 from crh_tune.tuning.record import STUDY_FILE, Outcome
 from crh_tune.tuning.results import gains
@@ -29,10 +31,12 @@ def leaderboard(board: Board, ui: str) -> str:
     """
     parts = [
         f"**{headline(board)}**",
+        _code_length(board),
         _gain(board),
         _best_single(board),
         _registered(board),
         _table(board),
+        _front(board),
         f"Budget: {escaped(counts(board))}. {escaped(left_line(board))}",
         _commands(board, ui),
     ]
@@ -41,7 +45,8 @@ def leaderboard(board: Board, ui: str) -> str:
 
 def headline(board: Board) -> str:
     """How a search stands in a sentence, in Markdown."""
-    data = f"{board.settings.method} on {board.settings.dataset.name}, {board.settings.trial.bits} bits"
+    bits = " or ".join(map(str, board.settings.lengths or [board.settings.trial.bits]))
+    data = f"{board.settings.method} on {board.settings.dataset.name}, {bits} bits"
     confirmed = {each.trial: each for each in board.confirmed}
     if board.winner is not None and board.winner in confirmed:
         won = confirmed[board.winner]
@@ -66,6 +71,26 @@ def _beside(paper: Confirmed | None) -> str:
 
 def _mean(each: Confirmed) -> str:
     return f"{each.mean:.4f} ± {each.std:.4f}" if len(each.values) > 1 else f"{each.mean:.4f}"
+
+
+def _front(board: Board) -> str:
+    """The trials on the front of two objectives, a line each; empty with one objective, and before there are any."""
+    points = front_of(board.settings, board.trials)
+    lines = [
+        f"- {escaped(point.told(board.settings))}: {escaped(point.trial)}, "
+        f"{escaped(setting_name(point.settings, board.settings.search, board.classes))}"
+        for point in points
+    ]
+    return "\n".join(["Front, of single runs:", "", *lines]) if lines else ""
+
+
+def _code_length(board: Board) -> str:
+    """Which code length is enough so far; empty where that is not asked, or no trial has ended."""
+    lengths = lengths_of(board.settings, {outcome.name: outcome for outcome in board.trials})
+    if not any(each.trials for each in lengths):
+        return ""
+    so_far = "" if board.result is not None else "So far: "
+    return escaped(f"{so_far}{verdict(lengths, str(board.settings.target))}.")
 
 
 def _gain(board: Board) -> str:
@@ -129,7 +154,7 @@ def _is_paper(each: Outcome | Confirmed) -> bool:
 def _row(board: Board, each: Outcome | Confirmed, values: Mapping[str, float]) -> str:
     name = each.trial if isinstance(each, Confirmed) else each.name
     mark = "★" if name == board.winner else ""
-    name += ", the paper's setting" if _is_paper(each) and name != PAPER else ""
+    name += ", the paper's setting" if _is_paper(each) and not name.startswith(PAPER) else ""
     seeds = f"{_mean(each)} ({len(each.values)})" if isinstance(each, Confirmed) else ""
     numbers = [f"{values[key]:.4f}" if key in values else "" for key in ("single", "test")]
     return (

@@ -61,7 +61,8 @@ def run_params(settings: TrialSettings, searched: Collection[str]) -> dict[str, 
 
 def search_params(settings: SearchSettings) -> dict[str, Any]:
     """The parameters of a search's own run; all its settings are in its artifact."""
-    fixed = {"method": settings.method, "dataset": settings.dataset.name, "bits": settings.trial.bits}
+    bits = ", ".join(map(str, settings.lengths)) or settings.trial.bits
+    fixed = {"method": settings.method, "dataset": settings.dataset.name, "bits": bits}
     return {**fixed, "trials": settings.trials, "searched": " ".join(settings.search), "seed": settings.seed}
 
 

@@ -83,6 +83,10 @@ def every_setting(settings: SearchSettings, classes: int, multi_label: bool) -> 
 
 def planned(settings: SearchSettings, classes: int, multi_label: bool) -> str:
     """How many trials a search is to have, and of how many settings, where they can be counted."""
+    if settings.lengths:
+        among = ", ".join(map(str, settings.lengths))
+        each = planned(settings.at_length(settings.lengths[0]), classes, multi_label)
+        return f"up to {settings.most_lengths} of the code lengths {among}, each with up to {each}"
     every = every_setting(settings, classes, multi_label)
     if settings.is_grid or every is None:
         return f"{settings.trials} trials"

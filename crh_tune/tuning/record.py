@@ -31,6 +31,8 @@ OUTBOX_FILE = "mlflow_outbox.jsonl"
 """What MLflow is told of the search, a line an entry: every metric of every run is in it."""
 OUTCOMES_FOLDER = "outcomes"
 COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
+FINISHED = "finished"
+"""How a search ended whose budget let it come to its end."""
 Kind = TypeVar("Kind")
 
 
@@ -75,6 +77,11 @@ def read_outcomes(folder: Path) -> dict[str, Outcome]:
     """The outcomes of all runs of a search's folder that have ended, by name. Raises SettingsError."""
     found = [read_record(Outcome, path) for path in sorted((folder / OUTCOMES_FOLDER).glob("*.json"))]
     return {outcome.name: outcome for outcome in found}
+
+
+def trials_of(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    """Of the runs of a search its trials, without those that confirm and test."""
+    return {name: outcome for name, outcome in outcomes.items() if outcome.start != "fixed"}
 
 
 def make_storage(storage: Path) -> None:
@@ -129,6 +136,7 @@ def with_more(folder: Path, trials: int | None, hours: float | None, epochs: int
     """The settings of a search that has ended with more trials, hours or epochs; nothing is changed on disk.
 
     A target is dropped: what is added is spent, after a trial that had what was asked for, whether confirmed or not.
+    But for a search for the smallest code length, which goes on where its hours or epochs ended.
 
     Raises SettingsError where it has not ended, or where what is added would change nothing.
     """
@@ -137,9 +145,14 @@ def with_more(folder: Path, trials: int | None, hours: float | None, epochs: int
         raise SettingsError(f"{folder.name} has not ended: resume it without adding to it, then add")
     if settings.is_grid:
         raise SettingsError(f"{folder.name} is a grid, which has tried all its {settings.trials} cells: nothing to add")
+    if settings.lengths and (trials is not None or _has_finished(folder)):
+        raise SettingsError(
+            f"{folder.name} shares its {settings.trials} trials out among code lengths as it begins: "
+            "begin a new search, with start_from: [paper, earlier] to know what this one knows"
+        )
     clock, budget = folder / CLOCK_FILE, settings.budget
     hours_used = float(clock.read_text()) / 3600 if clock.exists() else 0.0
-    tried = [outcome for outcome in read_outcomes(folder).values() if outcome.start != "fixed"]
+    tried = trials_of(read_outcomes(folder)).values()
     trained = epochs_of(tried)
     over = {
         "--trials": (trials, len(tried) >= budget.trials, f"{budget.trials} trials"),
@@ -154,7 +167,13 @@ def with_more(folder: Path, trials: int | None, hours: float | None, epochs: int
         "hours": budget.hours if hours is None else hours_used + hours,
         "epochs": budget.epochs if epochs is None else trained + epochs,
     }
-    return settings.model_copy(update={"budget": budget.model_copy(update=more), "target": None})
+    target = settings.target if settings.lengths else None
+    return settings.model_copy(update={"budget": budget.model_copy(update=more), "target": target})
+
+
+def _has_finished(folder: Path) -> bool:
+    """Whether the budget of a search that has ended let it come to its end."""
+    return bool(read_record(dict[str, Any], folder / SUMMARY_FILE)["ended"] == FINISHED)
 
 
 def epochs_of(outcomes: Iterable[Outcome]) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.training import TrainingSettings
 from crh_tune.settings.used import short
+from crh_tune.tuning.front import Point
+from crh_tune.tuning.lengths import Length
 from crh_tune.tuning.race import Gain, clear
 from crh_tune.tuning.record import SUMMARY_FILE, Outcome, read_record
 from crh_tune.tuning.run import RUNS_FOLDER
@@ -75,6 +77,10 @@ class SearchResult:
     """What needs no training, on the same queries; none where the inputs are images that no network has seen."""
     gain: Gain | None = None
     """What the winner has over the paper's setting on fresh seeds; unknown of a search by an earlier version."""
+    lengths: tuple[Length, ...] = ()
+    """What is known of each code length, where the smallest that reaches the target was searched for."""
+    front: tuple[Point, ...] = ()
+    """The trials on the front of two objectives, where there are two; each value is that of one run."""
     experiment_id: str = ""
     """MLflow's id of the experiment; empty where the tracking server was not reached."""
     unsent: int = 0

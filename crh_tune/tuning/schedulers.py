@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -15,7 +16,7 @@ from crh_tune.settings.search import SearchSettings, drawn
 from crh_tune.tuning.earlier import EARLIER
 from crh_tune.tuning.ray_private import fill_rungs, put_in_bracket, rename_in_rungs, rungs_in_brackets
 from crh_tune.tuning.run import SEARCH, Run
-from crh_tune.tuning.searcher import trial_name
+from crh_tune.tuning.searcher import reported_by, trial_name
 
 
 class Asha(AsyncHyperBandScheduler):
@@ -111,8 +112,47 @@ def _is_searched(trial: Trial) -> bool:
     return _run(trial).stage == SEARCH
 
 
-def scheduler_of(settings: SearchSettings, study: optuna.Study) -> Asha | MedianStopping | None:
-    """The search's scheduler; None where it has none, or could not stop a trial before its last epoch."""
+class ByLength(FIFOScheduler):
+    """A scheduler for the trials of each code length, as ``made`` for it: they are compared among themselves."""
+
+    def __init__(self, made: Callable[[int], TrialScheduler | None]) -> None:
+        super().__init__()
+        self._made = made
+        self._schedulers: dict[int, TrialScheduler] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its scheduler down to restore it; a resumed search makes its own anew."""
+        return {}
+
+    def _of(self, trial: Trial) -> TrialScheduler:
+        bits = _run(trial).settings.trial.bits
+        if bits not in self._schedulers:
+            self._schedulers[bits] = self._made(bits) or FIFOScheduler()
+        return self._schedulers[bits]
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        if _is_searched(trial):
+            self._of(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if not _is_searched(trial):
+            return TrialScheduler.CONTINUE
+        return str(self._of(trial).on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        if _is_searched(trial):
+            self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        if _is_searched(trial):
+            self._of(trial).on_trial_remove(tune_controller, trial)
+
+
+def scheduler_of(settings: SearchSettings, study: optuna.Study, suffix: str = "") -> Asha | MedianStopping | None:
+    """The search's scheduler; None where it has none, or could not stop a trial before its last epoch.
+
+    ``suffix`` is in the names of the study's trials.
+    """
     chosen, epochs = settings.scheduler, max(drawn(settings, "epochs"))
     scheduler: Asha | MedianStopping
     metric, mode = settings.objective.metric, settings.objective.mode
@@ -133,6 +173,7 @@ def scheduler_of(settings: SearchSettings, study: optuna.Study) -> Asha | Median
     else:
         return None
     for trial in study.get_trials(deepcopy=False):
-        if trial.intermediate_values and EARLIER not in trial.user_attrs:
-            scheduler.replay(trial_name(trial.number), trial.intermediate_values)
+        values = reported_by(trial)
+        if values and EARLIER not in trial.user_attrs:
+            scheduler.replay(trial_name(trial.number, suffix), values)
     return scheduler

@@ -9,18 +9,19 @@ from __future__ import annotations
 import itertools
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from crh_tune.errors import SearchFailed, counted
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.tuning import race
+from crh_tune.tuning.lengths import contest, reaching, suffix_of
 from crh_tune.tuning.progress import Progress, Say
 from crh_tune.tuning.proposals import paper_values, same
-from crh_tune.tuning.record import COMPLETE, FAILED, Outcome, epochs_of
+from crh_tune.tuning.record import COMPLETE, FAILED, Outcome, epochs_of, trials_of
 from crh_tune.tuning.results import Candidate
 from crh_tune.tuning.run import CONFIRM, TEST, Run
-from crh_tune.tuning.searcher import OptunaSearcher
+from crh_tune.tuning.searcher import LengthSearcher, OptunaSearcher
 from crh_tune.tuning.stopping import Clock
 
 HOPELESS_TRIALS = 5
@@ -62,7 +63,9 @@ class Stage(ABC):
 class SearchStage(Stage):
     """Trials that Optuna proposes, until the budget of trials, hours or epochs is spent."""
 
-    def __init__(self, settings: SearchSettings, searcher: OptunaSearcher, say: Say, clock: Clock | None) -> None:
+    def __init__(
+        self, settings: SearchSettings, searcher: OptunaSearcher | LengthSearcher, say: Say, clock: Clock | None
+    ) -> None:
         self._settings, self._searcher, self._say, self._clock = settings, searcher, say, clock
         self._under_way: dict[str, Outcome | None] = {}
         """What those under way have reported last."""
@@ -70,9 +73,8 @@ class SearchStage(Stage):
         self.outcomes: dict[str, Outcome] = {}
 
     def begin(self, outcomes: Mapping[str, Outcome]) -> None:
-        self.outcomes = {name: outcome for name, outcome in outcomes.items() if outcome.start != "fixed"}
-        for outcome in self.outcomes.values():
-            self._searcher.tell(outcome)
+        self.outcomes = trials_of(outcomes)
+        self._searcher.begin(self.outcomes)
         objective, before = self._settings.objective, list(self.outcomes.values())
         self._progress = Progress(
             self._say, self._searcher.total, objective.metric, objective.mode, before, self._settings.search
@@ -93,7 +95,7 @@ class SearchStage(Stage):
         )
 
     def _target_reached(self) -> bool:
-        return reaching(self._settings, self.outcomes.values()) is not None
+        return not self._settings.lengths and reaching(self._settings, self.outcomes.values()) is not None
 
     def reported(self, outcome: Outcome) -> None:
         self._under_way[outcome.name] = outcome
@@ -336,17 +338,6 @@ class TestStage(FixedRuns):
         return self.outcomes[best], self.outcomes[paper]
 
 
-def reaching(settings: SearchSettings, outcomes: Iterable[Outcome]) -> Outcome | None:
-    """The first complete trial, by name, that has what the search's target asks for."""
-    metric = settings.objective.metric
-    enough = [
-        each
-        for each in outcomes
-        if each.status == COMPLETE and metric in each.metrics and settings.reaches_target(each.metrics[metric])
-    ]
-    return min(enough, key=lambda each: each.name, default=None)
-
-
 def finalists_of(
     settings: SearchSettings, outcomes: Mapping[str, Outcome], classes: int, multi_label: bool
 ) -> tuple[list[Outcome], Outcome]:
@@ -354,6 +345,7 @@ def finalists_of(
 
     Raises SearchFailed when no trial is complete and has the metric.
     """
+    among, outcomes = contest(settings, outcomes)
     metric, sign = settings.objective.metric, 1 if settings.objective.mode == "max" else -1
     complete = [each for each in outcomes.values() if each.status == COMPLETE and metric in each.metrics]
     if not complete:
@@ -365,9 +357,10 @@ def finalists_of(
     complete.sort(key=lambda outcome: (-sign * outcome.metrics[metric], outcome.name))
     paper = next((outcome for outcome in outcomes.values() if outcome.start == "paper"), None)
     if paper is None:
-        values = paper_values(settings, classes, multi_label)
-        resolved = settings.trial_settings(values, settings.seed).resolve(classes, multi_label)
-        paper = Outcome("paper", resolved.model_dump(mode="json"), "paper")
+        values = paper_values(among, classes, multi_label)
+        resolved = among.trial_settings(values, settings.seed).resolve(classes, multi_label)
+        name = f"paper{suffix_of(among.trial.bits)}" if settings.lengths else "paper"
+        paper = Outcome(name, resolved.model_dump(mode="json"), "paper")
     different: dict[str, Outcome] = {}
     for outcome in complete:
         different.setdefault(same(outcome.settings), outcome)

@@ -16,6 +16,7 @@ import optuna
 import ray
 from optuna.exceptions import StorageInternalError
 from ray.tune import TuneError
+from ray.tune.schedulers import TrialScheduler
 
 from crh_tune.data.splits import Split, Stage, final_split, search_split
 from crh_tune.errors import SearchFailed
@@ -34,12 +35,15 @@ from crh_tune.tuning.earlier import known_before, tell_earlier
 from crh_tune.tuning.engine import drive
 from crh_tune.tuning.events import OUT_OF_TIME, Place
 from crh_tune.tuning.feature_pass import open_on_cluster
+from crh_tune.tuning.front import front_of
+from crh_tune.tuning.lengths import check_lengths, lengths_of, reaching, suffix_of
 from crh_tune.tuning.pages import STAGE_TAG, champion_note, origin, parent_metrics, search_params, tag_winner
 from crh_tune.tuning.pictures import Draw, Picture, Pictures, Reference
 from crh_tune.tuning.progress import Say, watching
 from crh_tune.tuning.proposals import enqueue, planned, start_points
 from crh_tune.tuning.record import (
     CLOCK_FILE,
+    FINISHED,
     SETTINGS_FILE,
     STUDY_FILE,
     SUMMARY_FILE,
@@ -55,9 +59,9 @@ from crh_tune.tuning.record import (
     write_record,
 )
 from crh_tune.tuning.results import SearchResult, read_result
-from crh_tune.tuning.schedulers import scheduler_of
-from crh_tune.tuning.searcher import OptunaSearcher
-from crh_tune.tuning.stages import ConfirmStage, SearchStage, TestStage, reaching
+from crh_tune.tuning.schedulers import ByLength, scheduler_of
+from crh_tune.tuning.searcher import LengthSearcher, OptunaSearcher
+from crh_tune.tuning.stages import ConfirmStage, SearchStage, TestStage
 from crh_tune.tuning.stopping import Clock, Interrupted, Stop
 from crh_tune.tuning.worker import start_aggregator
 
@@ -101,6 +105,7 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
 
     Raises SettingsError where the search is impossible on this dataset, DataError where its files cannot be used.
     """
+    check_lengths(settings)
     dataset = open_on_cluster(settings.dataset, settings.trial, settings.scaling, say)
     if dataset.skipped:
         more = "; ..." if len(dataset.skipped) > 3 else ""
@@ -112,8 +117,9 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
     for line in filter(None, (first.unanswered(), last.unanswered())):
         say(line)
     settings.check_feasible(first.classes)
-    for _, values in start_points(settings, first.classes, first.multi_label):
-        settings.trial_settings(values, settings.seed).resolve(first.classes, first.multi_label)
+    for each in map(settings.at_length, settings.lengths) if settings.lengths else [settings]:
+        for _, values in start_points(each, first.classes, first.multi_label):
+            each.trial_settings(values, settings.seed).resolve(first.classes, first.multi_label)
     if not settings.trial.freeze:
         for backbone, weights in itertools.product(drawn(settings, "backbone"), drawn(settings, "weights")):
             build_network(settings.trial.model_copy(update={"backbone": backbone, "weights": weights}), first, 2)
@@ -253,7 +259,7 @@ def _hand_over(settings: SearchSettings, result: SearchResult, tracker: tracking
 
 def _untrained(board: Board, settings: SearchSettings, first: Split) -> None:
     """Let the board know what needs no training, while the first trials run."""
-    if settings.objective.metric != "val/map":
+    if settings.objective.metric != "val/map" or settings.lengths:  # which length it is to be is not known yet
         return
     with suppress(Exception):  # it is scored again at the end, and what is wrong with it is said there
         board.untrained = validation_of_baselines(settings, first)
@@ -269,12 +275,8 @@ def _known_reference(split: Split) -> Reference:
 def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str, say: Say) -> SearchResult:
     """The stages of the search, then what needs no training, and the summary. Raises SearchFailed."""
     classes, multi_label = prepared.first.classes, prepared.first.multi_label
-    study = _open_study(settings, place)
-    earlier = known_before(place.folder, settings, prepared.first.fingerprint, classes, multi_label, say)
-    tell_earlier(study, settings, earlier.trials, classes)
-    enqueue(study, settings, classes, multi_label, earlier.starts)
     splits = prepared.confirming or prepared.splits
-    searcher = OptunaSearcher(study, settings, classes, multi_label, settings.trials, prepared.first.fingerprint)
+    searcher = searcher_of(settings, place, prepared.first, say)
     if place.board is not None:
         place.board.planned = searcher.total
         threading.Thread(target=_untrained, args=(place.board, settings, prepared.first), daemon=True).start()
@@ -283,7 +285,7 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
     search = SearchStage(settings, searcher, say, clock)
     confirm = ConfirmStage(settings, search, classes, multi_label, splits["search"], say)
     test = TestStage(settings, confirm, splits["final"], say)
-    drive(place, settings.scaling, settings.budget, [search, confirm, test], scheduler_of(settings, study))
+    drive(place, settings.scaling, settings.budget, [search, confirm, test], _scheduler(settings, searcher))
     best_test, paper_test = test.tested()
     baselines = compare_with_baselines(place, prepared.first, prepared.last, best_test, settings.seed, say)
     result = SearchResult(
@@ -297,6 +299,8 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
         ended=how_it_ended(settings, list(search.outcomes.values()), searcher.total),
         baselines=baselines,
         gain=confirm.gain(test.best),
+        lengths=lengths_of(settings, search.outcomes),
+        front=front_of(settings, search.outcomes.values()),
         experiment_id=place.tracker.experiment_id,
     )
     write_record(place.folder / SUMMARY_FILE, result)
@@ -311,30 +315,53 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
     return result
 
 
+def searcher_of(settings: SearchSettings, place: Place, first: Split, say: Say) -> OptunaSearcher | LengthSearcher:
+    """What hands out the trials of a search, which see its first split."""
+
+    def opened(among: SearchSettings, suffix: str = "") -> OptunaSearcher:
+        seen = first.classes, first.multi_label
+        study = _open_study(among, place, suffix)
+        earlier = known_before(place.folder, among, first.fingerprint, *seen, say, suffix)
+        tell_earlier(study, among, earlier.trials, first.classes)
+        enqueue(study, among, *seen, earlier.starts)
+        return OptunaSearcher(study, among, *seen, among.trials, first.fingerprint, suffix)
+
+    if not settings.lengths:
+        return opened(settings)
+    return LengthSearcher(settings, lambda bits: opened(settings.at_length(bits), suffix_of(bits)), say)
+
+
+def _scheduler(settings: SearchSettings, searcher: OptunaSearcher | LengthSearcher) -> TrialScheduler | None:
+    """What stops weak trials; those of each code length have a scheduler of their own."""
+    if isinstance(searcher, OptunaSearcher):
+        return scheduler_of(settings, searcher.study)
+    return ByLength(lambda bits: scheduler_of(settings.at_length(bits), searcher.study_at(bits), suffix_of(bits)))
+
+
 def how_it_ended(settings: SearchSettings, outcomes: list[Outcome], trials: int) -> str:
     """The last line of a search: finished, or how far its hours or epochs let it get."""
     reached = reaching(settings, outcomes)
-    if reached is not None and len(outcomes) < trials:
+    if reached is not None and len(outcomes) < trials and not settings.lengths:
         return f"stopped by target: {reached.name} has {settings.target} after {len(outcomes)} of {trials} trials"
     in_time = len(outcomes) == trials and not any(outcome.error == OUT_OF_TIME for outcome in outcomes)
     hours, epochs = settings.budget.hours, settings.budget.epochs
     if in_time or (hours is None and epochs is None):
-        return "finished"
+        return FINISHED
     if epochs is not None and epochs_of(outcomes) >= epochs:
         return f"stopped by budget: {epochs} epochs were trained after {len(outcomes)} of {trials} trials"
     if hours is None:
-        return "finished"
+        return FINISHED
     return f"stopped by budget: {hours:g} hours were over after {len(outcomes)} of {trials} trials"
 
 
-def _open_study(settings: SearchSettings, place: Place) -> optuna.Study:
+def _open_study(settings: SearchSettings, place: Place, suffix: str) -> optuna.Study:
     """The search's study, new or as it was left. A sampler that is resumed proposes nothing a second time."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     study = optuna.create_study(
-        study_name=place.search_id,
+        study_name=f"{place.search_id}{suffix}",
         storage=f"sqlite:///{place.folder / STUDY_FILE}",
-        direction="maximize" if settings.objective.mode == "max" else "minimize",
+        directions=settings.objective.directions,
         load_if_exists=True,
     )
     seed = int(np.random.SeedSequence((settings.seed, len(study.trials))).generate_state(1)[0])

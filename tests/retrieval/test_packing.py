@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crh_tune.retrieval.packing import hamming_distances, pack_codes
+from crh_tune.retrieval.packing import first_bits, hamming_distances, pack_codes
 
 
 @pytest.mark.parametrize("first", range(1, 301, 50))
@@ -53,6 +53,19 @@ def test_zero_is_a_one_as_in_an_encoder(dtype):
 def test_zeros_and_ones_without_a_sign_are_refused():
     with pytest.raises(ValueError, match=r"uint8: use codes\.astype\(bool\) for 0 and 1"):
         pack_codes(np.ones((2, 8), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("bits", [8, 20, 64, 65, 300])
+def test_first_bits_are_packed_as_codes_of_that_length(bits):
+    codes = np.random.default_rng(bits).random((6, bits)) < 0.5
+    codes[0] = True
+    packed = pack_codes(codes)
+    for length in range(1, bits + 1):
+        found, expected = first_bits(packed, length), pack_codes(codes[:, :length])
+        assert found.dtype == expected.dtype
+        assert np.array_equal(found, expected)
+    assert first_bits(packed[:0], 5).shape == (0, 1)
+    assert np.array_equal(packed, pack_codes(codes))  # left as they were
 
 
 @pytest.mark.parametrize("bits", [13, 300])

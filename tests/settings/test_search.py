@@ -42,7 +42,7 @@ def complaint(path: Path, text: str) -> str:
     return line.removeprefix(f"{path}: ")
 
 
-KINDS = "choice, grid, uniform, log_uniform, int, feasible"
+KINDS = "choice, grid, uniform, log_uniform, int, feasible, smallest"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,17 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible"
         ("search: {update_interval: {int: [1.5, 3]}}", "search.update_interval: ", ["whole numbers", "[1.5, 3]"]),
         ("search: {update_interval: {int: [0, 3]}}", "search.update_interval: ", ["got 0"]),
         ("search: {update_interval: {uniform: [1, 10]}}", "search.update_interval: ", ["uniform"]),
+        ("search: {bits: {smallest: [16, 32, 16]}}", "search.bits: ", ["smallest names a value twice"]),
+        ("search: {bits: {smallest: [16]}}", "search.bits: ", ["two code lengths or more, got [16]"]),
+        ("search: {bits: {smallest: [1, 16]}}", "search.bits: ", ["got 1"]),
+        ("search: {bits: {smallest: 16}}", "search.bits: ", ["a list of code lengths", "got 16"]),
+        ("search: {margin: {smallest: [0.1, 0.2]}}", "search.margin: ", ["smallest is for bits only"]),
+        ("search: {margin: {grid: [0, 1]}, bits: {smallest: [16, 32]}}", "search: ", ["grid cannot be mixed"]),
+        (
+            "search: {bits: {smallest: [16, 32]}}\nstart_from: [{bits: 16}]",
+            "start_from.0.bits: ",
+            ["not drawn: leave it out"],
+        ),
         ("search: {bits: {log_uniform: [16, 64]}}", "search.bits: ", ["log_uniform"]),
         ("search: {quantization_weight: {uniform: [-1, 1]}}", "search.quantization_weight: ", ["got -1"]),
         ("search: {quantization_weight: {choice: [0.1, -1]}}", "search.quantization_weight: ", ["got -1"]),
@@ -125,7 +136,13 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible"
             ["centers/pcc", "method dtsh", "val/map"],
         ),
         ("objective: {metric: val/map_harmonic}", "objective.metric: ", ["val/map_harmonic", "validation.classes"]),
-        ("search: {betas: {choice: [[0.5, 0.999]]}}", "search.betas", ["a pair of numbers cannot be searched"]),
+        ("search: {betas: {choice: [[0.5, 0.999]]}}", "search.betas", ["a list of numbers cannot be searched"]),
+        ("search: {nested: {choice: [[16]]}}", "search.nested", ["a list of numbers cannot be searched"]),
+        (
+            "method: csq\nsearch: {learning_rate: {choice: [1, 2]}}\ntrial: {bits: 32, nested: [16]}",
+            "trial.nested: ",
+            ["method csq does not use it"],
+        ),
         ("start_from: [papr]", "start_from.0: ", ["'paper'", "got 'papr'"]),
         ("start_from: [paper, {scale: 3}]", "start_from.1.scale: ", ["not searched over", "margin"]),
         ("start_from: [{margin: 0.7}]", "start_from.0.margin: ", ["0.7", "[0.0, 0.5]"]),
@@ -139,6 +156,20 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible"
         ("target: val/map <= 0.5", "target: ", ["val/map >="]),
         ("target: val/map >= 1.2.3", "target: ", ["a number"]),
         ("target: test/map >= 0.8", "target: ", ["of the test queries", "never asks", "val/map >= 0.8"]),
+        ("objective: [val/map]", "objective: ", ["such as [val/map, bits]", "got ['val/map']"]),
+        ("objective: [val/map, test/map]", "objective.also: ", ["'bits' or 'val/map_asymmetric'", "got 'test/map'"]),
+        ("objective: [bits, val/map]", "objective.metric: ", ["'val/map'", "got 'bits'"]),
+        ("objective: [val/map, bits]", "", ["objective: bits are the same in all trials: search over bits"]),
+        (
+            "objective: [val/map, bits]\nsearch: {bits: {smallest: [16, 32]}}",
+            "objective: ",
+            ["smallest: leave the second out"],
+        ),
+        (
+            "objective: [val/map, val/map_asymmetric]\nstart_from: [paper, earlier]",
+            "start_from: ",
+            ["leave earlier out"],
+        ),
         ("objective: {metric: test/map}", "objective.metric: ", ["'val/map'", "got 'test/map'"]),
         ("objective: {mode: best}", "objective.mode: ", ["'max' or 'min'", "got 'best'"]),
         ("budget: {trials: 0}", "budget.trials: ", ["greater than or equal to 1", "got 0"]),
@@ -187,6 +218,7 @@ def test_what_has_no_default_is_required(tmp_path, missing):
             "head_dim",
             ["[8]", "M = 800", "[16]"],
         ),
+        ({"search": {"bits": {"smallest": [6, 64]}}}, "bits", ["2^K = 64", "K = 6"]),
         ({"trial": {"bits": 6}}, "bits", ["2^K = 64", "K = 6"]),
         (
             {"trial": {"bits": 16, "head_dim": 8}, "search": {"codebook_ratio": {"choice": [2, 8]}}},
@@ -430,6 +462,28 @@ def test_a_distribution_contains_what_it_can_draw(distribution, inside, outside)
 )
 def test_head_dims_that_may_be_drawn_are_feasible_and_listed(search, bits, size, allowed):
     assert allowed_head_dims(space(search=search), bits, size) == allowed
+
+
+def test_head_dimensions_that_are_drawn_divide_the_nested_lengths_too():
+    search = {"codebook_ratio": {"choice": [1, 2]}, "head_dim": {"feasible": True}}
+    made = space(trial={"bits": 64, "nested": [16, 48]}, search=search)
+    made.check_feasible(100)
+    assert allowed_head_dims(made, 64, 200) == [8, 16]
+    made = space(trial={"bits": 64, "nested": [24]}, search={"head_dim": {"choice": [16, 32]}})
+    with pytest.raises(
+        SettingsError, match=r"none of \[16, 32\] divides bits K = 64 and nested \[24\] and holds M = 200"
+    ):
+        made.check_feasible(100)
+    made = space(trial={"bits": 64, "nested": [20]}, search={"margin": {"choice": [0, 0.1]}})
+    with pytest.raises(SettingsError, match="nested 20: codes of 20 bits are no whole heads of head_dim d = 8"):
+        made.check_feasible(100)
+
+
+def test_a_search_over_methods_nests_those_that_can():
+    made = space(trial={"bits": 64, "nested": [16]}, search={"method": {"grid": ["crh", "csq"]}})
+    made.check_feasible(100)
+    lengths = [made.trial_settings({"method": method}, 0).trial.nested for method in ("crh", "csq")]
+    assert lengths == [(16,), ()]
 
 
 def test_open_bits_are_searched_with_the_head_dimensions_that_they_leave():

@@ -364,3 +364,31 @@ def test_open_bits_are_taken_from_the_methods_bits():
     assert (resolved.learned_bits, resolved.head_dim, resolved.codebook_size) == (32, short.head_dim, 392)
     with pytest.raises(SettingsError, match=r"open_bits 15 of 16 bits leave 1 to train"):
         validated(TrainingSettings, {"bits": 16, "open_bits": 15}, "trial")
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "said"),
+    [
+        ("crh", {"nested": [32, 16]}, r"nested \[32, 16\]: want lengths shorter than 64 bits, the shortest first"),
+        ("crh", {"nested": [16, 16]}, r"nested \[16, 16\]: want lengths shorter than 64 bits"),
+        ("crh", {"nested": [64]}, r"nested \[64\]: want lengths shorter than 64 bits"),
+        ("crh", {"nested": [16, 40], "open_bits": 24}, r"nested \[16, 40\]: want lengths shorter than 40 bits"),
+        ("crh", {"nested": [0]}, r"(?s)nested.*greater than or equal to 2"),
+        ("crh", {"nested": [24]}, "nested 24: codes of 24 bits are no whole heads of head_dim d = 16 bits"),
+        ("crh", {"nested": [16], "codebook_size": "full"}, "nested 16: .* no whole heads of head_dim d = 64"),
+        ("crh_m", {"nested": [16]}, "nested 16: codes of 16 bits are no whole heads of head_dim d = 64"),
+        ("orthohash", {"nested": [16]}, "nested has no meaning with centers bernoulli"),
+        ("crh", {"nested": [16], "centers": "hadamard"}, "nested has no meaning with centers hadamard"),
+        ("csq", {"nested": [16]}, "nested: objective central_similarity is not defined on the first bits"),
+        ("dtsh", {"nested": [16]}, "nested: objective triplet_likelihood is not defined on the first bits"),
+    ],
+)  # fmt: skip
+def test_nested_lengths_are_whole_heads_and_shorter_than_the_code(method, given, said):
+    with pytest.raises(ValueError, match=said):
+        trial(method, bits=64, **given).resolve(*CARS)
+
+
+def test_nested_lengths_leave_the_rest_of_a_setting_as_it_is():
+    nested, plain = (trial(bits=64, **given).resolve(*CARS).trial for given in ({"nested": [16, 32]}, {}))
+    assert nested.lengths == (16, 32, 64)
+    assert nested.model_copy(update={"nested": ()}) == plain

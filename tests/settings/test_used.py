@@ -16,7 +16,7 @@ from crh_tune.settings.training import OBJECTIVE_NAMES, objective_options
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.settings.used import refuse_in_vain, symbols, unread
 
-CODEBOOK = {"codebook_ratio", "codebook_size", "head_dim"}
+CODEBOOK = {"codebook_ratio", "codebook_size", "head_dim", "nested"}
 ROUNDS = {"update_interval", "early_epochs", "reassignment_codes"}
 PAPERS = {"scale", "margin", "quantization_weight"}
 OTHERS = {"bank_momentum", "beta_growth"}

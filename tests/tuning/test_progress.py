@@ -67,10 +67,14 @@ def test_a_line_of_progress_says_what_was_searched():
 
 @pytest.mark.parametrize(("metric", "label"), [("val/map", "validation mAP"), ("centers/pcc", "centers/pcc")])
 def test_the_last_lines_name_what_was_searched_and_what_it_was_judged_by(metric, label, tmp_path: Path):
-    tested = Outcome("final", resolved(), metrics={"test/map": 0.5})
+    maps = {"map": 0.5, "map_16": 0.3, "map_8": 0.25, "map_asymmetric": 0.6}
+    tested = Outcome("final", resolved(), metrics={f"test/{name}": value for name, value in maps.items()})
     best = Candidate("trial-0001", resolved(method="mds"), [0.3, 0.5])
     result = SearchResult("m-001", tmp_path, "sqlite:///there.db", best, best, tested, tested, "finished")
     lines = last_lines(space(objective={"metric": metric}), result, tmp_path / "export")
+    place = lines.index("test mAP         0.5000, the paper's setting 0.5000")
+    assert lines[place + 1 : place + 3] == ["at 8 bits        0.2500", "at 16 bits       0.3000"]
+    assert not any(line.startswith("at a") for line in lines)
     assert " method=mds learning_rate=0.002 centers=mds  (trial-0001)" in lines[1]
     assert lines[2].startswith(f"{label:<17}0.4000 ± ")
 

@@ -22,6 +22,7 @@ from crh_tune.data.splits import final_split
 from crh_tune.errors import SearchFailed
 from crh_tune.export import load_encoder, load_index
 from crh_tune.export.of_search import export_search
+from crh_tune.reporting.search_data import read_search
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import read_trial
@@ -348,6 +349,33 @@ def test_the_search_space_files_of_the_package_are_valid():
     assert paths
     for path in paths:
         assert SearchSettings.model_validate(yaml.safe_load(path.read_text())).name
+
+
+def test_the_smallest_code_length_is_confirmed_told_and_exported_even_before_the_end(ray_session, tmp_path: Path):
+    """Every trial has the target: 16 bits are left for 12."""
+    search_of = {"bits": {"smallest": [12, 16, 24]}, "margin": {"uniform": [0.0, 0.5]}}
+    settings = space(
+        search=search_of, target="val/map >= 0.01", budget={"trials": 4}, confirm={"top": 1, "seeds": 1},
+        trial={**SPACE["trial"], "epochs": 2},
+    )  # fmt: skip
+    said: list[str] = []
+    result = search(settings, tmp_path / "runs", said.append)
+    assert [(each.bits, each.trials > 0, each.reached) for each in result.lengths] == [
+        (12, True, True), (16, True, True), (24, False, False),
+    ]  # fmt: skip
+    assert result.ended == "finished"
+    for settings_of in (result.best.settings, result.paper.settings, result.best_test.settings):
+        assert settings_of["trial"]["bits"] == 12
+    client = MlflowClient(result.tracking_uri)
+    runs = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    [parent] = [run for run in runs if run.data.tags["crh_tune.run"] == result.search_id]
+    assert "12 bits are enough for val/map" in parent.data.tags["mlflow.note.content"]
+    data = read_search(result.folder)
+    assert data.complete[0].setting["bits"] == 12
+    assert {trial.setting["bits"] for trial in data.trials} == {12, 16}
+    (result.folder / "summary.json").unlink()
+    export_search(result.folder, tmp_path / "export")
+    assert load_encoder(tmp_path / "export").bits == 12
 
 
 def test_trials_are_added_to_a_search_that_has_ended(finished: Finished):

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 
-from crh_tune.hashing.objectives.base import Objective, Options, Symbol
+from crh_tune.hashing.objectives.base import Objective, Options, Symbol, nested_terms
 
 
 def _in_file(name: str) -> list[type[Objective]]:
@@ -23,4 +23,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
     file.name: kind for file in pkgutil.iter_modules(__path__) for kind in _in_file(file.name)
 }
 
-__all__ = ["OBJECTIVES", "Objective", "Options", "Symbol"]
+__all__ = ["OBJECTIVES", "Objective", "Options", "Symbol", "nested_terms"]

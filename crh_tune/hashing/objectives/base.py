@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import new_class
@@ -77,11 +77,13 @@ class Objective(ABC, Module):
 
     ``options_type`` declares its settings. ``epoch`` counts from 1 and is set before each epoch. ``gather`` is the
     identity unless several workers share a batch. ``within_batch``: a sample's loss depends on the others of its batch.
+    ``nests``: of the first bits of outputs and centres it is the loss of a shorter code, since nothing in it is of K.
 
     Its file imports torch from ``crh_tune.later``, so that the settings in it are read without torch.
     """
 
     within_batch = False
+    nests = False
     options_type: ClassVar[type[Options]] = Options
     options: Options
 
@@ -128,6 +130,19 @@ def _as_module(kind: type[Any]) -> type[Any]:
 
 def _alone(part: Tensor) -> Tensor:
     return part
+
+
+def nested_terms(
+    objective: Objective, lengths: Sequence[int], outputs: Tensor, targets: Tensor, centers: Tensor
+) -> dict[str, Tensor]:
+    """Codes of several lengths in one: the mean over the lengths k of the loss of the first k bits.
+
+        L = (1 / |P|) sum_{k in P} L_k(u_{1..k}, y, c_{1..k})
+
+    Arguments and result as of :meth:`Objective.forward`; ``lengths`` are P.
+    """
+    each = [objective(outputs[:, :bits], targets, centers[:, :bits]) for bits in lengths]
+    return {name: torch.stack([terms[name] for terms in each]).mean(dim=0) for name in each[0]}
 
 
 def quantization_loss(outputs: Tensor) -> Tensor:

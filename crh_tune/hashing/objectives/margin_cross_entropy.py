@@ -70,6 +70,7 @@ class MarginCrossEntropyOptions(Options):
 class MarginCrossEntropy(Objective):
     """Eq. 4: soft cross entropy over s (cos(u, c) - margin y), + lambda mean((|h| - 1)^2); targets y / ||y||_1."""
 
+    nests = True
     options_type = MarginCrossEntropyOptions
     options: MarginCrossEntropyOptions
 

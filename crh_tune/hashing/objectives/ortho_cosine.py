@@ -23,6 +23,7 @@ class OrthoCosineOptions(Options):
 class OrthoCosine(Objective):
     """Soft cross entropy over s (cos(u, c) - m y), targets y / ||y||_1."""
 
+    nests = True
     options_type = OrthoCosineOptions
     options: OrthoCosineOptions
 

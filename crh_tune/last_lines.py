@@ -73,10 +73,10 @@ def front_lines(settings: SearchSettings, result: SearchResult) -> list[str]:
 
 
 def target_lines(settings: SearchSettings, result: SearchResult) -> list[str]:
-    """Whether the winner has what the search's target asks for in the mean of fresh seeds; if not, how to search on."""
+    """Whether the winner's mean over fresh seeds is what the search's target asks for; if not, how to search on."""
     if settings.target is None:
         return []
-    reached = f"reached with {result.best.mean:.4f} in the mean of fresh seeds"
+    reached = f"reached with {result.best.mean:.4f} on average over fresh seeds"
     if not settings.reaches_target(result.best.mean):
         option = storage_option(result.folder.parent)
         go_on = f"crh-tune search --resume {result.search_id} --trials 20{option} searches on"

@@ -20,7 +20,7 @@ from PIL import Image, ImageChops
 
 IMAGES = Path(__file__).parent / "images"
 WIDTH, HEIGHT = 1240, 2400
-MOST_BYTES = 200_000
+MOST_BYTES, MOST_IN_FULL_COLOUR = 200_000, 150_000
 PARTS = {
     "report_top.png": ("leaderboard",),
     "report_mattered.png": ("mattered",),
@@ -77,12 +77,14 @@ def trimmed(image: Image.Image) -> Image.Image:
 
 
 def write_small(image: Image.Image, to: Path) -> int:
-    """Write a JPEG, or a PNG of few colours, smaller until it takes no more than 200 kB; its size in bytes."""
+    """Write a JPEG or a PNG, of few colours where it is large, smaller until it takes 200 kB at most; its bytes."""
     while True:
         if to.suffix == ".jpg":
             image.save(to, quality=80, optimize=True)
         else:
-            image.quantize(128, dither=Image.Dither.NONE).save(to, optimize=True)
+            image.save(to, optimize=True)
+            if to.stat().st_size > MOST_IN_FULL_COLOUR:
+                image.quantize(256, dither=Image.Dither.NONE).save(to, optimize=True)
         if to.stat().st_size <= MOST_BYTES:
             return to.stat().st_size
         image = image.resize((image.width * 9 // 10, image.height * 9 // 10), Image.Resampling.LANCZOS)

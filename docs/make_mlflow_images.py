@@ -16,6 +16,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from make_images import write_small
 from mlflow import MlflowClient
 from PIL import Image
 
@@ -25,6 +26,8 @@ from crh_tune.tuning.tracking import KEY_TAG, default_tracking_uri
 IMAGES = Path(__file__).parent / "images"
 _ASSISTANT = 485
 """The width of MLflow's panel on the right, which is cut off, in pixels."""
+_PATH = (500, 168, 1290, 194)
+"""Where the page of an artifact shows its path: left, top, right, bottom."""
 _START_SECONDS = 120
 
 
@@ -73,7 +76,7 @@ def _wait_for(address: str) -> None:
 
 
 def _keep(name: str, page: str, width: int, height: int) -> None:
-    """A picture of a page in 128 colours, without the panel on its right."""
+    """A picture of a page, without the panel on its right and the folder of artifacts on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         taken = Path(folder) / name
         subprocess.run(
@@ -82,7 +85,9 @@ def _keep(name: str, page: str, width: int, height: int) -> None:
             check=True, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         picture = Image.open(taken).convert("RGB").crop((0, 0, width - _ASSISTANT, height))
-        picture.quantize(128).save(IMAGES / name, optimize=True)
+        if name == "mlflow_figures.png":
+            picture.paste("white", _PATH)
+        write_small(picture, IMAGES / name)
 
 
 if __name__ == "__main__":

@@ -132,9 +132,13 @@ def center_moves(data: SearchData, model: Model) -> Figure | None:
     panels[0].set_xlabel("bits between the first and the last centre")
     panels[0].set_ylabel("classes")
     if share or pcc:
-        panels[1].plot(list(share), list(share.values()), "o-", color=BLUE, markersize=4, label="classes moved")
+        panels[1].plot(
+            list(share), list(share.values()), "o-", color=BLUE, markersize=4, label="share of classes moved"
+        )
         panels[1].plot(list(pcc), list(pcc.values()), "s-", color=RED, markersize=4, label="PCC with the reference")
+        panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[1].set_xlabel("epoch")
+        panels[1].set_ylabel("share of classes, or PCC")
         panels[1].set_ylim(min(0.0, *pcc.values()) if pcc else 0.0, 1.02)
         panels[1].legend(frameon=False, fontsize=8)
     return figure
@@ -149,11 +153,12 @@ def codes(statistics: CodeStatistics) -> Figure | None:
     balance.bar(np.arange(len(statistics.ones)), statistics.ones, color=BLUE)
     balance.axhline(0.5, color=GREY, linestyle=":")
     balance.set_ylim(0, 1)
-    balance.xaxis.set_major_locator(MaxNLocator(integer=True))
     balance.set_xlabel("bit")
     balance.set_ylabel("share of ones")
+    for axis in (balance.xaxis, together.xaxis, together.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     shown = together.imshow(np.abs(statistics.correlation), cmap="magma", vmin=0, vmax=1, interpolation="nearest")
     together.set_xlabel("bit")
     together.set_ylabel("bit")
-    figure.colorbar(shown, ax=together, label="correlation, without its sign")
+    figure.colorbar(shown, ax=together, label="absolute correlation")
     return figure

@@ -120,7 +120,7 @@ def verdict(found: Sequence[Importance], trials: int) -> str:
         )
     rest = [each.name for each in found if not each.can_tell]
     order = ", in this order" if len(sure) > 1 else ""
-    more = f"; of {_listed(rest)} these {trials} trials cannot tell" if rest else ""
+    more = f"; {trials} trials are too few to judge {_listed(rest)}" if rest else ""
     return f"What mattered: {_listed(sure)}{order}{more}."
 
 

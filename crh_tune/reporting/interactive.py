@@ -15,9 +15,17 @@ from crh_tune.errors import counted
 from crh_tune.reporting.axes import setting_axis, value_axis, valued
 from crh_tune.reporting.importance import Importance, varied
 from crh_tune.reporting.search_data import SearchData, Trial, setting_text
-from crh_tune.reporting.search_figures import banded, best_so_far, seed_band, two_most_important
+from crh_tune.reporting.search_figures import (
+    PAPER_MEAN,
+    banded,
+    best_so_far,
+    diamonds,
+    epoch_ticks,
+    seed_band,
+    two_most_important,
+)
 from crh_tune.reporting.search_tables import spread
-from crh_tune.reporting.style import GREEN, GREY, ORANGE, PALE, RED, STATUS_COLORS, STATUS_WORDS, metric_word
+from crh_tune.reporting.style import GREY, ORANGE, PALE, RED, STATUS_COLORS, STATUS_WORDS, metric_word
 from crh_tune.tuning.record import COMPLETE
 
 _HEIGHT = 420
@@ -45,22 +53,18 @@ def history(data: SearchData) -> go.Figure | None:
             x=[*at, trials[-1].number], y=[*values, values[-1]], mode="lines", line={"color": GREY, "shape": "hv"},
             name="best so far", hoverinfo="skip",
         )  # fmt: skip
-    labels = {False: "other finalists, fresh seeds", True: "winner, fresh seeds"}
-    for each in data.confirmed:
-        number = next((trial.number for trial in data.trials if trial.name == each.trial), None)
-        if number is None:
-            continue
-        won = each.trial == data.winner
+    for number, each, color, label in diamonds(data):
         figure.add_scatter(
             x=[number], y=[each.mean], mode="markers", error_y={"array": [float(np.nan_to_num(each.std))]},
-            marker={"symbol": "diamond", "size": 13 if won else 9, "color": GREEN if won else "black"},
-            showlegend=won in labels, name=labels.pop(won, ""),
+            marker={"symbol": "diamond", "size": 13 if each.trial == data.winner else 9, "color": color},
+            showlegend=bool(label), name=label,
             text=[f"{_safe(each.trial)} with {counted(len(each.values), 'fresh seed')}: {spread(each)}"],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     if data.confirmed_paper is not None:
-        figure.add_hline(data.confirmed_paper.mean, line={"color": RED, "dash": "dash"},
-                         annotation_text="the paper's setting, fresh seeds", annotation_font_color=RED)  # fmt: skip
+        figure.add_hline(
+            data.confirmed_paper.mean, line={"color": RED, "dash": "dash"}, name=PAPER_MEAN, showlegend=True
+        )
     return figure
 
 
@@ -83,11 +87,12 @@ def learning_curves(data: SearchData) -> go.Figure | None:
         _line(figure, epochs, mean, color, 2.6, _safe(label), f"{_safe(label)}<br>{_safe(setting_text(each.setting))}")
     for rung in data.rungs:
         figure.add_vline(rung, line={"color": "black", "dash": "dot", "width": 1})
+    figure.update_xaxes(tickvals=epoch_ticks(data))
     return figure
 
 
 def parallel_coordinates(data: SearchData) -> go.Figure | None:
-    """A line a trial through its settings to its value; a stretch of an axis can be marked to see its trials alone."""
+    """One line per trial, through its settings to its value; marking a stretch of an axis shows its trials alone."""
     trials, values = valued(data)
     names = list(varied(data))
     if len(trials) < 2 or not names:
@@ -109,20 +114,26 @@ def parallel_coordinates(data: SearchData) -> go.Figure | None:
 
 
 def contour(data: SearchData, found: Sequence[Importance]) -> go.Figure | None:
-    """What trials came to over the two most important settings, smoothed; a point a trial."""
+    """What trials came to over the two most important settings, smoothed; one point per trial."""
     surface_of = two_most_important(data, found)
     if surface_of is None:
         return None
     surface, trials, values = surface_of
     figure = _figure(_safe(surface.x.name), _safe(surface.y.name))
     figure.add_contour(
-        x=surface.at.tolist(), y=surface.at.tolist(), z=_listed(surface.values), colorscale="Viridis", ncontours=14,
-        line={"width": 0.5}, colorbar={"title": {"text": metric_word(data.metric)}}, hoverinfo="skip",
+        x=surface.at.tolist(), y=surface.at.tolist(), z=_listed(surface.values), coloraxis="coloraxis", ncontours=14,
+        line={"width": 0.5}, hoverinfo="skip",
     )  # fmt: skip
     figure.add_scatter(
         x=surface.x.at.tolist(), y=surface.y.at.tolist(), mode="markers", showlegend=False,
-        marker={"color": values, "colorscale": "Viridis", "size": 10, "line": {"color": "white", "width": 1}},
+        marker={"color": values, "coloraxis": "coloraxis", "size": 10, "line": {"color": "white", "width": 1}},
         text=[_about(trial) for trial in trials], hovertemplate="%{text}<extra></extra>",
+    )  # fmt: skip
+    figure.update_layout(
+        coloraxis={
+            "colorscale": "Viridis", "cmin": min(values), "cmax": max(values),
+            "colorbar": {"title": {"text": metric_word(data.metric)}},
+        }
     )  # fmt: skip
     best = int(np.argmax(data.sign * np.array(values)))
     figure.add_scatter(

@@ -34,6 +34,7 @@ from crh_tune.training.workers import Workers
 from crh_tune.tuning.front import Point, front_of
 from crh_tune.tuning.lengths import Length, contest, lengths_of
 from crh_tune.tuning.progress import told
+from crh_tune.tuning.race import Gain
 from crh_tune.tuning.record import (
     COMPLETE,
     FAILED,
@@ -130,6 +131,7 @@ class SearchData:
         splits: the fingerprint of the split of each stage.
         unseen: by label (winner, the paper's setting, or the best trial so far) every metric on classes held out, in
             the mean over fresh seeds where there are any; empty where none are held out.
+        gain: what the winner has over the paper's setting on fresh seeds; None before the end, or where it is unknown.
         front: the trials on the front of two objectives, where there are two.
         lengths: what is known of each code length, where the smallest is searched for.
     """
@@ -152,6 +154,7 @@ class SearchData:
     series: Mapping[str, Series]
     splits: Mapping[str, str]
     unseen: Mapping[str, Mapping[str, float]]
+    gain: Gain | None
     lengths: Sequence[Length] = ()
     front: Sequence[Point] = ()
 
@@ -230,8 +233,10 @@ def read_search(folder: Path) -> SearchData:
     confirmed = _confirmed(settings, outcomes, trials, series)
     winner, test = None, dict[str, float]()
     baselines: Sequence[Baseline] = ()
+    gain = None
     if finished:
         result = read_result(folder)
+        gain = result.gain
         winner, baselines, ended = result.best.trial, result.baselines, result.ended
         test = {"winner": result.best_test.metrics["test/map"], "paper": result.paper_test.metrics["test/map"]}
         confirmed.sort(key=lambda each: (each.trial != winner, -len(each.values)))  # equal ones stay best mean first
@@ -248,7 +253,7 @@ def read_search(folder: Path) -> SearchData:
     return SearchData(
         folder.name, folder, settings, ended, finished, settings.objective.metric, settings.objective.mode,
         settings.trials, epochs, settings.scheduler.rungs(epochs), trials, confirmed, winner, test, baselines, series,
-        read_record(dict[str, str], splits) if splits.exists() else {}, _on_unseen(outcomes, shown),
+        read_record(dict[str, str], splits) if splits.exists() else {}, _on_unseen(outcomes, shown), gain,
         lengths_of(settings, trials_of(outcomes)), front_of(settings, trials_of(outcomes).values()),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The figures of a search: how it went, what mattered, who was stopped. Each gives a figure, or None without data.
+"""The figures of a search: how it went, what mattered, what was stopped. Each gives a figure, or None without data.
 
 They take what ``search_data`` read and nothing else, so that a page, MLflow and a live view can all draw them.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.collections import LineCollection
@@ -31,6 +32,7 @@ from crh_tune.reporting.style import (
 from crh_tune.tuning.record import COMPLETE, PRUNED
 
 DPI = 130
+PAPER_MEAN = "mean of the paper's setting"
 WIDE, SQUARE = (8.4, 4.0), (6.0, 4.6)
 
 
@@ -61,24 +63,34 @@ def history(data: SearchData) -> Figure | None:
     if best:
         at, values = zip(*best, strict=True)
         axes.step([*at, trials[-1].number], [*values, values[-1]], where="post", color=GREY, label="best so far")
-    labels = {False: "other finalists, fresh seeds", True: "winner, fresh seeds"}
-    for each in data.confirmed:
-        number = next((trial.number for trial in data.trials if trial.name == each.trial), None)
-        if number is None:
-            continue
-        won = each.trial == data.winner
+    for number, each, color, label in diamonds(data):
         axes.errorbar(
             [number], [each.mean], yerr=[0.0 if math.isnan(each.std) else each.std], fmt="D",
-            color=GREEN if won else "black", markersize=8 if won else 5, capsize=4, zorder=4,
-            label=labels.pop(won, None),
+            color=color, markersize=8 if each.trial == data.winner else 5, capsize=4, zorder=4, label=label or None,
         )  # fmt: skip
     paper = data.confirmed_paper
     if paper is not None:
-        axes.axhline(paper.mean, color=RED, linestyle="--", linewidth=1.2, label="the paper's setting, fresh seeds")
+        axes.axhline(paper.mean, color=RED, linestyle="--", linewidth=1.2, label=PAPER_MEAN)
     axes.set_xlabel("trial")
     axes.set_ylabel(metric_word(data.metric))
     axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def diamonds(data: SearchData) -> list[tuple[int, Confirmed, str, str]]:
+    """The trials that ran again with fresh seeds: number, values, colour, and a label, once for those that share it."""
+    numbers = {trial.name: trial.number for trial in data.trials}
+    found: list[tuple[int, Confirmed, str, str]] = []
+    for each in data.confirmed:
+        color, label = "black", "other finalists, fresh seeds"
+        if each.trial == data.winner:
+            color, label = GREEN, "winner, fresh seeds"
+        elif each.is_paper:
+            color, label = RED, "the paper's setting, fresh seeds"
+        if each.trial in numbers:
+            told = label in [row[3] for row in found]
+            found.append((numbers[each.trial], each, color, "" if told else label))
+    return found
 
 
 def best_so_far(data: SearchData) -> list[tuple[int, float]]:
@@ -104,7 +116,7 @@ def importance(found: Sequence[Importance]) -> Figure | None:
         axes.plot([each.low, each.high], [place, place], color="black", linewidth=1.4)
         axes.plot([each.chance, each.chance], [place - 0.38, place + 0.38], color=RED, linewidth=1.6)
     axes.set_yticks(places, [plain(f"{each.name}{'' if each.can_tell else '  (cannot tell)'}") for each in found])
-    axes.set_xlabel("share of what decides (black: its interval, red: what chance reaches)")
+    axes.set_xlabel("share of importance (black: its interval, orange: what chance reaches)")
     axes.set_xlim(0, None)
     return figure
 
@@ -148,7 +160,7 @@ def epochs(data: SearchData) -> Figure | None:
     axes.plot(count, np.cumsum([trial.epoch for trial in trials]), "o-", color=BLUE, markersize=3.5, label="trained")
     axes.plot(count, data.epochs * count, "--", color=GREY, label="without stopping any")
     used, whole = epochs_spent(data)
-    axes.set_title(f"{used:,} of {whole:,} epochs, {100 * used / max(whole, 1):.0f} %", fontsize=10)
+    axes.set_title(f"{used:,} of {whole:,} epochs trained, {100 - 100 * used / max(whole, 1):.0f} % saved", fontsize=10)
     axes.set_xlabel("trials that have ended")
     axes.set_ylabel("epochs")
     axes.set_ylim(0, None)
@@ -182,10 +194,18 @@ def learning_curves(data: SearchData, marked: str | None = None) -> Figure | Non
     axes.plot([], [], color="#F3D9A0", label="trials that were stopped")
     for rung in data.rungs:
         axes.axvline(rung, color="black", linestyle=":", linewidth=0.8)
+    axes.set_xticks(epoch_ticks(data))
     axes.set_xlabel("epoch")
     axes.set_ylabel(metric_word(data.metric))
     axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def epoch_ticks(data: SearchData) -> list[int]:
+    """The epochs after which runs were evaluated; of many, evenly chosen ones, a dozen at most."""
+    curves = [trial.values for trial in data.trials] + [curve for each in data.confirmed for curve in each.curves]
+    epochs = sorted({epoch for curve in curves for epoch in curve})
+    return epochs[:: -(-len(epochs) // 12) or 1]
 
 
 def banded(data: SearchData) -> list[tuple[Confirmed, str, str]]:
@@ -213,7 +233,7 @@ def seed_band(each: Confirmed) -> tuple[list[int], list[float], list[float], lis
 
 
 def parallel_coordinates(data: SearchData) -> Figure | None:
-    """A line a trial through its settings to its value."""
+    """One line per trial, through its settings to its value."""
     trials, values = valued(data)
     names = list(varied(data))
     if len(trials) < 2 or not names:
@@ -246,25 +266,31 @@ def parallel_coordinates(data: SearchData) -> Figure | None:
 def two_most_important(
     data: SearchData, found: Sequence[Importance]
 ) -> tuple[Surface, list[Trial], list[float]] | None:
-    """The surface over the two most important settings, with the trials it stands on and their values."""
+    """The surface over the two most important settings, with the trials it stands on and their values.
+
+    Those of which one can tell that they matter come first, as in the verdict.
+    """
     trials, values = valued(data)
     if len(found) < 2 or len(trials) < 4:
         return None
-    x, y = (setting_axis(trials, each.name) for each in found[:2])
+    first = sorted(found, key=lambda each: not each.can_tell)[:2]  # equal ones stay the largest share first
+    x, y = (setting_axis(trials, each.name) for each in first)
     return smooth_surface(x, y, values), trials, values
 
 
 def contour(data: SearchData, found: Sequence[Importance]) -> Figure | None:
-    """What trials came to over the two most important settings, smoothed; a point a trial."""
+    """What trials came to over the two most important settings, smoothed; one point per trial."""
     surface_of = two_most_important(data, found)
     if surface_of is None:
         return None
     surface, _, values = surface_of
     figure = new_figure(SQUARE)
     axes = figure.subplots()
-    filled = axes.contourf(surface.at, surface.at, surface.values, levels=14, cmap="viridis")
-    low, high = float(np.nanmin(surface.values)), float(np.nanmax(surface.values))
-    axes.scatter(surface.x.at, surface.y.at, c=values, cmap="viridis", vmin=low, vmax=high, edgecolors="white", s=42)
+    low, high = min(values), max(values)
+    levels = np.linspace(low, max(high, low + 1e-6), 15)
+    one_scale: dict[str, Any] = {"cmap": "viridis", "vmin": low, "vmax": levels[-1]}
+    filled = axes.contourf(surface.at, surface.at, surface.values, levels=levels, **one_scale)
+    axes.scatter(surface.x.at, surface.y.at, c=values, edgecolors="white", s=42, **one_scale)
     best = int(np.argmax(data.sign * np.array(values)))
     axes.plot(surface.x.at[best], surface.y.at[best], "*", color=ORANGE, markersize=15, markeredgecolor="black")
     axes.set_xticks([at for at, _ in surface.x.ticks], [plain(label) for _, label in surface.x.ticks])

@@ -168,7 +168,7 @@ def _page(data: SearchData, findings: Findings | None, why: str, output: Output)
         Section("leaderboard", "Leaderboard", _leaderboard(data, curves, output), [summary_text.best_single(data)]),
         Section("mattered", "What mattered", _mattered(data, found, output), [mattered]),
         Section("search", "How the search went", _went(data, output), [summary_text.spent(data)]),
-        Section("retrieval", "How well it finds",
+        Section("retrieval", "Retrieval quality",
                 [*(_retrieval(findings, output) if findings else []), *_unseen(data, output)],
                 [summary_text.compared_with(findings.curves, findings.gains)] if findings else []),
         Section("fails", "Where it fails", failing),
@@ -200,7 +200,7 @@ def _page(data: SearchData, findings: Findings | None, why: str, output: Output)
 def _leaderboard(data: SearchData, curves: Sequence[Curves], output: Output) -> list[Card]:
     asked = "The test set was evaluated once, after the decision." if data.finished else "Nothing is tested yet."
     text = (
-        f"Judged by {metric_word(data.metric)} on held-out queries: the mean over fresh seeds (how many stands in "
+        f"Judged by {metric_word(data.metric)} on held-out queries: the mean over fresh seeds (their number is in "
         f"brackets) decides, the value of a single trial is partly luck. {asked}"
     )
     return [
@@ -218,18 +218,18 @@ def _mattered(data: SearchData, found: Sequence[Importance], output: Output) -> 
         *output.figure(
             "importance", "Importance of each setting",
             "How much a setting decides whether a trial is among the good ones (PED-ANOVA over all trials; one that "
-            "was stopped counts with what it would have come to). The black line is what the share varies by when a "
-            "fifth of the trials is left out. A bar that ends before the red mark could be chance.",
+            "was stopped counts with what it would have come to). The black line is how much the share varies (middle "
+            "80 %) when a fifth of the trials is left out. A bar that does not reach the orange mark may be chance.",
             search_figures.importance(found)),
         *output.figure(
             "parallel_coordinates", "All trials at once",
-            "A line a trial, from its settings to its value; yellow is high. Drag along an axis to see only the trials "
-            "that pass there.",
+            "One line per trial, from its settings to its value (estimated where the trial was stopped); yellow is "
+            "high. Drag along an axis to see only the trials that pass there.",
             search_figures.parallel_coordinates(data), interactive.parallel_coordinates(data)),
         *output.figure(
             "contour", "The two most important settings",
-            "A point a trial, the star is the best single one; the colour between them is smoothed, blank is where "
-            "nothing was tried.",
+            "One point per trial, in the colour of its value (estimated where the trial was stopped); the star is the "
+            "best one. The colour between trials is a guess, and blank is far from any trial.",
             search_figures.contour(data, found), interactive.contour(data, found)),
     ]  # fmt: skip
 
@@ -238,26 +238,28 @@ def _went(data: SearchData, output: Output) -> list[Card]:
     return [
         *output.figure(
             "history", "Trials and the best so far",
-            "A point a trial, hollow where it was stopped early (its last value). Diamonds are finalists that ran "
-            "again with fresh seeds: where one lies below its point, the point was luck.",
+            "One point per trial, hollow where it was stopped early (its last value). Diamonds are means of settings "
+            "that ran again with fresh seeds: the gap between a point and its diamond is how far that one run was from "
+            "the mean.",
             search_figures.history(data), interactive.history(data)),
         *output.figure(
             "learning_curves", "Learning curves",
-            "A thin line a trial, pale orange where it was stopped; thick lines are means over fresh seeds, in the "
+            "One thin line per trial, pale orange where it was stopped; thick lines are means over fresh seeds, in the "
             "band from the lowest to the highest seed. Dotted: where weak trials are stopped.",
             search_figures.learning_curves(data), interactive.learning_curves(data)),
         *output.figure(
-            "rungs", "Who was stopped where",
-            "A bar a trial, as long as it was trained.", search_figures.rungs(data)),
+            "rungs", "When each trial was stopped",
+            "One bar per trial, as long as it was trained.", search_figures.rungs(data)),
         *output.figure(
             "epochs", "Epochs spent",
-            "What the trials were trained for, one after the other, and what they would have taken to their ends.",
+            "Epochs trained so far, trial by trial, and what they would have been without stopping.",
             search_figures.epochs(data)),
     ]  # fmt: skip
 
 
 def _retrieval(findings: Findings, output: Output) -> list[Card]:
     kind = findings.evidence.kind
+    untrained = len(findings.curves) > len(findings.evidence.models)
     rosy = "" if kind == "test" else " The best trial was picked by these queries, so its numbers are rosy."
     return [
         *output.table(
@@ -266,7 +268,7 @@ def _retrieval(findings: Findings, output: Output) -> list[Card]:
             f"query that finds none there. Gains are paired over queries, with their 95 % interval.{rosy}",
             search_tables.retrieval_table(findings.curves, findings.gains)),
         *output.figure(
-            "retrieval", "Precision and recall", "Dashed: what needs no training.",
+            "retrieval", "Precision and recall", "Dashed: what needs no training." if untrained else "",
             evidence_figures.retrieval(findings.curves)),
     ]  # fmt: skip
 
@@ -295,8 +297,8 @@ def _failures(findings: Findings, output: Output) -> tuple[list[Card], list[str]
         *output.table(
             "confused_pairs", "Classes taken for each other",
             "Of the ten nearest items of queries of either class, how many are of the other. Centres that lie close "
-            "together, or classes that are alike by the reference, explain it; where neither holds, look at the "
-            "labels.",
+            "together (chance is half the bits), or classes that are alike by the reference (1 at most), "
+            "explain it; where neither holds, look at the labels.",
             search_tables.confusion_table(pairs, names, model.queries.bits)),
     ]  # fmt: skip
     known = np.flatnonzero(~np.isnan(values[0]))
@@ -316,7 +318,7 @@ def _codes(data: SearchData, findings: Findings, output: Output) -> list[Card]:
             evidence_figures.center_maps(model.centers, reference)),
         *output.figure(
             "centre_moves", "How centres moved",
-            "How far each class's centre is from where it was drawn, and how many were moved at each evaluation.",
+            "How far each class's centre is from where it was drawn, and which share of them was moved in each round.",
             evidence_figures.center_moves(data, model)),
         *output.table(
             "codes", "Codes of the database",

@@ -77,7 +77,9 @@ def _ten(curves: Curves) -> int:
 def _role(data: SearchData, each: Confirmed) -> str:
     if each.trial == data.winner:
         return "winner" if not each.is_paper else "winner, the paper's setting"
-    return PAPER if each.is_paper else "finalist"
+    won = data.confirmed_of(data.winner)
+    dropped = won is not None and len(each.values) < len(won.values)
+    return PAPER if each.is_paper else "dropped out" if dropped else "finalist"
 
 
 def _cells(data: SearchData, setting: Mapping[str, Value]) -> dict[str, str]:

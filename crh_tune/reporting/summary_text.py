@@ -1,4 +1,4 @@
-"""What a search's report says in words: three sentences for somebody in a hurry, and one under each picture."""
+"""What a search's report says in words: three paragraphs for somebody in a hurry, and one under each picture."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def code_length(data: SearchData) -> str:
 
 
 def found(data: SearchData, curves: Sequence[Curves], gain: Gain | None) -> str:
-    """Which setting won and by how much, in a sentence."""
+    """Which setting won and by how much, in a paragraph."""
     if not data.finished:
         if not data.complete:
             return "No trial has come to its end yet."
@@ -67,18 +67,31 @@ def _against_paper(data: SearchData, gain: Gain | None) -> str:
     if gain is None:
         return f"The paper's setting has {data.test['paper']:.3f}."
     known = not math.isnan(gain.low)
-    interval = f" (95 % interval {gain.low:+.3f} to {gain.high:+.3f})" if known else ""
+    interval = f" (95 % interval over queries {gain.low:+.3f} to {gain.high:+.3f})" if known else ""
     sure = "is better than" if known and gain.low > 0 else "is not measurably different from"
     sure = "is worse than" if known and gain.high < 0 else sure
-    return f"It {sure} the paper's setting, {data.test['paper']:.3f}: a difference of {gain.mean:+.3f}{interval}."
+    return (
+        f"On test queries, one model of each, it {sure} the paper's setting, {data.test['paper']:.3f}: "
+        f"a difference of {gain.mean:+.3f}{interval}. {_on_fresh_seeds(data)}"
+    ).rstrip()
+
+
+def _on_fresh_seeds(data: SearchData) -> str:
+    """What the winner gained where it was chosen; empty where that is unknown."""
+    gain = data.gain
+    if gain is None:
+        return ""
+    known = not math.isnan(gain.low)
+    interval = f" (95 % interval over seeds {gain.low:+.3f} to {gain.high:+.3f})" if known else ""
+    return f"In {metric_word(data.metric)}, on average over fresh seeds, the difference is {gain.mean:+.3f}{interval}."
 
 
 def fails(mattered: str, worst: Sequence[str], pair: tuple[str, str] | None, classes: int) -> str:
-    """What mattered and where it fails, in a sentence."""
+    """What mattered and where it fails, in a paragraph."""
     if not worst:
         return mattered
-    text = f"{mattered} Of {classes} classes it finds {_listed(worst)} worst"
-    return f"{text}, and most often takes {pair[0]} and {pair[1]} for each other." if pair else f"{text}."
+    text = f"{mattered} Of {classes} classes, those it finds worst are {_listed(worst)}"
+    return f"{text}, and it most often takes {pair[0]} and {pair[1]} for each other." if pair else f"{text}."
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -91,10 +104,11 @@ def best_single(data: SearchData) -> str:
         return ""
     best = data.complete[0]
     again = data.confirmed_of(best.name)
-    value = f"{best.name} had the best single value, {best.value:.4f}"
+    name = f"{best.name} ({PAPER})" if best.start == "paper" else best.name
+    value = f"{name} had the best single value, {best.value:.4f}"
     if again is None:
         return f"{value}; it was not confirmed yet."
-    mean = f"{again.mean:.4f} in the mean of {counted(len(again.values), 'fresh seed')}"
+    mean = f"{again.mean:.4f} on average over {counted(len(again.values), 'fresh seed')}"
     if data.winner is None:
         return f"{value}, and {mean}."
     if best.name == data.winner:
@@ -119,7 +133,7 @@ def spent(data: SearchData) -> str:
     stopped = sum(trial.status == "pruned" for trial in data.trials)
     return (
         f"{stopped} of {len(data.trials)} trials were stopped after epoch {rungs.replace(' and ', ' or ')}: {used:,} "
-        f"epochs were trained instead of {whole:,}, {100 * used / whole:.0f} %."
+        f"of {whole:,} epochs were trained; stopping weak trials saved {100 - 100 * used / whole:.0f} %."
     )
 
 

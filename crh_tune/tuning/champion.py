@@ -42,7 +42,7 @@ class Champion:
         name: what it is registered as: the name of the search space, ``digit-pairs``.
         export: the export's folder; ``encoder``: the name of the encoder that it has to hold.
         ended: when the search ended, in milliseconds of Unix time.
-        about: what is said of the version, in Markdown.
+        about: what is said of the version, in plain text.
     """
 
     name: str

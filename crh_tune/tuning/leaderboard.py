@@ -107,11 +107,12 @@ def _best_single(board: Board) -> str:
     if board.winner is None or not board.complete or board.winner not in confirmed:
         return ""
     best, won = board.complete[0], confirmed[board.winner]
-    value = f"{best.name} had the best single value, {best.metrics[board.metric]:.4f}"
+    name = f"{best.name} (the paper's setting)" if _is_paper(best) else best.name
+    value = f"{name} had the best single value, {best.metrics[board.metric]:.4f}"
     again = confirmed.get(best.name)
     if again is None:
         return escaped(f"{value}, but none on fresh seeds.")
-    mean = f"{_mean(again)} in the mean of {counted(len(again.values), 'fresh seed')}"
+    mean = f"{_mean(again)} on average over {counted(len(again.values), 'fresh seed')}"
     if best.name == board.winner:
         return escaped(f"{value}, and it won: {mean}.")
     less = abs(won.mean - again.mean)

@@ -82,10 +82,10 @@ def parent_metrics(result: SearchResult, metric: str) -> dict[str, float]:
 
 
 def champion_note(result: SearchResult) -> str:
-    """What is said of the registered model of a search's winner, in Markdown; all names in it are this package's."""
+    """What is said of the registered model of a search's winner: plain text, as MLflow's list of versions shows it."""
     best, paper = result.best, result.paper
     return (
-        f"Winner of search `{result.search_id}` ({best.trial}): {best.mean:.4f} ± {best.std:.4f} on validation queries "
+        f"Winner of search {result.search_id} ({best.trial}): {best.mean:.4f} ± {best.std:.4f} on validation queries "
         f"with fresh seeds, the paper's setting {paper.mean:.4f} ± {paper.std:.4f}; test mAP "
         f"{result.best_test.metrics['test/map']:.4f}, the paper's setting {result.paper_test.metrics['test/map']:.4f}."
     )

@@ -241,9 +241,8 @@ class ConfirmStage(Stage):
     def _why_out(self, name: str, values: Sequence[float]) -> str:
         if not values:
             return f"is left out, it could not be confirmed: {self._first_error(name)}"
-        return (
-            f"drops out of the race: {statistics.fmean(values):.4f} in the mean of {counted(len(values), 'fresh seed')}"
-        )
+        mean = statistics.fmean(values)
+        return f"drops out of the race: {mean:.4f} on average over {counted(len(values), 'fresh seed')}"
 
     def _decided(self, values: race.Values) -> bool:
         """Whether no finalist is left, or one that is clearly better than the paper's setting."""

@@ -14,6 +14,7 @@ import pytest
 
 from crh_tune.reporting.search_data import read_evidence, read_search
 from crh_tune.reporting.search_report import report_search
+from crh_tune.reporting.search_tables import leaderboard
 from crh_tune.reporting.summary_text import best_single
 from crh_tune.tuning.record import Outcome
 from tests.reporting.made_search import SCRIPT, TRIALS, keep, make_search
@@ -60,9 +61,19 @@ def test_the_page_says_what_won_and_by_how_much(finished, searches):
     assert "(trial-0001); its mAP on the test set, evaluated once, is " in page
     assert f"{data.test['winner']:.4f}" in page
     assert "0.8000 ± 0.0141 (2)" in page
-    assert "trial-0000 had the best single value, 0.9000, and did not win: it is worth 0.7000" in page
-    assert "6 of 14 trials were stopped after epoch 1 or 2" in page
+    assert "trial-0000 (the paper&#39;s setting) had the best single value, 0.9000, and did not win" in page
+    assert "it is worth 0.7000 on average over 2 fresh seeds" in page
+    assert "6 of 14 trials were stopped after epoch 1 or 2: 44 of 56 epochs were trained; " in page
+    assert "stopping weak trials saved 21 %" in page
+    assert "Dashed: what needs no training." in page
     assert "over PCA + ITQ" in page
+
+
+def test_the_page_tells_the_gain_over_queries_from_that_over_seeds(finished):
+    page = outside_scripts(finished.read_text())
+    assert re.search(r"On test queries, one model of each, it .* \(95 % interval over queries ", page)
+    fresh = "on average over fresh seeds, the difference is +0.100 (95 % interval over seeds +0.050 to +0.150)"
+    assert f"In validation mAP, {fresh}" in page
 
 
 def test_the_page_needs_nothing_beside_it_and_is_small(finished):
@@ -103,6 +114,8 @@ def test_a_half_finished_search_has_a_page_with_pictures(searches, tmp_path):
     assert "not finished: 14 of 14 trials have ended" in shown
     assert "nothing is confirmed or tested yet" in shown
     assert "--resume photos-001" in shown
+    assert "Precision and recall" in shown
+    assert "needs no training" not in shown  # photos that no network has seen have no baselines
     rows = shown.split('<div class="row">')[1:]
     assert rows
     assert all(row.count("data:image/jpeg;base64,") == 11 for row in rows)
@@ -160,6 +173,8 @@ def test_one_that_dropped_out_of_the_race_stands_below_those_that_stayed(searche
     assert [each.trial for each in read_search(folder).confirmed] == [
         "trial-0001", "trial-0003", "trial-0000", "trial-0005",
     ]  # fmt: skip
+    roles = leaderboard(read_search(folder), [])[""].tolist()
+    assert roles == ["winner", "finalist", "the paper's setting", "dropped out"]
     (folder / "summary.json").unlink()  # before there is a winner, all may still be in the race
     assert read_search(folder).confirmed[0].trial == "trial-0005"
 

@@ -95,9 +95,16 @@ def test_the_winner_is_the_best_mean_and_the_leaderboard_says_why_the_best_singl
     assert (second[1], second[3]) == ("trial-0001", "0.8500")
     assert (third[1], third[5]) == ("trial-0000, the paper's setting", "0.7600")
     assert "trial-0001 had the best single value, 0.8500, and did not win: it is worth 0.7200 ± 0.0283" in text
+    assert "on average over 2 fresh seeds" in text
     assert "0.0700 short of the winner" in text
     assert "4 of 4 trials" in text
     assert "1 stopped early" in text
+
+
+def test_a_best_single_trial_that_has_the_papers_setting_is_called_so():
+    board = board_of(outcome("trial-0000", 0.95), *searched()[1:], *confirmed(), *after_test())
+    said = leaderboard(board, "mlflow ui").replace("\\", "")
+    assert "trial-0000 (the paper's setting) had the best single value, 0.9500, and did not win" in said
 
 
 def test_the_leaderboard_does_not_depend_on_when_the_search_was_interrupted():

@@ -199,7 +199,7 @@ def test_the_last_lines_and_the_leaderboard_say_which_length_is_enough_and_which
     result = SearchResult("small-001", tmp_path, "", *lucky, tested, tested, FINISHED, lengths=lengths)
     assert length_lines(settings, result) == [f"code length      {said}"]
     assert target_lines(settings, result) == [
-        "target           val/map >= 0.8: not reached with 0.7900 in the mean of fresh seeds: "
+        "target           val/map >= 0.8: not reached with 0.7900 on average over fresh seeds: "
         "a longer code may be needed"
     ]
     board = Board(settings, tmp_path, 12, 100, 1, stage.outcomes)

@@ -120,20 +120,17 @@ def contour(data: SearchData, found: Sequence[Importance]) -> go.Figure | None:
         return None
     surface, trials, values = surface_of
     figure = _figure(_safe(surface.x.name), _safe(surface.y.name))
+    low, high = min(values), max(values)  # of one scale, said to both: a color axis that they share hangs browsers
     figure.add_contour(
-        x=surface.at.tolist(), y=surface.at.tolist(), z=_listed(surface.values), coloraxis="coloraxis", ncontours=14,
-        line={"width": 0.5}, hoverinfo="skip",
+        x=surface.at.tolist(), y=surface.at.tolist(), z=_listed(surface.values), colorscale="Viridis", zmin=low,
+        zmax=high, ncontours=14, line={"width": 0.5}, hoverinfo="skip",
+        colorbar={"title": {"text": metric_word(data.metric)}},
     )  # fmt: skip
+    color = {"color": values, "colorscale": "Viridis", "cmin": low, "cmax": high}
     figure.add_scatter(
         x=surface.x.at.tolist(), y=surface.y.at.tolist(), mode="markers", showlegend=False,
-        marker={"color": values, "coloraxis": "coloraxis", "size": 10, "line": {"color": "white", "width": 1}},
+        marker={**color, "size": 10, "line": {"color": "white", "width": 1}},
         text=[_about(trial) for trial in trials], hovertemplate="%{text}<extra></extra>",
-    )  # fmt: skip
-    figure.update_layout(
-        coloraxis={
-            "colorscale": "Viridis", "cmin": min(values), "cmax": max(values),
-            "colorbar": {"title": {"text": metric_word(data.metric)}},
-        }
     )  # fmt: skip
     best = int(np.argmax(data.sign * np.array(values)))
     figure.add_scatter(
@@ -148,7 +145,8 @@ def contour(data: SearchData, found: Sequence[Importance]) -> go.Figure | None:
 def _figure(x: str, y: str) -> go.Figure:
     layout: Mapping[str, object] = {
         "height": _HEIGHT,
-        "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
+        "margin": {"l": 60, "r": 40, "t": 20, "b": 50},
+        "modebar": {"orientation": "v"},
         "template": "plotly_white",
         "xaxis": {"title": {"text": x}},
         "yaxis": {"title": {"text": y}},

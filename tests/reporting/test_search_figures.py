@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.contour import QuadContourSet
 
 from crh_tune.reporting import interactive, search_figures
 from crh_tune.reporting.importance import Importance
 from crh_tune.reporting.search_data import read_search
+from tests.browser import CHROMIUM, browser
 
 FOUND = [
     Importance("lambda", 0.5, 0.4, 0.6, 0.2),
@@ -34,8 +38,24 @@ def test_a_colour_of_the_contour_is_one_value_in_points_and_surface(searches):
     values = [float(value) for value in points.get_array()]
     assert points.get_clim() == surface.get_clim() == (min(values), max(values))
     assert moving is not None
-    assert {moving.data[0].coloraxis, moving.data[1].marker.coloraxis} == {"coloraxis"}
-    assert (moving.layout.coloraxis.cmin, moving.layout.coloraxis.cmax) == (min(values), max(values))
+    colours = moving.data[1].marker
+    assert (moving.data[0].zmin, moving.data[0].zmax) == (colours.cmin, colours.cmax) == (min(values), max(values))
+    assert moving.data[0].colorscale == colours.colorscale
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_a_browser_draws_the_contour_that_moves(searches, tmp_path):
+    """One whose surface and points shared a color axis never came to an end."""
+    figure, page = interactive.contour(read_search(searches / "made-001"), FOUND), tmp_path / "contour.html"
+    assert figure is not None
+    figure.write_html(page)
+
+    async def visit() -> None:
+        async with browser() as opened:
+            await opened.open(page.as_uri())
+            await opened.until("document.querySelector('.contourlayer .contourfill path') !== null")
+
+    asyncio.run(visit())
 
 
 def test_the_diamond_of_the_papers_setting_is_called_so(searches):

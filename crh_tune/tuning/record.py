@@ -87,7 +87,7 @@ def trials_of(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
 def make_storage(storage: Path) -> None:
     """Make the folder that searches are kept in. Raises SettingsError where it cannot be made or used."""
     path = str(storage.resolve())
-    taken = re.search(r"\?|%[0-9A-Fa-f]{2}|[\ud800-\udfff]", path)  # the last: bytes that are no UTF-8
+    taken = re.search(r"[?{}]|%[0-9A-Fa-f]{2}|[\ud800-\udfff]", path)  # the last: bytes that are no UTF-8
     if taken is not None:
         raise SettingsError(
             f"--storage: {path}: the address of a database cannot hold {taken[0]!r}: name the folder otherwise"

@@ -85,7 +85,7 @@ def test_a_search_of_any_allowed_name_is_kept_told_and_found_in_a_folder_of_any_
     assert {"mlflow.db", "mlflow_artifacts"} <= {path.name for path in storage.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["what?", "100%20", "a" * 300, NOT_UTF8, "file", "file/below"])
+@pytest.mark.parametrize("name", ["what?", "100%20", "a{b", "{}", "a" * 300, NOT_UTF8, "file", "file/below"])
 def test_a_storage_folder_that_cannot_be_used_is_refused(tmp_path: Path, name: str):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=r"^--storage: ") as caught:

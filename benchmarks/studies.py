@@ -9,8 +9,11 @@ and 40 for 6,000 photos in class folders (extra ``offline``). The storage keeps 
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
+import tempfile
+from datetime import date
 from pathlib import Path
 
 from crh_tune.paper import study_sections
@@ -34,16 +37,25 @@ def main() -> int:
     for dataset in datasets:
         for study in STUDIES:
             subprocess.run([command, "search", study, "--storage", storage, "--dataset", *dataset], check=True)
-    folder = Path(__file__).parents[1] / "docs"
+    with tempfile.TemporaryDirectory() as made:  # docs/ has a report.md of its own
+        write_pages(storage, Path(made))
+        for page in Path(made).iterdir():
+            shutil.move(page, Path(__file__).parents[1] / "docs" / page.name)
+    return 0
+
+
+def write_pages(storage: Path, folder: Path) -> None:
+    """Write studies.md and its figures into a folder."""
     sections = [
         section for name in STUDIES for section in study_sections(read_study(find_space(name)), storage, folder)
     ]
     sections.append(Section("Across the tables", across_tables(storage)))
-    title = "The paper's tables and figures, measured"
-    markdown, html = write_report("studies", title, sections, folder)
-    markdown.replace(folder / "studies.md")
+    markdown, html = write_report("studies", "The paper's tables and figures, measured", sections, folder)
     html.unlink()
-    return 0
+    text = markdown.read_text(encoding="utf-8")
+    markdown.unlink()
+    command = f"Measured on {date.today()} with `python -m benchmarks.studies`; `--photos DIR` adds photos of your own."
+    (folder / "studies.md").write_text(text.replace("Study: studies", command), encoding="utf-8")
 
 
 def across_tables(storage: Path) -> list[str]:

@@ -32,7 +32,7 @@ from crh_tune.tuning.run import SEARCH, Run
 SETTINGS = "settings"
 """User attribute: the resolved settings of the trial, as plain values."""
 METRICS = "metrics"
-"""User attribute: the metrics of the trial's last evaluation."""
+"""User attribute: the metrics of the trial's last evaluation, for Optuna's pages."""
 VALUES = "values"
 """User attribute of a trial with two objectives: the first one by epoch, which Optuna keeps of a single one only."""
 

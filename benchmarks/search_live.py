@@ -36,6 +36,10 @@ from crh_tune.tuning.study import sampler_of
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "as shipped": {},
+    "24 trials": {"budget": {"trials": 24}},
+    "36 trials": {"budget": {"trials": 36}},
+    "36 trials of 10 epochs": {"budget": {"trials": 36}, "stop_at": 10},
+    "48 trials of 5 epochs": {"budget": {"trials": 48}, "stop_at": 5},
     "TPE, all to the end": {"scheduler": "none"},
     "random, all to the end": {"scheduler": "none", "sampler": "random"},
     "random, successive halving": {"sampler": "random"},
@@ -48,6 +52,10 @@ WORTH_SEEDS = range(1001, 1005)
 """What winners are judged with; no search has them."""
 SEARCHES = 1000
 """The seeds of searches are so far apart that none shares a seed of its confirmation with another."""
+
+
+_curves: dict[str, dict[int, float]] = {}
+"""val/map by epoch of what was trained before: strategies share their first trials and the races of the paper's."""
 
 
 class _Stopped(Exception):
@@ -66,7 +74,8 @@ def live(path: Path, strategies: list[str], searches: int, minutes: float) -> No
             if time.process_time() - begun > 60 * minutes:
                 return
             settings = {**SHIPPED.model_dump(mode="json"), **STRATEGIES[name], "seed": SEARCHES * (number + 2)}
-            line = {"strategy": name, "search": number, **one(SearchSettings.model_validate(settings), split)}
+            stop_at = settings.pop("stop_at", None)
+            line = {"strategy": name, "search": number, **one(SearchSettings.model_validate(settings), split, stop_at)}
             with path.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(line) + "\n")
             print(line, flush=True)
@@ -77,21 +86,24 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def one(settings: SearchSettings, split: Split) -> dict[str, float]:
-    """One search with its confirmation: epochs, what it says of its winner, and what that and the paper's are worth."""
+def one(settings: SearchSettings, split: Split, stop_at: int | None) -> dict[str, float]:
+    """One search with its confirmation: epochs, what it says of its winner, and what that and the paper's are worth.
+
+    With ``stop_at`` every trial of it ends after so many epochs, and counts as complete.
+    """
     study = optuna.create_study(direction="maximize", sampler=sampler_of(settings, settings.seed))
     enqueue(study, settings, split.classes, False)
     searcher = OptunaSearcher(study, settings, split.classes, False, settings.trials)
     search = SearchStage(settings, searcher, lambda line: None, None)
     confirm = ConfirmStage(settings, search, split.classes, False, "", lambda line: None)
-    scheduler = scheduler_of(settings, study)
+    scheduler = scheduler_of(settings, study) if stop_at is None else None
     stages: tuple[Stage, ...] = (search, confirm)
     for stage in stages:
         stage.begin({})
         while not stage.done:
             run = stage.propose()
             assert run is not None
-            stage.told(trained(run, split, stage, scheduler))
+            stage.told(trained(run, split, stage, scheduler, stop_at if stage is search else None))
     best = max(confirm.candidates(), key=lambda candidate: candidate.mean)
     paper = confirm.candidates()[-1]
     return {
@@ -104,22 +116,32 @@ def one(settings: SearchSettings, split: Split) -> dict[str, float]:
     }
 
 
-def trained(run: Run, split: Split, stage: Stage, scheduler: Any) -> Outcome:
+def trained(run: Run, split: Split, stage: Stage, scheduler: Any, stop_at: int | None) -> Outcome:
     """How a run ends that the stage and its scheduler hear of, as in the product."""
     outcome = Outcome(run.name, run.settings.model_dump(mode="json"), run.start, PRUNED)
     trial = SimpleNamespace(trial_id=run.name, config={"run": run})
+    known = _curves.setdefault(json.dumps(outcome.settings), {})
 
     def report(metrics: Metrics, save: Save | None) -> None:
+        if metrics["epoch"] <= outcome.metrics.get("epoch", 0):
+            return
         outcome.metrics = {name: metrics[name] for name in ("epoch", "val/map")}
+        known[int(metrics["epoch"])] = metrics["val/map"]
         stage.reported(outcome)
         ended = metrics["epoch"] == run.settings.trial.epochs
+        if metrics["epoch"] == stop_at:
+            outcome.status = COMPLETE
+            raise _Stopped
         if scheduler is not None and scheduler.on_trial_result(None, trial, outcome.metrics) == "STOP" and not ended:
             raise _Stopped
 
     if scheduler is not None:
         scheduler.on_trial_add(None, trial)
     with suppress(_Stopped):
-        TrainingRun(run.settings, split, Workers(), solve_locally).train(report)
+        for epoch, value in list(known.items()):
+            report({"epoch": epoch, "val/map": value}, None)
+        if run.settings.trial.epochs not in known:
+            TrainingRun(run.settings, split, Workers(), solve_locally).train(report)
         outcome.status = COMPLETE
     if scheduler is not None:
         scheduler.on_trial_complete(None, trial, outcome.metrics)
@@ -128,14 +150,16 @@ def trained(run: Run, split: Split, stage: Stage, scheduler: Any) -> Outcome:
 
 def worth(content: dict[str, Any], split: Split) -> float:
     """The mean of a setting's whole runs with seeds that no search has."""
-    settings = TrialSettings.model_validate(content)
-    whole: dict[int, float] = {}
+    settings, last = TrialSettings.model_validate(content), []
     for seed in WORTH_SEEDS:
         seeded = settings.model_copy(update={"trial": settings.trial.model_copy(update={"seed": seed})})
-        TrainingRun(seeded, split, Workers(), solve_locally).train(
-            lambda metrics, save, seed=seed: whole.update({seed: metrics["val/map"]})
-        )
-    return statistics.fmean(whole.values())
+        curve = _curves.setdefault(json.dumps(seeded.model_dump(mode="json")), {})
+        if settings.trial.epochs not in curve:
+            TrainingRun(seeded, split, Workers(), solve_locally).train(
+                lambda metrics, save, curve=curve: curve.update({int(metrics["epoch"]): metrics["val/map"]})
+            )
+        last.append(curve[settings.trial.epochs])
+    return statistics.fmean(last)
 
 
 def report(path: Path) -> None:

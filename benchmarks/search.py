@@ -1,9 +1,11 @@
-"""What strategies of search spend and what they hand over is worth, on the built-in search: trained, replayed, made up.
+"""What strategies of search spend, and what they hand over is worth: trained, replayed, made up.
 
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.search --fill crh_runs/search_table.json    # trains, resumes
     .venv/bin/python -m benchmarks.search --replay crh_runs/search_table.json
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.search --live crh_runs/searches.jsonl       # trains, resumes
     .venv/bin/python -m benchmarks.search --simulate
+
+The search is the built-in one; with ``--photos DIR`` it is that of photos, at 16 bits, in files of its own.
 
 ``--fill`` trains random settings (the first is the paper's), five seeds each, and keeps val/map after every epoch.
 ``--replay`` needs that table and no training: many searches of each strategy that draws settings at random.
@@ -20,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import search_live, search_replay
-from benchmarks.search_table import fill, read_table
+from benchmarks.search_table import fill, read_table, shipped
 from crh_tune.tuning import race
 
 NOISE = 0.016
@@ -82,6 +84,7 @@ def main() -> None:
     parser.add_argument("--fill", type=Path, metavar="FILE")
     parser.add_argument("--replay", type=Path, metavar="FILE")
     parser.add_argument("--live", type=Path, metavar="FILE")
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="class folders: fill and live search these photos")
     parser.add_argument("--simulate", action="store_true")
     parser.add_argument("--settings", type=int, default=60, help="of the table")
     parser.add_argument("--searches", type=int, help="of each strategy: 200 replayed, 10 live")
@@ -89,11 +92,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15, help="of one core, for --fill and --live")
     arguments = parser.parse_args()
     if arguments.fill:
-        fill(arguments.fill, arguments.settings, arguments.minutes)
+        fill(arguments.fill, shipped(arguments.photos), arguments.settings, arguments.minutes)
     if arguments.replay:
         search_replay.report(read_table(arguments.replay), arguments.searches or 200)
     if arguments.live:
-        search_live.live(arguments.live, arguments.strategies, arguments.searches or 10, arguments.minutes)
+        space = shipped(arguments.photos)
+        search_live.live(arguments.live, space, arguments.strategies, arguments.searches or 10, arguments.minutes)
         search_live.report(arguments.live)
     if arguments.simulate:
         simulate()

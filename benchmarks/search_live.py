@@ -19,7 +19,7 @@ import optuna
 import torch
 from scipy.special import stdtrit
 
-from benchmarks.search_table import SHIPPED, the_split
+from benchmarks.search_table import split_of
 from crh_tune.data.splits import Split
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import TrialSettings
@@ -47,7 +47,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "hyperband": {"scheduler": "hyperband"},
     "median stopping": {"scheduler": "median_stopping"},
 }
-"""What each changes in the built-in search."""
+"""What each changes in the search as it is shipped."""
 WORTH_SEEDS = range(1001, 1005)
 """What winners are judged with; no search has them."""
 SEARCHES = 1000
@@ -62,18 +62,18 @@ class _Stopped(Exception):
     pass
 
 
-def live(path: Path, strategies: list[str], searches: int, minutes: float) -> None:
-    """Run each strategy's searches that the file does not have yet, for at most so many minutes of a core."""
+def live(path: Path, shipped: SearchSettings, strategies: list[str], searches: int, minutes: float) -> None:
+    """Run each strategy's searches of this space that the file has not yet, for at most so many minutes of a core."""
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    split, begun = the_split(), time.process_time()
+    split, begun = split_of(shipped), time.process_time()
     for number in range(searches):
         for name in strategies:
             if any(line["strategy"] == name and line["search"] == number for line in read(path)):
                 continue
             if time.process_time() - begun > 60 * minutes:
                 return
-            settings = {**SHIPPED.model_dump(mode="json"), **STRATEGIES[name], "seed": SEARCHES * (number + 2)}
+            settings = {**shipped.model_dump(mode="json"), **STRATEGIES[name], "seed": SEARCHES * (number + 2)}
             stop_at = settings.pop("stop_at", None)
             line = {"strategy": name, "search": number, **one(SearchSettings.model_validate(settings), split, stop_at)}
             with path.open("a", encoding="utf-8") as out:

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-from benchmarks.search_table import EPOCHS, Table, variances
+from benchmarks.search_table import Table, variances
 from crh_tune.tuning import race
 
 GROUPS = 10
@@ -76,6 +76,7 @@ STRATEGIES = [
     HALVING,
     *(replace(HALVING, finalists_by=judge) for judge in ("mean of the last 3", CURVE)),
     replace(HALVING, at_rungs=CURVE, finalists_by=CURVE),
+    replace(HALVING, name="successive halving at 5", rungs=(5,)),
     replace(HALVING, each=True),
     replace(HALVING, name="successive halving at 10 and 30", rungs=(10, 30)),
     replace(HALVING, name="successive halving at 10", rungs=(10,)),
@@ -127,12 +128,14 @@ def replay(table: Table, strategy: Strategy, chance: np.random.Generator, withou
     finalists, epochs = search(table.curves[drawn, own], table.features[drawn], strategy)
     best, runs, said = confirm(table.final[drawn][:, fresh], finalists)
     worth, paper = (table.final[drawn[each], pool[pool != own[each]]].mean() for each in (best, 0))
-    return Found(float(worth), float(paper), epochs, runs * EPOCHS, said)
+    return Found(float(worth), float(paper), epochs, runs * table.epochs, said)
 
 
 def search(curves: Floats, features: Floats, strategy: Strategy) -> tuple[list[int], int]:
     """The finalists among trials with these curves, the paper's trial first and not among them; the epochs spent."""
-    judge, last = JUDGES[strategy.at_rungs], EPOCHS if strategy.finish or not strategy.rungs else strategy.rungs[-1]
+    judge, last = JUDGES[strategy.at_rungs], strategy.rungs[-1]
+    if strategy.finish or not strategy.rungs:
+        last = curves.shape[1]
     if strategy.keep:
         first = [judge(curve[: strategy.rungs[0]]) for curve in curves]
         kept = {int(each) for each in np.argsort(first)[::-1][: strategy.keep]}
@@ -201,12 +204,13 @@ def report(table: Table, searches: int) -> None:
     )
     print(f"a seed does to all settings {common:.4f}, of the rest {noise:.4f}\n")
     correlations(table)
-    rivals = [each for each in STRATEGIES if each.settings <= 0.8 * len(table.final)]
+    fitting = [each for each in STRATEGIES if all(rung < table.epochs for rung in each.rungs)]
+    rivals = [each for each in fitting if each.settings <= 0.8 * len(table.final)]
     means = {strategy: of_strategy(table, strategy, searches) for strategy in rivals}
-    print("\n| search | finalists by | race | epochs | of the race | worth | over the default | says too much by |")
+    print("\n| search | finalists by | race | epochs | of the race | worth | over the first row | says too much by |")
     print("|---|---|---|---|---|---|---|---|---|")
     for strategy, (found, left_out) in means.items():
-        base, base_left_out = means[HALVING]
+        base, base_left_out = means[rivals[0]]
         gain, half = found[0] - base[0], jackknife([a[0] - b[0] for a, b in zip(left_out, base_left_out, strict=True)])
         by = strategy.finalists_by + ", smoothed" * strategy.model
         own = jackknife([mean[0] for mean in left_out])
@@ -218,7 +222,7 @@ def report(table: Table, searches: int) -> None:
             f"| {gain:+.4f} ± {half:.4f} | {found[4] - found[0]:+.4f} |",
             flush=True,
         )
-    print(f"| the paper's setting | | | | | | {means[HALVING][0][1]:.4f} | | |")
+    print(f"| the paper's setting | | | | | | {means[rivals[0]][0][1]:.4f} | | |")
 
 
 def of_strategy(table: Table, strategy: Strategy, searches: int) -> tuple[Floats, list[Floats]]:
@@ -241,7 +245,7 @@ def jackknife(left_out: Sequence[float]) -> float:
 def correlations(table: Table) -> None:
     """Print the rank correlation of what one seed shows after some epochs with the mean end of the other seeds."""
     print("| epochs | last | mean of the curve |\n|---|---|---|")
-    for epochs in (1, 2, 5, 10, 15, 20, 30, EPOCHS):
+    for epochs in [*(each for each in (1, 2, 5, 10, 15, 20, 30) if each < table.epochs), table.epochs]:
         row = []
         for judge in ("last", "mean of the curve"):
             shown = np.array([[JUDGES[judge](curve[:epochs]) for curve in seeds] for seeds in table.curves])

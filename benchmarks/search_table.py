@@ -1,4 +1,4 @@
-"""A table of settings of the built-in search, trained whole with several seeds, and its simple statistics."""
+"""A table of settings of a search, trained whole with several seeds, and its simple statistics."""
 
 from __future__ import annotations
 
@@ -13,38 +13,43 @@ import optuna
 import torch
 from numpy.typing import NDArray
 
-from crh_tune.data.datasets import open_dataset
 from crh_tune.data.splits import Split, search_split
 from crh_tune.ground import write_json
-from crh_tune.settings.search import read_search
+from crh_tune.settings.search import SearchSettings, read_search
 from crh_tune.spaces import find_space
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import TrainingRun
+from crh_tune.training.opening import open_data
 from crh_tune.training.workers import Workers
 from crh_tune.tuning.proposals import paper_values, propose
 
-SHIPPED = read_search(find_space("digit_pairs"))
-SPACE = SHIPPED.model_copy(update={"trial": SHIPPED.trial.model_copy(update={"evaluate_every": 1})})
-"""What ``make search`` searches, with a value after every epoch."""
-EPOCHS = SPACE.trial.epochs
 SEEDS = (1, 2, 3, 4, 5)
 
 
-def the_split() -> Split:
+def shipped(photos: Path | None) -> SearchSettings:
+    """What ``make search`` searches; with photos what ``crh-tune search photos`` does, at 16 bits."""
+    if photos is None:
+        return read_search(find_space("digit_pairs"))
+    space = read_search(find_space("photos"), data=photos)
+    return space.model_copy(update={"trial": space.trial.model_copy(update={"bits": 16})})
+
+
+def split_of(space: SearchSettings) -> Split:
     """What every trial sees."""
-    return search_split(open_dataset(SPACE.dataset.name, SPACE.dataset.options), **SPACE.validation.model_dump())
+    return search_split(open_data(space.dataset, space.trial), **space.validation.model_dump())
 
 
-def fill(path: Path, settings: int, minutes: float) -> None:
-    """Train what the table does not have yet, for at most so many minutes of a core."""
+def fill(path: Path, shipped: SearchSettings, settings: int, minutes: float) -> None:
+    """Train what the table does not have yet, for at most so many minutes of a core; evaluated after every epoch."""
     table: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    split = the_split()
+    space = shipped.model_copy(update={"trial": shipped.trial.model_copy(update={"evaluate_every": 1})})
+    split, epochs = split_of(space), space.trial.epochs
     torch.set_num_threads(1)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=7))
     begun = time.process_time()
     for number in range(settings):
         paper = number == 0
-        values = paper_values(SPACE, split.classes, False) if paper else propose(study.ask(), SPACE, split.classes)
+        values = paper_values(space, split.classes, False) if paper else propose(study.ask(), space, split.classes)
         if number == len(table):
             table.append({"values": values, "curves": {}})
         for seed in map(str, SEEDS):
@@ -53,13 +58,13 @@ def fill(path: Path, settings: int, minutes: float) -> None:
             if time.process_time() - begun > 60 * minutes:
                 return
             curve: dict[int, float] = {}
-            resolved = SPACE.trial_settings(values, int(seed)).resolve(split.classes, False)
+            resolved = space.trial_settings(values, int(seed)).resolve(split.classes, False)
             TrainingRun(resolved, split, Workers(), solve_locally).train(
                 lambda metrics, save, into=curve: into.update({int(metrics["epoch"]): metrics["val/map"]})
             )
             table[number]["curves"][seed] = curve
             write_json(path, table)
-            print(number, seed, f"{curve[EPOCHS]:.4f}", f"{time.process_time() - begun:.0f} s", flush=True)
+            print(number, seed, f"{curve[epochs]:.4f}", f"{time.process_time() - begun:.0f} s", flush=True)
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,17 @@ class Table:
 
     Attributes:
         curves: val/map by setting, seed and epoch: ``curves[i, s, e]`` is after epoch e + 1.
-        features: what a model sees of each setting: the logarithms of M / C, d and lambda, the margin, the interval.
+        features: what a model sees of each setting: the logarithms of M / C, d and lambda, the margin, the interval
+            where it is searched.
     """
 
     curves: NDArray[np.float64]
     features: NDArray[np.float64]
+
+    @property
+    def epochs(self) -> int:
+        """Those of a whole run."""
+        return self.curves.shape[2]
 
     @property
     def final(self) -> NDArray[np.float64]:
@@ -83,7 +94,7 @@ class Table:
 def read_table(path: Path) -> Table:
     """The settings of a table that have all seeds."""
     whole = [row for row in json.loads(path.read_text()) if all(str(seed) in row["curves"] for seed in SEEDS)]
-    epochs = range(1, EPOCHS + 1)
+    epochs = range(1, len(whole[0]["curves"][str(SEEDS[0])]) + 1)
     curves = [[[row["curves"][str(seed)][str(epoch)] for epoch in epochs] for seed in SEEDS] for row in whole]
     features = [_features(row["values"]) for row in whole]
     return Table(np.array(curves), np.array(features))
@@ -91,7 +102,7 @@ def read_table(path: Path) -> Table:
 
 def _features(values: dict[str, Any]) -> list[float]:
     logs = [np.log2(max(float(values[name]), 1e-2)) for name in ("codebook_ratio", "head_dim", "quantization_weight")]
-    return [*logs, float(values["margin"]), float(values["update_interval"])]
+    return [*logs, float(values["margin"]), float(values.get("update_interval", 1))]
 
 
 def variances(final: NDArray[np.float64]) -> tuple[float, float, float]:

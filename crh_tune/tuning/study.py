@@ -321,7 +321,7 @@ def searcher_of(settings: SearchSettings, place: Place, first: Split, say: Say) 
     def opened(among: SearchSettings, suffix: str = "") -> OptunaSearcher:
         seen = first.classes, first.multi_label
         study = _open_study(among, place, suffix)
-        earlier = known_before(place.folder, among, first.fingerprint, *seen, say, suffix)
+        earlier = known_before(place.folder, among, first, say, suffix)
         tell_earlier(study, among, earlier.trials, first.classes)
         enqueue(study, among, *seen, earlier.starts)
         return OptunaSearcher(study, among, *seen, among.trials, first.fingerprint, suffix)

@@ -1,4 +1,4 @@
-"""What every room stands on: files that are whole or as they were, and an error in one line."""
+"""What every room stands on: files that are whole or as they were, an error in one line, a table in aligned ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,3 +46,9 @@ def check_archive(archive: Path | BinaryIO) -> None:
 def first_line(error: BaseException) -> str:
     """The first line of what an error says that is not blank; its name where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with columns of one width."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crh_tune.errors import DataError
+from crh_tune.ground import aligned
 from crh_tune.reporting.search_data import SearchData, read_evidence, read_search, setting_text
 from crh_tune.reporting.search_tables import gain_text, spread
 from crh_tune.reporting.style import metric_word
 from crh_tune.retrieval.average_precision import Floats, average_precisions
 from crh_tune.retrieval.baselines import bootstrap_gain
 from crh_tune.settings.base import SettingsError
-from crh_tune.tuning.housekeeping import aligned
 from crh_tune.tuning.record import find_folder
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crh_tune.errors import DataError, counted, printable
-from crh_tune.ground import check_archive, first_line, write_json, write_whole
+from crh_tune.ground import aligned, check_archive, first_line, write_json, write_whole
 from crh_tune.retrieval.packing import Packed, pack_codes
 from crh_tune.serving.codes import Codes
 from crh_tune.serving.encoder import Encoder
@@ -252,10 +252,9 @@ def is_enrolling(folder: Path) -> bool:
 
 
 def enrolled_lines(before: Enrolment, after: Enrolment, codes: Codes) -> list[str]:
-    """What enrolling these codes has done, in words."""
-    lines = []
+    """What enrolling these codes has done: a table of their classes, and how many are new."""
+    rows = [("class", "photos", "codeword")]
     for name, count in zip(*np.unique(codes.labels, return_counts=True), strict=True):
-        was = "had a word and keeps it" if name in before.classes else "has a word now"
-        lines.append(printable(f"{name:<20}  {was}, {counted(int(count), 'photo')}"))
+        rows.append((printable(name), f"{count:>6,}", "kept" if name in before.classes else "new"))
     new = len(after.classes) - len(before.classes)
-    return [*lines, f"{counted(new, 'class', 'classes')} enrolled; {counted(after.free, 'codeword')} left"]
+    return [*aligned(rows), f"{counted(new, 'class', 'classes')} enrolled; {counted(after.free, 'codeword')} left"]

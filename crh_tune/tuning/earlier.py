@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from crh_tune.data.splits import Split
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import TrialSettings
@@ -58,26 +59,18 @@ class Earlier:
     trials: list[Known] = field(default_factory=list)
 
 
-def known_before(
-    folder: Path,
-    settings: SearchSettings,
-    fingerprint: str,
-    classes: int,
-    multi_label: bool,
-    say: Say,
-    suffix: str = "",
-) -> Earlier:
+def known_before(folder: Path, settings: SearchSettings, split: Split, say: Say, suffix: str = "") -> Earlier:
     """What the search in this folder takes from those beside it: as it was when it began, or as it is now.
 
-    ``fingerprint`` is that of its search split; ``suffix`` tells its studies apart, where it has several. Raises
-    SettingsError where what is kept cannot be read.
+    ``split`` is what its trials see; ``suffix`` tells its studies apart, where it has several. Raises SettingsError
+    where what is kept cannot be read.
     """
     path = folder / f"earlier{suffix}.json"
     if EARLIER not in settings.start_from:
         return Earlier()
     if path.exists():
         return read_record(Earlier, path)
-    found = _look(folder, settings, fingerprint, classes, multi_label)
+    found = _look(folder, settings, split)
     write_record(path, found)
     if found.searches:
         taken = f"tries {len(found.starts)} of their winners first, and knows {len(found.trials)} of their trials"
@@ -87,24 +80,20 @@ def known_before(
     return found
 
 
-def _look(folder: Path, settings: SearchSettings, fingerprint: str, classes: int, multi_label: bool) -> Earlier:
+def _look(folder: Path, settings: SearchSettings, split: Split) -> Earlier:
     """The searches that agree, the latest first. A trial is taken where this search would run it as it was run."""
-    searches = {other: read_outcomes(other) for other in _agreeing(folder, settings, fingerprint)}
+    searches = {other: read_outcomes(other) for other in _agreeing(folder, settings, split.fingerprint)}
     winners = [outcomes.get(read_result(other).best.trial) for other, outcomes in searches.items()]
     starts: list[dict[str, Any]] = []
-    for values in (_drawable(settings, won, classes) for won in winners if won is not None):
+    for values in (_drawable(settings, won, split.classes) for won in winners if won is not None):
         if values is not None and values not in starts and len(starts) < MOST_STARTS:
             starts.append(values)
-    tried = [values for _, values in start_points(settings, classes, multi_label, starts)]
+    tried = [values for _, values in start_points(settings, split.classes, split.multi_label, starts)]
     trials: dict[str, Known] = {}
     for other, outcomes in searches.items():
         for outcome in outcomes.values():
-            values = _drawable(settings, outcome, classes)
-            if (
-                values is not None
-                and values not in tried
-                and _is_run_alike(settings, outcome, values, classes, multi_label)
-            ):
+            values = _drawable(settings, outcome, split.classes)
+            if values is not None and values not in tried and _is_run_alike(settings, outcome, values, split):
                 known = _known(f"{other.name}/{outcome.name}", outcome, values, settings.objective.metric)
                 trials.update({same(outcome.settings): known} if known else {})
     return Earlier([other.name for other in searches], starts, list(trials.values()))
@@ -138,13 +127,11 @@ def _drawable(settings: SearchSettings, outcome: Outcome, classes: int) -> dict[
     return None if as_drawn(settings, values, classes)[1] else values
 
 
-def _is_run_alike(
-    settings: SearchSettings, outcome: Outcome, values: Mapping[str, Any], classes: int, multi_label: bool
-) -> bool:
+def _is_run_alike(settings: SearchSettings, outcome: Outcome, values: Mapping[str, Any], split: Split) -> bool:
     """Whether this search would run these values as the trial was run, up to the seed."""
     theirs = TrialSettings.model_validate(outcome.settings)
     try:
-        ours = settings.trial_settings(values, theirs.trial.seed).resolve(classes, multi_label)
+        ours = settings.trial_settings(values, theirs.trial.seed).resolve(split.classes, split.multi_label)
     except SettingsError:
         return False
     return ours == theirs

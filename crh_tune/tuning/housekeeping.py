@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from crh_tune.ground import aligned
 from crh_tune.settings.base import SettingsError
 from crh_tune.tuning.record import (
     COMPLETE,
@@ -60,12 +61,6 @@ def list_lines(storage: Path) -> list[str]:
     rows = [("search", "state", "best", "on disk")]
     rows += [(each.name, each.state, each.best, megabytes(each.size)) for each in found]
     return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines with columns of one width."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _state(folder: Path) -> tuple[str, str]:

@@ -63,9 +63,26 @@ def reaching(settings: SearchSettings, outcomes: Iterable[Outcome]) -> Outcome |
     return min(enough, key=lambda each: each.name, default=None)
 
 
-def suffix_of(bits: int) -> str:
-    """What the names of all that belongs to one length have in them: its trials, its study, what it takes over."""
-    return f"-{bits}bits"
+def ended_by(settings: SearchSettings, outcomes: Iterable[Outcome]) -> Outcome | None:
+    """The trial that a search ends at, since it has the target.
+
+    None in a search for the smallest length, which goes on with a shorter one.
+    """
+    return None if settings.lengths else reaching(settings, outcomes)
+
+
+def suffix_of(settings: SearchSettings, bits: int) -> str:
+    """What the names of all that belongs to one length have in them: its trials, its study, what it takes over.
+
+    Empty in a search that does not ask for the smallest length.
+    """
+    return f"-{bits}bits" if settings.lengths else ""
+
+
+def studies_of(settings: SearchSettings) -> dict[str, SearchSettings]:
+    """The settings of each study of a search, by its suffix: one study for every length, or one for all trials."""
+    lengths = {suffix_of(settings, bits): settings.at_length(bits) for bits in settings.lengths}
+    return lengths or {"": settings}
 
 
 def of_length(trials: Mapping[str, Outcome], bits: int) -> dict[str, Outcome]:

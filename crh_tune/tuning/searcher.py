@@ -22,7 +22,7 @@ from crh_tune.settings.base import SettingsError, validated
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.tuning.front import values_of
-from crh_tune.tuning.lengths import next_length, of_length, reaching, suffix_of
+from crh_tune.tuning.lengths import next_length, of_length, reaching, studies_of
 from crh_tune.tuning.optuna_private import taken_up
 from crh_tune.tuning.progress import Say
 from crh_tune.tuning.proposals import START, enqueue_drawn, every_setting, propose, same
@@ -55,7 +55,7 @@ def begun_trials(folder: Path, settings: SearchSettings) -> list[tuple[str, Froz
     """All of Optuna's trials in a search's folder with their names, in the order they were begun."""
     storage, found = f"sqlite:///{folder / STUDY_FILE}", list[tuple[str, FrozenTrial]]()
     there = optuna.get_all_study_names(storage)
-    for suffix in map(suffix_of, settings.lengths) if settings.lengths else [""]:
+    for suffix in studies_of(settings):
         if f"{folder.name}{suffix}" in there:
             study = optuna.load_study(study_name=f"{folder.name}{suffix}", storage=storage)
             found += [(trial_name(trial.number, suffix), trial) for trial in study.get_trials(deepcopy=False)]

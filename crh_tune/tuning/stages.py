@@ -15,7 +15,7 @@ from crh_tune.errors import SearchFailed, counted
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.tuning import race
-from crh_tune.tuning.lengths import contest, reaching, suffix_of
+from crh_tune.tuning.lengths import contest, ended_by, suffix_of
 from crh_tune.tuning.progress import Progress, Say
 from crh_tune.tuning.proposals import paper_values, same
 from crh_tune.tuning.record import COMPLETE, FAILED, Outcome, epochs_of, trials_of
@@ -95,7 +95,7 @@ class SearchStage(Stage):
         )
 
     def _target_reached(self) -> bool:
-        return not self._settings.lengths and reaching(self._settings, self.outcomes.values()) is not None
+        return ended_by(self._settings, self.outcomes.values()) is not None
 
     def reported(self, outcome: Outcome) -> None:
         self._under_way[outcome.name] = outcome
@@ -359,8 +359,7 @@ def finalists_of(
     if paper is None:
         values = paper_values(among, classes, multi_label)
         resolved = among.trial_settings(values, settings.seed).resolve(classes, multi_label)
-        name = f"paper{suffix_of(among.trial.bits)}" if settings.lengths else "paper"
-        paper = Outcome(name, resolved.model_dump(mode="json"), "paper")
+        paper = Outcome(f"paper{suffix_of(settings, among.trial.bits)}", resolved.model_dump(mode="json"), "paper")
     different: dict[str, Outcome] = {}
     for outcome in complete:
         different.setdefault(same(outcome.settings), outcome)

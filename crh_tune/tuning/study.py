@@ -36,7 +36,7 @@ from crh_tune.tuning.engine import drive
 from crh_tune.tuning.events import OUT_OF_TIME, Place
 from crh_tune.tuning.feature_pass import open_on_cluster
 from crh_tune.tuning.front import front_of
-from crh_tune.tuning.lengths import check_lengths, lengths_of, reaching, suffix_of
+from crh_tune.tuning.lengths import check_lengths, ended_by, lengths_of, studies_of, suffix_of
 from crh_tune.tuning.pages import STAGE_TAG, champion_note, origin, parent_metrics, search_params, tag_winner
 from crh_tune.tuning.pictures import Draw, Picture, Pictures, Reference
 from crh_tune.tuning.progress import Say, watching
@@ -117,7 +117,7 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
     for line in filter(None, (first.unanswered(), last.unanswered())):
         say(line)
     settings.check_feasible(first.classes)
-    for each in map(settings.at_length, settings.lengths) if settings.lengths else [settings]:
+    for each in studies_of(settings).values():
         for _, values in start_points(each, first.classes, first.multi_label):
             each.trial_settings(values, settings.seed).resolve(first.classes, first.multi_label)
     if not settings.trial.freeze:
@@ -318,30 +318,33 @@ def _search(settings: SearchSettings, place: Place, prepared: Prepared, uri: str
 def searcher_of(settings: SearchSettings, place: Place, first: Split, say: Say) -> OptunaSearcher | LengthSearcher:
     """What hands out the trials of a search, which see its first split."""
 
-    def opened(among: SearchSettings, suffix: str = "") -> OptunaSearcher:
+    def opened(among: SearchSettings) -> OptunaSearcher:
         seen = first.classes, first.multi_label
+        suffix = suffix_of(settings, among.trial.bits)
         study = _open_study(among, place, suffix)
-        earlier = known_before(place.folder, among, first.fingerprint, *seen, say, suffix)
+        earlier = known_before(place.folder, among, first, say, suffix)
         tell_earlier(study, among, earlier.trials, first.classes)
         enqueue(study, among, *seen, earlier.starts)
         return OptunaSearcher(study, among, *seen, among.trials, first.fingerprint, suffix)
 
     if not settings.lengths:
         return opened(settings)
-    return LengthSearcher(settings, lambda bits: opened(settings.at_length(bits), suffix_of(bits)), say)
+    return LengthSearcher(settings, lambda bits: opened(settings.at_length(bits)), say)
 
 
 def _scheduler(settings: SearchSettings, searcher: OptunaSearcher | LengthSearcher) -> TrialScheduler | None:
     """What stops weak trials; those of each code length have a scheduler of their own."""
     if isinstance(searcher, OptunaSearcher):
         return scheduler_of(settings, searcher.study)
-    return ByLength(lambda bits: scheduler_of(settings.at_length(bits), searcher.study_at(bits), suffix_of(bits)))
+    return ByLength(
+        lambda bits: scheduler_of(settings.at_length(bits), searcher.study_at(bits), suffix_of(settings, bits))
+    )
 
 
 def how_it_ended(settings: SearchSettings, outcomes: list[Outcome], trials: int) -> str:
     """The last line of a search: finished, or how far its hours or epochs let it get."""
-    reached = reaching(settings, outcomes)
-    if reached is not None and len(outcomes) < trials and not settings.lengths:
+    reached = ended_by(settings, outcomes)
+    if reached is not None and len(outcomes) < trials:
         return f"stopped by target: {reached.name} has {settings.target} after {len(outcomes)} of {trials} trials"
     in_time = len(outcomes) == trials and not any(outcome.error == OUT_OF_TIME for outcome in outcomes)
     hours, epochs = settings.budget.hours, settings.budget.epochs

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
+from crh_tune.data.splits import Samples, Split
 from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning.earlier import EARLIER, known_before, tell_earlier
 from crh_tune.tuning.proposals import enqueue
@@ -43,13 +45,15 @@ BASE = {
     "budget": {"trials": 12},
 }
 LATER = {"start_from": ["paper", "earlier"]}
+ONE = Samples(np.zeros((1, 2)), np.zeros(1, dtype=np.int64))
+SPLIT = Split("search", tuple(map(str, range(100))), ONE, ONE, None, None)
 
 
 def space(**changes: Any) -> SearchSettings:
     return SearchSettings.model_validate({**BASE, **changes})
 
 
-def finished(storage: Path, number: int, fingerprint: str = "split", **changes: Any) -> Path:
+def finished(storage: Path, number: int, fingerprint: str = SPLIT.fingerprint, **changes: Any) -> Path:
     """A search of random settings that has ended: those of more margin were better, every third was stopped."""
     settings = space(sampler="random", seed=number, **changes)
     folder = new_folder(storage, settings)
@@ -88,7 +92,7 @@ def begin(storage: Path, settings: SearchSettings, folder: Path | None = None, s
         sampler=sampler_of(settings, 0),
         load_if_exists=True,
     )
-    earlier = known_before(folder, settings, "split", 100, False, say)
+    earlier = known_before(folder, settings, SPLIT, say)
     tell_earlier(study, settings, earlier.trials, 100)
     enqueue(study, settings, 100, False, earlier.starts)
     return folder, study, OptunaSearcher(study, settings, 100, False, settings.trials)

@@ -14,7 +14,7 @@ from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning.board import Board
 from crh_tune.tuning.leaderboard import leaderboard
-from crh_tune.tuning.lengths import Length, check_lengths, lengths_of, next_length
+from crh_tune.tuning.lengths import Length, check_lengths, lengths_of, next_length, studies_of
 from crh_tune.tuning.proposals import planned
 from crh_tune.tuning.record import COMPLETE, FINISHED, PRUNED, SUMMARY_FILE, Outcome, with_more, write_record
 from crh_tune.tuning.results import Candidate, SearchResult
@@ -77,6 +77,14 @@ def test_bisection_finds_the_smallest_that_is_enough_and_each_try_halves_what_is
             enough[bits] = smallest is not None and bits >= smallest
         assert min((bits for bits, reached in enough.items() if reached), default=None) == smallest
         assert len(enough) <= len(lengths).bit_length()
+
+
+def test_every_length_has_a_study_with_its_share_of_the_trials_and_any_other_search_has_one():
+    studies = studies_of(space())
+    lengths = [(suffix, each.trial.bits, each.trials) for suffix, each in studies.items()]
+    assert lengths == [(f"-{bits}bits", bits, 4) for bits in (16, 24, 32, 48, 64)]
+    other = studies["-32bits"]
+    assert studies_of(other) == {"": other}
 
 
 def test_a_length_is_left_once_a_trial_has_the_target_or_all_its_share_has_missed_it(tmp_path: Path):

@@ -7,7 +7,7 @@ import os
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
 os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-os.environ["RAY_worker_niceness"] = "0"  # Ray's own is 15: on a busy machine its workers would hardly run at all
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own is 15: they hardly run on a busy machine
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 from collections.abc import Iterator

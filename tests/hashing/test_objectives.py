@@ -509,6 +509,16 @@ class TestDTSH:
         term.sum().backward()
         assert (leaf.grad == 0).all()
 
+    def test_of_many_classes_only_the_triplets_that_count_are_computed(self):
+        """Two samples a class: 128 pairs, each with 126 negatives, of 128 x 128 x 128 triplets."""
+        case, kept = make_case(False, count=128, classes=64), []
+        case.targets[:] = np.eye(64)[np.arange(128) % 64]
+        leaf = torch.from_numpy(case.outputs).requires_grad_()
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each.numel()) or each, torch.clone)
+        with keep:
+            evaluate(build("triplet_likelihood", case), case, leaf)
+        assert max(kept) == 128 * 128
+
     def test_a_multi_label_sample_is_a_negative_only_without_a_common_label(self):
         case = make_case(True, count=3)
         case.targets[:] = [[1, 1, 0], [0, 1, 1], [1, 0, 0]]

@@ -40,9 +40,10 @@ class TripletLikelihood(Objective):
         positive = similar & ~torch.eye(total, dtype=torch.bool, device=outputs.device)
         count = (positive.sum(dim=1) * (~similar).sum(dim=1)).sum().clamp(min=1).to(outputs.dtype)
         theta = batch.outputs[rows] @ batch.outputs.T / 2
-        gap = theta[:, :, None] - theta[:, None, :] - self.options.bits / 2
-        losses = -torch.nn.functional.logsigmoid(gap) * (positive[rows][:, :, None] & ~similar[rows][:, None, :])
+        anchors, partners = positive[rows].nonzero(as_tuple=True)  # of many classes few pairs are alike
+        gap = theta[anchors, partners][:, None] - theta[anchors] - self.options.bits / 2
+        losses = (-torch.nn.functional.logsigmoid(gap) * ~similar[rows][anchors]).sum(dim=1)
         return {
-            "triplets": losses.sum(dim=(1, 2)) * (total / count),
+            "triplets": losses.new_zeros(len(outputs)).index_add(0, anchors, losses) * (total / count),
             "quantization": self.options.quantization_weight * (outputs - sign(outputs)).square().mean(dim=1),
         }

@@ -15,7 +15,7 @@ from crh_tune.tuning.address import UI_PORT, pages_at, runs_page, ui_command
 from crh_tune.tuning.champion import CHAMPION
 from crh_tune.tuning.lengths import verdict
 from crh_tune.tuning.progress import describe
-from crh_tune.tuning.record import STUDY_FILE
+from crh_tune.tuning.record import FINISHED, STUDY_FILE
 from crh_tune.tuning.results import Candidate, SearchResult, baseline_lines, bound_lines, gain_lines
 
 CLUSTER_FILE = "ray_bootstrap_config.yaml"
@@ -79,9 +79,12 @@ def target_lines(settings: SearchSettings, result: SearchResult) -> list[str]:
     reached = f"reached with {result.best.mean:.4f} on average over fresh seeds"
     if not settings.reaches_target(result.best.mean):
         option = storage_option(result.folder.parent)
-        go_on = f"crh-tune search --resume {result.search_id} --trials 20{option} searches on"
+        more = "--hours 1" if settings.is_grid else "--trials 20"
+        go_on = f"crh-tune search --resume {result.search_id} {more}{option} searches on"
         if result.lengths:
             go_on = "a longer code may be needed"
+        elif settings.is_grid and result.ended == FINISHED:
+            go_on = "all cells of the grid were tried"
         reached = f"not {reached}: {go_on}"
     return [f"target           {settings.target}: {reached}"]
 

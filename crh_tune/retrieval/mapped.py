@@ -40,7 +40,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
                 start = archive.fp.tell() + _LOCAL + len(info.filename.encode()) + _PADDING + _FOR_64_BITS
                 info.extra = struct.pack("<HH", _PADS, -start % _ALIGNED) + bytes(-start % _ALIGNED)
                 with archive.open(info, "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
+                    np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
 
     write_whole(path, write)
 

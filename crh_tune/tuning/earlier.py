@@ -123,8 +123,11 @@ def _drawable(settings: SearchSettings, outcome: Outcome, classes: int) -> dict[
     """The searched values of a trial; None of another run, and where the space cannot draw them."""
     if outcome.start == "fixed":
         return None
-    values = values_of(settings, TrialSettings.model_validate(outcome.settings), classes)
-    return None if as_drawn(settings, values, classes)[1] else values
+    try:
+        values = values_of(settings, TrialSettings.model_validate(outcome.settings), classes)
+        return None if as_drawn(settings, values, classes)[1] else values
+    except ValueError:  # no trial of this search can have them, such as more codewords than shorter codes allow
+        return None
 
 
 def _is_run_alike(settings: SearchSettings, outcome: Outcome, values: Mapping[str, Any], split: Split) -> bool:

@@ -159,8 +159,9 @@ def values_of(settings: SearchSettings, resolved: TrialSettings, classes: int) -
     values = {name: getattr(resolved.trial, name, None) for name in settings.search}
     if "method" in values:
         values["method"] = resolved.method
-    if "codebook_ratio" in values and isinstance(resolved.trial.codebook_size, int):
-        values["codebook_ratio"] = resolved.trial.codebook_size / classes
+    size = resolved.trial.codebook_size
+    if "codebook_ratio" in values and size is not None:
+        values["codebook_ratio"] = size if size == "full" else size / classes
     unused = settings.unread(values)
     return {name: value for name, value in values.items() if value is not None and name not in unused}
 

@@ -143,8 +143,14 @@ def with_more(folder: Path, trials: int | None, hours: float | None, epochs: int
     settings = read_settings(folder)
     if not (folder / SUMMARY_FILE).is_file():
         raise SettingsError(f"{folder.name} has not ended: resume it without adding to it, then add")
-    if settings.is_grid:
+    tried = trials_of(read_outcomes(folder)).values()
+    left = settings.trials - len(tried)
+    if settings.is_grid and left <= 0:
         raise SettingsError(f"{folder.name} is a grid, which has tried all its {settings.trials} cells: nothing to add")
+    if settings.is_grid and trials is not None:
+        raise SettingsError(
+            f"{folder.name} is a grid, which has {left} of its {settings.trials} cells left: add --hours or --epochs"
+        )
     if settings.lengths and (trials is not None or _has_finished(folder)):
         raise SettingsError(
             f"{folder.name} shares its {settings.trials} trials out among code lengths as it begins: "
@@ -152,10 +158,9 @@ def with_more(folder: Path, trials: int | None, hours: float | None, epochs: int
         )
     clock, budget = folder / CLOCK_FILE, settings.budget
     hours_used = float(clock.read_text()) / 3600 if clock.exists() else 0.0
-    tried = trials_of(read_outcomes(folder)).values()
     trained = epochs_of(tried)
     over = {
-        "--trials": (trials, len(tried) >= budget.trials, f"{budget.trials} trials"),
+        "--trials": (trials, left <= 0, f"{budget.trials} trials"),
         "--hours": (hours, budget.hours is not None and hours_used >= budget.hours, f"{budget.hours} hours"),
         "--epochs": (epochs, budget.epochs is not None and trained >= budget.epochs, f"{budget.epochs} epochs"),
     }

@@ -214,3 +214,10 @@ def test_an_index_holds_its_codes_once_and_a_search_only_what_it_finds():
         tracemalloc.stop()
     assert rows[:, 0].tolist() == list(range(500))
     assert peak < 2_000_000
+
+
+def test_labels_that_lie_in_memory_by_columns_are_saved_by_rows(tmp_path):
+    """As those of a table do: pandas gives its columns so."""
+    labels = np.asfortranarray(np.eye(6, 3, dtype=bool))
+    Index(np.arange(6, dtype=np.uint64)[:, None], labels, np.arange(6)).save(tmp_path / "index.npz")
+    assert np.array_equal(Index.open(tmp_path / "index.npz").labels, labels)

@@ -169,3 +169,13 @@ def test_trials_of_other_epochs_are_not_known_but_the_winner_is_tried(tmp_path: 
     narrow = {**BASE["search"], "margin": {"uniform": [0.0, 0.1]}}
     _, _, searcher = begin(tmp_path, space(search=narrow, **LATER))
     assert [searcher.propose().start for _ in range(2)] == ["paper", "drawn"]
+
+
+@pytest.mark.parametrize("trial", [{"bits": 8, "epochs": 8}, {"bits": 16, "open_bits": 8, "epochs": 8}])
+def test_a_winner_with_more_codewords_than_shorter_codes_have_is_left_out(tmp_path: Path, trial):
+    finished(tmp_path, 1, search={**BASE["search"], "codebook_ratio": {"choice": [4]}}, trial={"bits": 32, "epochs": 8})
+    said: list[str] = []
+    shorter = {**BASE["search"], "codebook_ratio": {"choice": [1, 2]}}
+    _, _, searcher = begin(tmp_path, space(search=shorter, trial=trial, **LATER), said=said)
+    assert said == ["starts from s-001: tries 0 of their winners first, and knows 0 of their trials"]
+    assert [searcher.propose().start for _ in range(2)] == ["paper", "drawn"]

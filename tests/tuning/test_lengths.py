@@ -297,3 +297,15 @@ def test_a_search_over_nothing_but_the_length_tries_the_papers_setting_at_each(t
     assert stage._searcher.total == 2
     assert [each.name for each in go(stage, REACHING | {32: 0})] == ["trial-32bits-0000", "trial-16bits-0000"]
     assert stage.done
+
+
+def test_a_grid_whose_winner_was_lucky_is_told_how_its_other_cells_are_tried(tmp_path: Path):
+    grid = space(search={"margin": {"grid": [0.0, 0.1, 0.2]}})
+    lucky, tested = [Candidate(name, {}, [0.79]) for name in ("trial-0000", "paper")], Outcome("final-best", {})
+    said = "target           val/map >= 0.8: not reached with 0.7900 on average over fresh seeds: "
+    for ended_so, go_on in (
+        ("stopped by target: trial-0000", f"crh-tune search --resume s-001 --hours 1 --storage {tmp_path} searches on"),
+        (FINISHED, "all cells of the grid were tried"),
+    ):
+        result = SearchResult("s-001", tmp_path / "s-001", "", *lucky, tested, tested, ended_so)
+        assert target_lines(grid, result) == [said + go_on]

@@ -15,7 +15,16 @@ from pydantic import ValidationError
 
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings, read_search
-from crh_tune.tuning.proposals import FIXED, START, enqueue, head_dim_name, paper_values, propose, start_points
+from crh_tune.tuning.proposals import (
+    FIXED,
+    START,
+    enqueue,
+    head_dim_name,
+    paper_values,
+    propose,
+    start_points,
+    values_of,
+)
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -282,3 +291,9 @@ def test_the_built_in_search_starts_with_the_paper():
     assert study.trials[0].user_attrs[START] == "paper"
     assert (first.codebook_size, first.head_dim, first.quantization_weight) == (200, 8, 0.1)
     assert all(trial.codebook_size <= 2**trial.head_dim for _, trial in made)
+
+
+def test_the_values_of_a_trial_of_all_codewords_are_those_it_was_drawn_with():
+    full = space({"codebook_ratio": {"choice": [1, 2, "full"]}, "head_dim": {"feasible": True}}, 8)
+    drawn = {"codebook_ratio": "full", "head_dim": 8}
+    assert values_of(full, full.trial_settings(drawn, 0).resolve(100, False), 100) == drawn

@@ -9,6 +9,7 @@ import optuna
 import pytest
 
 from crh_tune.settings.base import SettingsError
+from crh_tune.settings.distribution import Distribution
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.trial import ValidationSettings
 from crh_tune.training.checkpoints import CheckpointError, Header, keep, load, newest, save
@@ -25,6 +26,7 @@ from crh_tune.tuning.record import (
     same_splits,
     with_more,
     write_outcome,
+    write_record,
 )
 from crh_tune.tuning.run import Run
 from crh_tune.tuning.searcher import OptunaSearcher
@@ -183,6 +185,36 @@ def test_what_is_added_to_a_search_that_its_target_has_stopped_is_spent(tmp_path
 def test_what_would_add_nothing_is_refused(tmp_path: Path, ended, trials, hours, message):
     with pytest.raises(SettingsError, match=f"^{message}$"):
         with_more(ended_search(tmp_path, **ended), trials, hours)
+
+
+def test_a_grid_that_was_stopped_goes_on_with_its_cells_in_more_hours_or_epochs(tmp_path: Path):
+    """However many trials its budget has, which a grid does not look at."""
+    folder = ended_search(tmp_path)
+    content = {**SETTINGS.model_dump(mode="json"), "search": {"margin": {"grid": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]}}}
+    grid = SearchSettings.model_validate({**content, "target": "val/map >= 0.3"})
+    write_record(folder / "search.json", grid)
+    for more in (with_more(folder, None, 2), with_more(folder, None, None, 50)):
+        assert (more.trials, more.target) == (6, None)
+    left = r"^left-001 is a grid, which has 2 of its 6 cells left: add --hours or --epochs$"
+    with pytest.raises(SettingsError, match=left):
+        with_more(folder, 20, None)
+    for number in (4, 5):
+        write_outcome(folder, Outcome(f"trial-{number:04d}", {}, "cell", "complete", {"epoch": 10.0}))
+    with pytest.raises(SettingsError, match=r"^left-001 is a grid, which has tried all its 6 cells: nothing to add$"):
+        with_more(folder, None, 2)
+
+
+def test_the_cells_that_a_stopped_grid_has_left_are_those_it_goes_on_with(tmp_path: Path):
+    grid = SETTINGS.model_copy(update={"search": {"margin": Distribution.model_validate({"grid": [0.0, 0.1, 0.2]})}})
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'optuna.db'}", direction="maximize")
+    enqueue(study, grid, 10, False)
+    before = OptunaSearcher(study, grid, 10, False, grid.trials)
+    run = before.propose()
+    assert run is not None
+    before.tell(Outcome(run.name, run.settings.model_dump(mode="json"), "cell", "complete", {"val/map": 0.5}))
+    before.stop()
+    rest = iter(OptunaSearcher(study, grid, 10, False, grid.trials).propose, None)
+    assert [each.settings.trial.margin for each in rest] == [0.1, 0.2]
 
 
 def test_nothing_is_added_to_a_search_that_has_not_ended(tmp_path: Path):

@@ -36,13 +36,17 @@ from crh_tune.tuning.study import sampler_of
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "as shipped": {},
-    "24 trials": {"budget": {"trials": 24}},
-    "36 trials": {"budget": {"trials": 36}},
-    "36 trials of 10 epochs": {"budget": {"trials": 36}, "stop_at": 10},
-    "48 trials of 5 epochs": {"budget": {"trials": 48}, "stop_at": 5},
+    **{
+        f"{trials} trials of {epochs} epochs": {
+            "scheduler": {"short": {"epochs": epochs}},
+            "budget": {"trials": trials},
+        }
+        for trials, epochs in ((36, 10), (24, 10), (48, 5), (8, 5), (12, 5))
+    },
+    **{f"{trials} trials, ASHA": {"scheduler": "asha", "budget": {"trials": trials}} for trials in (8, 24, 36)},
     "TPE, all to the end": {"scheduler": "none"},
     "random, all to the end": {"scheduler": "none", "sampler": "random"},
-    "random, successive halving": {"sampler": "random"},
+    "random, ASHA": {"scheduler": "asha", "sampler": "random"},
     "Gaussian process, all to the end": {"scheduler": "none", "sampler": "gp"},
     "hyperband": {"scheduler": "hyperband"},
     "median stopping": {"scheduler": "median_stopping"},
@@ -74,8 +78,7 @@ def live(path: Path, shipped: SearchSettings, strategies: list[str], searches: i
             if time.process_time() - begun > 60 * minutes:
                 return
             settings = {**shipped.model_dump(mode="json"), **STRATEGIES[name], "seed": SEARCHES * (number + 2)}
-            stop_at = settings.pop("stop_at", None)
-            line = {"strategy": name, "search": number, **one(SearchSettings.model_validate(settings), split, stop_at)}
+            line = {"strategy": name, "search": number, **one(SearchSettings.model_validate(settings), split)}
             with path.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(line) + "\n")
             print(line, flush=True)
@@ -86,24 +89,21 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def one(settings: SearchSettings, split: Split, stop_at: int | None) -> dict[str, float]:
-    """One search with its confirmation: epochs, what it says of its winner, and what that and the paper's are worth.
-
-    With ``stop_at`` every trial of it ends after so many epochs, and counts as complete.
-    """
+def one(settings: SearchSettings, split: Split) -> dict[str, float]:
+    """One search with its confirmation: epochs, what it says of its winner, and what that and the paper's are worth."""
     study = optuna.create_study(direction="maximize", sampler=sampler_of(settings, settings.seed))
     enqueue(study, settings, split.classes, False)
     searcher = OptunaSearcher(study, settings, split.classes, False, settings.trials)
     search = SearchStage(settings, searcher, lambda line: None, None)
     confirm = ConfirmStage(settings, search, split.classes, False, "", lambda line: None)
-    scheduler = scheduler_of(settings, study) if stop_at is None else None
+    scheduler = scheduler_of(settings, study)
     stages: tuple[Stage, ...] = (search, confirm)
     for stage in stages:
         stage.begin({})
         while not stage.done:
             run = stage.propose()
             assert run is not None
-            stage.told(trained(run, split, stage, scheduler, stop_at if stage is search else None))
+            stage.told(trained(run, split, stage, scheduler))
     best = max(confirm.candidates(), key=lambda candidate: candidate.mean)
     paper = confirm.candidates()[-1]
     return {
@@ -116,10 +116,11 @@ def one(settings: SearchSettings, split: Split, stop_at: int | None) -> dict[str
     }
 
 
-def trained(run: Run, split: Split, stage: Stage, scheduler: Any, stop_at: int | None) -> Outcome:
+def trained(run: Run, split: Split, stage: Stage, scheduler: Any) -> Outcome:
     """How a run ends that the stage and its scheduler hear of, as in the product."""
     outcome = Outcome(run.name, run.settings.model_dump(mode="json"), run.start, PRUNED)
     trial = SimpleNamespace(trial_id=run.name, config={"run": run})
+    last = min(run.until or run.settings.trial.epochs, run.settings.trial.epochs)
     known = _curves.setdefault(json.dumps(outcome.settings), {})
 
     def report(metrics: Metrics, save: Save | None) -> None:
@@ -128,10 +129,7 @@ def trained(run: Run, split: Split, stage: Stage, scheduler: Any, stop_at: int |
         outcome.metrics = {name: metrics[name] for name in ("epoch", "val/map")}
         known[int(metrics["epoch"])] = metrics["val/map"]
         stage.reported(outcome)
-        ended = metrics["epoch"] == run.settings.trial.epochs
-        if metrics["epoch"] == stop_at:
-            outcome.status = COMPLETE
-            raise _Stopped
+        ended = metrics["epoch"] == last
         if scheduler is not None and scheduler.on_trial_result(None, trial, outcome.metrics) == "STOP" and not ended:
             raise _Stopped
 
@@ -139,9 +137,10 @@ def trained(run: Run, split: Split, stage: Stage, scheduler: Any, stop_at: int |
         scheduler.on_trial_add(None, trial)
     with suppress(_Stopped):
         for epoch, value in list(known.items()):
-            report({"epoch": epoch, "val/map": value}, None)
-        if run.settings.trial.epochs not in known:
-            TrainingRun(run.settings, split, Workers(), solve_locally).train(report)
+            if epoch <= last:
+                report({"epoch": epoch, "val/map": value}, None)
+        if last not in known:
+            TrainingRun(run.settings, split, Workers(), solve_locally).train(report, run.until)
         outcome.status = COMPLETE
     if scheduler is not None:
         scheduler.on_trial_complete(None, trial, outcome.metrics)

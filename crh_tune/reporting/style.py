@@ -9,7 +9,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E0
 GREY, PALE = "#777777", "#BBBBBB"
 STATUS_COLORS = {COMPLETE: BLUE, PRUNED: ORANGE, FAILED: RED, "running": GREEN}
 STATUS_WORDS = {
-    COMPLETE: "trained to the end",
+    COMPLETE: "came to its end",
     PRUNED: "stopped early",
     FAILED: "failed",
     "running": "still running",

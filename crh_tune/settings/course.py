@@ -39,8 +39,15 @@ class MedianStoppingSettings(Settings):
     """Of how many others, at least, the median is taken."""
 
 
+class ShortSettings(Settings):
+    """Every trial ends after its first ``epochs``; only finalists are trained whole, as they are confirmed."""
+
+    epochs: int = Field(10, ge=1)
+    """How many epochs a trial gets; its learning rate falls as in a whole run."""
+
+
 class SchedulerSettings(Settings):
-    """What stops weak trials early: one of these, or its name alone; ``scheduler: none`` stops none."""
+    """What ends trials early: one of these, or its name alone; ``scheduler: none`` ends none."""
 
     asha: AshaSettings | None = None
     """Successive halving, the default; a grid has none unless it says so."""
@@ -48,6 +55,8 @@ class SchedulerSettings(Settings):
     """Several brackets of successive halving."""
     median_stopping: MedianStoppingSettings | None = None
     """The median stopping rule."""
+    short: ShortSettings | None = None
+    """The first epochs of every trial, and of none more."""
 
     @model_validator(mode="before")
     @classmethod
@@ -63,8 +72,13 @@ class SchedulerSettings(Settings):
     def _one_at_most(self) -> Self:
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are both given: one scheduler stops the trials of a search")
+            raise ValueError(f"{' and '.join(given)} are both given: one scheduler ends the trials of a search")
         return self
+
+    @property
+    def until(self) -> int | None:
+        """After how many epochs a trial has come to its end, where that may be before its last."""
+        return self.short.epochs if self.short is not None else None
 
     def rungs(self, epochs: int) -> list[int]:
         """The epochs at which trials of so many epochs are compared, where it has rungs."""

@@ -72,7 +72,7 @@ class SearchSettings(Settings):
     sampler: Literal["tpe", "gp", "random"] = "tpe"
     """What proposes trials: Optuna's TPE, its Gaussian process, or chance."""
     scheduler: SchedulerSettings = SchedulerSettings(asha=AshaSettings())
-    """What stops weak trials early."""
+    """What ends trials early."""
     confirm: ConfirmSettings = ConfirmSettings()
     """How the best trials are confirmed with fresh seeds."""
     budget: BudgetSettings = BudgetSettings()
@@ -121,6 +121,9 @@ class SearchSettings(Settings):
             self._check_start(index, start)
         self._check_frozen()
         self.objective.check_second(self.search, self.lengths, self.start_from)
+        if self.scheduler.short is not None and (self.lengths or self.objective.also is not None):
+            asks = "search.bits asks for the smallest" if self.lengths else "objective names two"
+            raise ValueError(f"scheduler: short does not train trials whole, and {asks}: take another, such as asha")
         if self.target is not None:
             try:
                 target_value(self.target, self.objective.metric, self.objective.mode)

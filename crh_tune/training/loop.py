@@ -142,8 +142,10 @@ class TrainingRun:
         assert self.codebook_spec is not None
         return self.codebook_spec
 
-    def train(self, report: Report) -> Metrics:
+    def train(self, report: Report, until: int | None = None) -> Metrics:
         """Train from the present epoch to the last one, reporting each evaluation; returns the last metrics.
+
+        With ``until`` it ends after that epoch, where it is before the last; learning rates fall as in a whole run.
 
         What a checkpoint was reported with is reported again, since that report may have been lost with its process.
         Raises TrainingDiverged when the loss is not finite.
@@ -151,11 +153,12 @@ class TrainingRun:
         if self.metrics:
             report(self.metrics, None)
         self.take_first_centers(report)
-        while self.epoch < self.trial.epochs:
+        last = min(until or self.trial.epochs, self.trial.epochs)
+        while self.epoch < last:
             self.epoch += 1
             self.model.objective.epoch = self.epoch
             losses = self._train_epoch()
-            evaluating, updating = self._evaluation_due(), self._update_due()
+            evaluating, updating = self._evaluation_due() or self.epoch == last, self._update_due()
             asking = evaluating and self._may_ask_queries()
             scores, changed = self._score_and_reassign(asking, updating) if asking or updating else ({}, 0.0)
             if evaluating:
@@ -163,7 +166,7 @@ class TrainingRun:
                 if self.has_centers:
                     metrics |= {"centers/reassigned": changed, **center_metrics(self.centers, self.reference)}
                 metrics |= {f"seconds/{phase}": seconds for phase, seconds in self.seconds.items()}
-                metrics["final"] = float(self.epoch == self.trial.epochs)
+                metrics["final"] = float(self.epoch == last)
                 self.metrics = {name: float(value) for name, value in metrics.items()}
                 report(self.metrics, self._save if self.workers.rank == 0 else None)
         return self.metrics

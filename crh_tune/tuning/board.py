@@ -193,7 +193,7 @@ class Board:
 
     @property
     def epochs(self) -> int:
-        """How many epochs a whole trial takes."""
+        """How many epochs a whole run takes."""
         return max(drawn(self.settings, "epochs"))
 
     @property
@@ -231,13 +231,14 @@ class Board:
             return None
         trials, few, many = self.runs_left
         usual = statistics.fmean([each.metrics.get("epoch", 0.0) for each in self.trials]) if self.trials else 0.0
-        least = usual or float(self.rungs[0] if self.rungs else self.epochs)
+        longest = float(min(self.settings.scheduler.until or self.epochs, self.epochs))
+        least = usual or float(self.rungs[0] if self.rungs else longest)
         done = Counter[bool]()
         for each in self.running.values():
             done[stage_of(each) == SEARCH] += int(each.metrics.get("epoch", 0))
         whole = self.settings.confirm.epochs or self.epochs
         found = []
-        for epochs, runs, share in ((least, few, 0.25), (float(self.epochs), many, 0.75)):
+        for epochs, runs, share in ((least, few, 0.25), (longest, many, 0.75)):
             search = self._within_budget(trials * epochs - done[True], share)
             fixed = max(runs * whole - done[False], 0.0) * self._rate(share, search=False) / self.at_once
             found.append(search + fixed)

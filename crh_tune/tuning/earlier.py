@@ -91,6 +91,8 @@ def _look(folder: Path, settings: SearchSettings, split: Split) -> Earlier:
     tried = [values for _, values in start_points(settings, split.classes, split.multi_label, starts)]
     trials: dict[str, Known] = {}
     for other, outcomes in searches.items():
+        if read_settings(other).scheduler.until != settings.scheduler.until:
+            continue  # its trials came to their end after other epochs
         for outcome in outcomes.values():
             values = _drawable(settings, outcome, split.classes)
             if values is not None and values not in tried and _is_run_alike(settings, outcome, values, split):

@@ -25,6 +25,7 @@ class Run:
         stage: the stage that proposed it.
         start: where its settings come from: ``paper``, ``given``, ``cell``, ``drawn``; ``fixed`` without any proposal.
         tags: more of what MLflow is told.
+        until: after how many epochs it has come to its end, where that is before its settings' last.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Run:
     stage: str = TEST
     start: str = "fixed"
     tags: Mapping[str, str] = field(default_factory=dict)
+    until: int | None = None
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,8 @@ class OptunaSearcher:
         name, start = self._name(trial.number), trial.user_attrs.get(START, "drawn")
         self._running[name] = trial
         settings = validated(TrialSettings, content, f"{name} was begun by another version: begin a new search")
-        return Run(name, settings, "search", self._fingerprint, SEARCH, start)
+        until = self._settings.scheduler.until
+        return Run(name, settings, "search", self._fingerprint, SEARCH, start, until=until)
 
     def stop(self) -> None:
         """Propose no new setting any more, only trials that were begun and have not ended."""

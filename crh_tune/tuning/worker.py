@@ -81,7 +81,7 @@ def train_run(
             checkpoints.keep(folder, int(metrics["epoch"]), save)
         report(dict(metrics))
 
-    training.train(keep_and_report)
+    training.train(keep_and_report, run.until)
 
 
 def reason_of(error: Exception) -> str:

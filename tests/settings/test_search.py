@@ -180,6 +180,17 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible, smallest"
         ("scheduler: {pbt: {}}", "scheduler.pbt: ", ["unknown key", "hyperband"]),
         ("scheduler: hyperbnd", "scheduler: ", ["'hyperbnd'", "did you mean 'hyperband'", "none"]),
         ("scheduler: {asha: {}, hyperband: {}}", "scheduler: ", ["asha and hyperband are both given"]),
+        (
+            "scheduler: short\nsearch: {bits: {smallest: [16, 32]}}\ntarget: val/map >= 0.5",
+            "scheduler: ",
+            ["short does not train trials whole", "search.bits", "asha"],
+        ),
+        (
+            "scheduler: short\nsearch: {bits: {choice: [16, 32]}}\nobjective: [val/map, bits]",
+            "scheduler: ",
+            ["short does not train trials whole", "objective names two", "asha"],
+        ),
+        ("scheduler: {short: {epochs: 0}}", "scheduler.short.epochs: ", ["got 0"]),
         ("scheduler: {asha: {reduction: 1}}", "scheduler.asha.reduction: ", ["greater than 1", "got 1"]),
         ("validation: {fraction: 0}", "validation.fraction: ", ["greater than 0", "got 0"]),
         ("validation: {queries: 0}", "validation.queries: ", ["greater than or equal to 1", "got 0"]),

@@ -31,6 +31,35 @@ def without_seconds(metrics: Metrics) -> Metrics:
     return {name: value for name, value in metrics.items() if not name.startswith("seconds/")}
 
 
+def test_a_run_that_ends_before_its_last_epoch_is_the_beginning_of_the_whole_one(tmp_path: Path):
+    """After 3 of 6 epochs, which is evaluated as the last one is; a restored run ends there too, or is over."""
+    split = split_of()
+    settings = settings_for(split, epochs=6, evaluate_every=2)
+    whole: dict[float, Metrics] = {}
+    trained(
+        settings_for(split, epochs=6, evaluate_every=1), split, report=lambda m, save: whole.update({m["epoch"]: m})
+    )
+    short: dict[float, Metrics] = {}
+
+    def kept(metrics: Metrics, save: Save | None) -> None:
+        short[metrics["epoch"]] = metrics
+        if save is not None:
+            save(tmp_path / f"after-{metrics['epoch']:.0f}")
+
+    run = TrainingRun(settings, split, Workers(), solve_locally)
+    last = run.train(kept, until=3)
+    assert [(epoch, metrics["final"]) for epoch, metrics in short.items()] == [(2, 0), (3, 1)]
+    assert run.epoch == 3
+    assert {name: value for name, value in without_seconds(last).items() if name != "final"} == {
+        name: value for name, value in without_seconds(whole[3]).items() if name != "final"
+    }
+    for epoch in (2, 3):
+        resumed = TrainingRun(settings, split, Workers(), solve_locally)
+        resumed.restore(tmp_path / f"after-{epoch}")
+        assert without_seconds(resumed.train(lambda metrics, save: None, until=3)) == without_seconds(last)
+        assert resumed.epoch == 3
+
+
 @pytest.mark.parametrize("dataset", ["digits", "digit_sets"])
 def test_the_same_seed_gives_the_same_metrics_and_weights_to_the_last_bit(dataset):
     split = split_of(dataset)

@@ -171,6 +171,14 @@ def test_trials_of_other_epochs_are_not_known_but_the_winner_is_tried(tmp_path: 
     assert [searcher.propose().start for _ in range(2)] == ["paper", "drawn"]
 
 
+def test_trials_that_came_to_another_end_are_not_known_but_the_winner_is_tried(tmp_path: Path):
+    """A value after 2 epochs says something else than one after 8."""
+    finished(tmp_path, 1, scheduler={"short": {"epochs": 2}})
+    _, study, searcher = begin(tmp_path, space(**LATER))
+    assert not any(EARLIER in trial.user_attrs for trial in study.get_trials())
+    assert [searcher.propose().start for _ in range(2)] == ["paper", "earlier"]
+
+
 @pytest.mark.parametrize("trial", [{"bits": 8, "epochs": 8}, {"bits": 16, "open_bits": 8, "epochs": 8}])
 def test_a_winner_with_more_codewords_than_shorter_codes_have_is_left_out(tmp_path: Path, trial):
     finished(tmp_path, 1, search={**BASE["search"], "codebook_ratio": {"choice": [4]}}, trial={"bits": 32, "epochs": 8})

@@ -80,6 +80,13 @@ def test_a_start_point_outside_the_space_is_one_setting_more():
     assert source.total == 3
 
 
+def test_trials_are_short_where_the_scheduler_says_so():
+    for scheduler, until in (("short", 10), ({"short": {"epochs": 3}}, 3), ("asha", None), ("none", None)):
+        run = searcher(space(CHOICES, scheduler=scheduler)).propose()
+        assert run is not None
+        assert run.until == until
+
+
 def test_a_start_point_named_twice_is_tried_once():
     made = handed_out(searcher(space(CHOICES, start_from=["paper", {"margin": 0.2}, {"margin": 0.1}])))
     assert len(made) == len({same(each) for each in made}) == 9

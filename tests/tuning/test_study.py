@@ -29,7 +29,7 @@ from crh_tune.settings.trial import read_trial
 from crh_tune.tuning import tracking
 from crh_tune.tuning.engine import drive
 from crh_tune.tuning.events import Place, RunEvents
-from crh_tune.tuning.record import Outcome, with_more
+from crh_tune.tuning.record import Outcome, read_outcomes, with_more
 from crh_tune.tuning.results import SearchResult, read_result
 from crh_tune.tuning.run import Run
 from crh_tune.tuning.stages import FixedRuns
@@ -376,6 +376,23 @@ def test_the_smallest_code_length_is_confirmed_told_and_exported_even_before_the
     (result.folder / "summary.json").unlink()
     export_search(result.folder, tmp_path / "export")
     assert load_encoder(tmp_path / "export").bits == 12
+
+
+def test_only_the_finalists_of_short_trials_are_trained_whole(ray_session, tmp_path: Path):
+    short = space(scheduler={"short": {"epochs": 3}}, budget={"trials": 3}, confirm={"top": 1, "seeds": 1})
+    result = search(short, tmp_path / "runs", print)
+    outcomes = read_outcomes(result.folder)
+    epochs = {name: each.metrics["epoch"] for name, each in outcomes.items()}
+    assert [epochs[f"trial-{number:04d}"] for number in range(3)] == [3, 3, 3]
+    assert {each.status for each in outcomes.values()} == {"complete"}
+    assert {epoch for name, epoch in epochs.items() if not name.startswith("trial-")} == {6}
+    storage = f"sqlite:///{result.folder / 'optuna.db'}"
+    for trial in optuna.load_study(study_name=result.search_id, storage=storage).get_trials():
+        assert list(trial.intermediate_values) == [2, 3]
+        assert trial.value == trial.intermediate_values[3]
+    (result.folder / "summary.json").unlink()
+    export_search(result.folder, tmp_path / "export")
+    assert "trained for 3 epochs of 6" in (tmp_path / "export" / "model_card.md").read_text()
 
 
 def test_trials_are_added_to_a_search_that_has_ended(finished: Finished):

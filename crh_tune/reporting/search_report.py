@@ -235,12 +235,14 @@ def _mattered(data: SearchData, found: Sequence[Importance], output: Output) -> 
 
 
 def _went(data: SearchData, output: Output) -> list[Card]:
+    gap = "the gap between a point and its diamond is how far that one run was from the mean."
+    if data.settings.share_of_epochs:
+        gap = f"they stand higher, since those are whole runs, and the trials had {data.settings.share_of_epochs}."
     return [
         *output.figure(
             "history", "Trials and the best so far",
             "One point per trial, hollow where it was stopped early (its last value). Diamonds are means of settings "
-            "that ran again with fresh seeds: the gap between a point and its diamond is how far that one run was from "
-            "the mean.",
+            f"that ran again with fresh seeds: {gap}",
             search_figures.history(data), interactive.history(data)),
         *output.figure(
             "learning_curves", "Learning curves",

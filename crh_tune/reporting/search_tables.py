@@ -23,7 +23,7 @@ def leaderboard(data: SearchData, curves: Sequence[Curves]) -> pd.DataFrame:
 
     Before anything is confirmed, the ten best trials. A number that is not there is empty.
     """
-    single, fresh = "single trial", "fresh seeds"
+    single, fresh = f"single trial{data.settings.after_share}", "fresh seeds"
     by_name = {trial.name: trial for trial in data.trials}
     rows = []
     for each in data.confirmed:

@@ -49,7 +49,8 @@ def found(data: SearchData, curves: Sequence[Curves], gain: Gain | None) -> str:
             beside = f", the paper's setting {paper.value:.3f}"
         return (
             f"Best so far is {setting_text(best.setting)} ({best.name}) with a {metric_word(data.metric)} of "
-            f"{best.value:.3f}{beside}; nothing is confirmed or tested yet, so this may be luck."
+            f"{best.value:.3f}{beside}{data.settings.after_share}; nothing is confirmed or tested yet, so this may be "
+            "luck."
         )
     won = data.confirmed_of(data.winner)
     name = f"{setting_text(won.setting)} ({won.trial})" if won else str(data.winner)
@@ -105,7 +106,7 @@ def best_single(data: SearchData) -> str:
     best = data.complete[0]
     again = data.confirmed_of(best.name)
     name = f"{best.name} ({PAPER})" if best.start == "paper" else best.name
-    value = f"{name} had the best single value, {best.value:.4f}"
+    value = f"{name} had the best single value{data.settings.after_share}, {best.value:.4f}"
     if again is None:
         return f"{value}; it was not confirmed yet."
     mean = f"{again.mean:.4f} on average over {counted(len(again.values), 'fresh seed')}"

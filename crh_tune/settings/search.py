@@ -264,6 +264,17 @@ class SearchSettings(Settings):
         return self.model_copy(update=changed)
 
     @property
+    def share_of_epochs(self) -> str:
+        """What trials have of a whole run, such as ``10 of 40 epochs``; empty where they may have all of it."""
+        until, epochs = self.scheduler.until, max(drawn(self, "epochs"))
+        return f"{until} of {epochs} epochs" if until is not None and until < epochs else ""
+
+    @property
+    def after_share(self) -> str:
+        """What stands behind a trial's value: `` after 10 of 40 epochs``; empty where it may be that of a whole run."""
+        return f" after {self.share_of_epochs}" if self.share_of_epochs else ""
+
+    @property
     def is_grid(self) -> bool:
         return any(distribution.kind == "grid" for distribution in self.search.values())
 

@@ -60,6 +60,7 @@ def headline(board: Board) -> str:
     elif board.complete:
         best = board.complete[0]
         said = f"Searching; best so far {best.name} with {best.metrics[board.metric]:.4f}, a single value"
+        said += board.settings.after_share
     else:
         said = "Searching; no trial has come to its end yet"
     return f"{escaped(said)}. {escaped(data)}."
@@ -108,7 +109,7 @@ def _best_single(board: Board) -> str:
         return ""
     best, won = board.complete[0], confirmed[board.winner]
     name = f"{best.name} (the paper's setting)" if _is_paper(best) else best.name
-    value = f"{name} had the best single value, {best.metrics[board.metric]:.4f}"
+    value = f"{name} had the best single value{board.settings.after_share}, {best.metrics[board.metric]:.4f}"
     again = confirmed.get(best.name)
     if again is None:
         return escaped(f"{value}, but none on fresh seeds.")
@@ -143,7 +144,8 @@ def _table(board: Board) -> str:
     if not rows:
         return ""
     metric = escaped(board.metric)
-    head = f"| | run | setting | {metric}, one run | {metric}, fresh seeds | test mAP |\n|---|---|---|---|---|---|"
+    one = f"one run{board.settings.after_share}"
+    head = f"| | run | setting | {metric}, {one} | {metric}, fresh seeds | test mAP |\n|---|---|---|---|---|---|"
     return "\n".join([head, *rows])
 
 

@@ -87,7 +87,7 @@ def _running(board: Board) -> Table:
 
 
 def _best(board: Board) -> Table:
-    table = _table("best so far", "one run", "fresh seeds", "test", "setting")
+    table = _table("best so far", board.settings.share_of_epochs or "one run", "fresh seeds", "test", "setting")
     for place, (each, values) in enumerate(ranked(board)):
         paper = each.is_paper if isinstance(each, Confirmed) else each.start == "paper"
         if place >= _BEST and not paper:

@@ -88,11 +88,12 @@ def planned(settings: SearchSettings, classes: int, multi_label: bool) -> str:
         each = planned(settings.at_length(settings.lengths[0]), classes, multi_label)
         return f"up to {settings.most_lengths} of the code lengths {among}, each with up to {each}"
     every = every_setting(settings, classes, multi_label)
+    short = f" (each {settings.share_of_epochs})" * bool(settings.share_of_epochs)
     if settings.is_grid or every is None:
-        return f"{settings.trials} trials"
+        return f"{settings.trials} trials{short}"
     if len(every) <= settings.trials:
-        return f"{len(every)} trials, one for each setting there is"
-    return f"{settings.trials} trials of {len(every)} settings"
+        return f"{len(every)} trials{short}, one for each setting there is"
+    return f"{settings.trials} trials{short} of {len(every)} settings"
 
 
 def _grow(settings: SearchSettings, classes: int, names: list[str], values: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from crh_tune.settings.course import SchedulerSettings, ShortSettings
 from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning import progress, race
 from crh_tune.tuning.board import Board
@@ -111,6 +112,13 @@ def test_the_leaderboard_does_not_depend_on_when_the_search_was_interrupted():
     everything = [*searched(), *confirmed(), *after_test()]
     whole = leaderboard(board_of(*everything), "mlflow ui")
     assert leaderboard(board_of(*reversed(everything), *everything[:3]), "mlflow ui") == whole
+
+
+def test_a_value_of_short_trials_stands_with_its_epochs():
+    short = SETTINGS.model_copy(update={"scheduler": SchedulerSettings(short=ShortSettings(epochs=10))})
+    board = Board(short, Path("/runs/m-001"), 4, 100, 2)
+    board.end(outcome("trial-0000", 0.6, epoch=10))
+    assert "best so far trial-0000 with 0.6000, a single value after 10 of 40 epochs" in leaderboard(board, "mlflow ui")
 
 
 def test_before_the_confirmation_no_one_has_won_and_the_papers_setting_is_there_however_weak():

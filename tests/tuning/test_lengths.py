@@ -291,6 +291,15 @@ def test_the_smallest_of_what_is_asked_needs_a_target_and_a_trial_a_length():
     assert planned(space(), 100, False) == "up to 3 of the code lengths 16, 24, 32, 48, 64, each with up to 4 trials"
 
 
+def test_what_is_planned_says_how_short_the_trials_are():
+    free = {"margin": {"uniform": [0.0, 0.5]}}
+    assert planned(space(search=free, scheduler="short"), 100, False) == "12 trials (each 10 of 18 epochs)"
+    few = {"update_interval": {"int": [1, 3]}}
+    said = planned(space(search=few, scheduler={"short": {"epochs": 2}}), 100, False)
+    assert said == "4 trials (each 2 of 18 epochs), one for each setting there is"
+    assert planned(space(search=free, scheduler={"short": {"epochs": 40}}), 100, False) == "12 trials"
+
+
 def test_a_search_over_nothing_but_the_length_tries_the_papers_setting_at_each(tmp_path: Path):
     stage = stage_of(tmp_path, space(search={"bits": {"smallest": [16, 32]}}))
     stage.begin({})

@@ -122,9 +122,9 @@ def importance(found: Sequence[Importance]) -> Figure | None:
 
 
 def rungs(data: SearchData) -> Figure | None:
-    """How far each trial was trained, and where weak ones were stopped."""
+    """How far each trial was trained, and where weak ones were stopped; None where all end alike."""
     trials = [trial for trial in data.trials if trial.epoch]
-    if not trials:
+    if not trials or data.settings.share_of_epochs:
         return None
     figure = new_figure((8.4, min(12.0, 1.4 + 0.14 * len(trials))))
     axes = figure.subplots()

@@ -125,13 +125,16 @@ class Index:
         return flags
 
     def add(self, words: Packed, labels: Array, items: Array) -> None:
-        """Append items. Raises ValueError where they are not of this index's width and kind of labels."""
+        """Append items. Raises ValueError where their width, or the kind of their labels or items, is another."""
         _check(words, labels, items)
         if words.dtype != self._dtype or words.shape[1] != self._width or labels.shape[1:] != self.labels.shape[1:]:
             raise ValueError(
                 f"codes of {self._width} {self._dtype} words with labels of shape N x {self.labels.shape[1:]} "
                 f"expected, got {words.shape[1]} {words.dtype} words with labels of shape {labels.shape}"
             )
+        for what, ours, theirs in (("labels", self.labels, labels), ("items", self.items, items)):
+            if len(self) and _kind(ours) != _kind(theirs):  # joined, all would be text, and no number found any more
+                raise ValueError(f"{what} of this index are {_kind(ours)}, got {_kind(theirs)}")
         joined = np.concatenate([self.words, words])
         self.__init__(joined, np.concatenate([self.labels, labels]), np.concatenate([self.items, items]))  # type: ignore[misc]
 
@@ -261,6 +264,10 @@ def _check(words: Array, labels: Array, items: Array) -> None:
     if words.ndim != 2 or words.dtype.kind != "u" or len(labels) != len(words) or items.shape != (len(words),):
         shapes = f"labels of shape {labels.shape} and items of shape {items.shape}"
         raise ValueError(f"{words.dtype} words of shape {words.shape} with {shapes}")
+
+
+def _kind(array: Array) -> str:
+    return {"U": "text", "S": "text", "O": "objects"}.get(array.dtype.kind, "numbers")
 
 
 def _check_parts(codes: Array, rows: Array, ends: Array, labels: Array, items: Array, form: Array) -> None:

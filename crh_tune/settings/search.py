@@ -247,7 +247,7 @@ class SearchSettings(Settings):
     def lengths(self) -> list[int]:
         """The code lengths, ascending, of which the smallest that reaches the target is wanted; empty where none is."""
         bits = self.search.get("bits")
-        return sorted(bits.values) if bits is not None and bits.kind == "smallest" else []
+        return sorted(map(int, bits.values)) if bits is not None and bits.kind == "smallest" else []
 
     @property
     def most_lengths(self) -> int:

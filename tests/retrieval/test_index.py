@@ -185,6 +185,10 @@ def test_what_cannot_be_asked_is_refused():
         index.search(words, 1, np.ones(8, dtype=bool))
     with pytest.raises(ValueError, match="1 uint16 words with labels"):
         index.add(words.astype(np.uint32), np.arange(9), np.arange(9))
+    with pytest.raises(ValueError, match=r"^items of this index are numbers, got text$"):
+        index.add(words, np.arange(9), np.array(list("abcdefghi")))
+    with pytest.raises(ValueError, match=r"^labels of this index are numbers, got text$"):
+        index.add(words, np.array(list("abcdefghi")), np.arange(9))
     with pytest.raises(ValueError, match="items of shape"):
         Index(words, np.arange(9), np.arange(8))
 

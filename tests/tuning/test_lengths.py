@@ -291,6 +291,11 @@ def test_the_smallest_of_what_is_asked_needs_a_target_and_a_trial_a_length():
     assert planned(space(), 100, False) == "up to 3 of the code lengths 16, 24, 32, 48, 64, each with up to 4 trials"
 
 
+def test_lengths_that_are_whole_floats_name_trials_as_others_do():
+    settings = space(search={"bits": {"smallest": [16, 32.0]}})
+    assert [(type(bits), bits) for bits in settings.lengths] == [(int, 16), (int, 32)]
+
+
 def test_what_is_planned_says_how_short_the_trials_are():
     free = {"margin": {"uniform": [0.0, 0.5]}}
     assert planned(space(search=free, scheduler="short"), 100, False) == "12 trials (each 10 of 18 epochs)"

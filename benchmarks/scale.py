@@ -113,7 +113,7 @@ class Simulation:
 
     def __init__(self, trials: int, nodes: int, folder: Path) -> None:
         content = read_search(find_space("digit_pairs")).model_dump(mode="json")
-        settings = SearchSettings.model_validate({**content, "budget": {"trials": trials}})
+        settings = SearchSettings.model_validate({**content, "scheduler": "asha", "budget": {"trials": trials}})
         self.trials, self.nodes, self.clock = trials, nodes, Clock()
         self.running: dict[int, Fake] = {}
         self.ended = self.number = 0

@@ -9,9 +9,13 @@ import optuna
 import pytest
 
 from benchmarks.search_replay import HALVING, confirm, halved, replay
-from benchmarks.search_table import EPOCHS, SPACE, Table, variances
+from benchmarks.search_table import Table, shipped, variances
+from crh_tune.settings.course import AshaSettings, SchedulerSettings
 from crh_tune.tuning.run import Run
 from crh_tune.tuning.schedulers import scheduler_of
+
+EPOCHS = 40
+SPACE = shipped(None).model_copy(update={"scheduler": SchedulerSettings(asha=AshaSettings())})
 
 
 def made_table(settings: int = 30, seeds: int = 5) -> Table:

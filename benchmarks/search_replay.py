@@ -133,9 +133,9 @@ def replay(table: Table, strategy: Strategy, chance: np.random.Generator, withou
 
 def search(curves: Floats, features: Floats, strategy: Strategy) -> tuple[list[int], int]:
     """The finalists among trials with these curves, the paper's trial first and not among them; the epochs spent."""
-    judge, last = JUDGES[strategy.at_rungs], strategy.rungs[-1]
-    if strategy.finish or not strategy.rungs:
-        last = curves.shape[1]
+    judge, last = JUDGES[strategy.at_rungs], curves.shape[1]
+    if strategy.rungs and not strategy.finish:
+        last = strategy.rungs[-1]
     if strategy.keep:
         first = [judge(curve[: strategy.rungs[0]]) for curve in curves]
         kept = {int(each) for each in np.argsort(first)[::-1][: strategy.keep]}

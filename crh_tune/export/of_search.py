@@ -36,7 +36,7 @@ def export_search(search: Path, target: Path) -> None:
     if checkpoint is None:
         raise SettingsError(f"{search}: the checkpoint of {best.name} is gone")
     lines = [f"The best trial so far ({best.name}) of an unfinished search: neither confirmed nor tested."]
-    if read_settings(search).scheduler.until is not None:
+    if read_settings(search).share_of_epochs:
         lines.append(f"It was trained for {best.metrics['epoch']:.0f} epochs of {best.settings['trial']['epochs']}.")
     _export(best.settings, "search", checkpoint, best.metrics, lines, target)
 

@@ -8,7 +8,7 @@ import numpy as np
 import optuna
 import pytest
 
-from benchmarks.search_replay import HALVING, confirm, halved, replay
+from benchmarks.search_replay import HALVING, Strategy, confirm, halved, replay
 from benchmarks.search_table import Table, shipped, variances
 from crh_tune.settings.course import AshaSettings, SchedulerSettings
 from crh_tune.tuning.run import Run
@@ -51,5 +51,7 @@ def test_a_race_on_a_table_ends_with_the_best_and_a_replay_is_the_same_again():
     final = np.array([[0.5, 0.5, 0.5], [0.52, 0.51, 0.52], [0.7, 0.71, 0.7]])
     assert confirm(final, [1, 2])[0] == 2
     assert confirm(final[[0, 1]] - [[0], [0.1]], [1])[0] == 0
+    whole = replay(made_table(), Strategy("all to the end"), np.random.default_rng(3))
+    assert whole.search_epochs == 24 * EPOCHS
     again = [replay(made_table(), HALVING, np.random.default_rng(3)) for _ in range(2)]
     assert again[0] == again[1]

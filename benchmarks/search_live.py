@@ -41,7 +41,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
             "scheduler": {"short": {"epochs": epochs}},
             "budget": {"trials": trials},
         }
-        for trials, epochs in ((36, 10), (24, 10), (48, 5), (8, 5), (12, 5))
+        for trials, epochs in ((36, 10), (30, 10), (24, 10), (48, 5), (8, 5), (12, 5))
     },
     **{f"{trials} trials, ASHA": {"scheduler": "asha", "budget": {"trials": trials}} for trials in (8, 24, 36)},
     "TPE, all to the end": {"scheduler": "none"},

@@ -69,8 +69,8 @@ class SearchSettings(Settings):
     """How mAP is scored."""
     validation: ValidationSettings = ValidationSettings()
     """Which training samples are held out as validation queries."""
-    sampler: Literal["tpe", "gp", "random"] = "tpe"
-    """What proposes trials: Optuna's TPE, its Gaussian process, or chance."""
+    sampler: Literal["tpe", "gp", "cmaes", "random"] = "tpe"
+    """What proposes trials: Optuna's TPE, its Gaussian process, CMA-ES (of two ranges at least), or chance."""
     scheduler: SchedulerSettings = SchedulerSettings(asha=AshaSettings())
     """What ends trials early."""
     confirm: ConfirmSettings = ConfirmSettings()
@@ -121,6 +121,8 @@ class SearchSettings(Settings):
             self._check_start(index, start)
         self._check_frozen()
         self.objective.check_second(self.search, self.lengths, self.start_from)
+        if self.sampler == "cmaes":
+            self._check_cmaes()
         if self.scheduler.short is not None and (self.lengths or self.objective.also is not None):
             asks = "search.bits asks for the smallest" if self.lengths else "objective names two"
             raise ValueError(f"scheduler: short does not train trials whole, and {asks}: take another, such as asha")
@@ -141,6 +143,20 @@ class SearchSettings(Settings):
         fixed = next((name for name in names if name in self.search), None)
         if fixed is not None:
             raise ValueError(f"search.{fixed}: features of a frozen backbone are computed once: set {fixed} in trial")
+
+    def _check_cmaes(self) -> None:
+        """Raises ValueError where CMA-ES has nothing to move: it takes one objective, and ranges of every trial."""
+        if self.objective.also is not None:
+            raise ValueError("sampler: cmaes takes one objective, and two are named: take tpe, gp or random")
+        ranges = ("int", "uniform", "log_uniform")
+        anywhere = frozenset.union(*map(self.unread, self._combinations()))
+        moved = [name for name, each in self.search.items() if each.kind in ranges and name not in anywhere]
+        if len(moved) < 2:
+            there = ", ".join(moved) or "none"
+            raise ValueError(
+                f"sampler: cmaes moves two or more ranges that every trial draws, and search has {there}: "
+                "make choices ranges (int, uniform, log_uniform), or take tpe, gp or random"
+            )
 
     def _check_read(self) -> None:
         """Raises ValueError for a setting that no trial of this space reads, and for an objective that one has not."""

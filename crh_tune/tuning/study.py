@@ -373,12 +373,17 @@ def _open_study(settings: SearchSettings, place: Place, suffix: str) -> optuna.S
 
 
 def sampler_of(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler that a search's settings name. The Gaussian process has noise in it, and draws d by chance."""
+    """The sampler that a search's settings name.
+
+    The Gaussian process has noise in it, and draws d by chance; CMA-ES draws all but ranges by chance.
+    """
+    chance = optuna.samplers.RandomSampler(seed=seed)
     if settings.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
+        return chance
     if settings.sampler == "gp":
-        chance = optuna.samplers.RandomSampler(seed=seed)
         return optuna.samplers.GPSampler(seed=seed, independent_sampler=chance, warn_independent_sampling=False)
+    if settings.sampler == "cmaes":
+        return optuna.samplers.CmaEsSampler(seed=seed, independent_sampler=chance, warn_independent_sampling=False)
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 

@@ -190,6 +190,21 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible, smallest"
             "scheduler: ",
             ["short does not train trials whole", "objective names two", "asha"],
         ),
+        (
+            "sampler: cmaes\nsearch: {margin: {uniform: [0, 1]}, update_interval: {choice: [1, 5]}}",
+            "sampler: ",
+            ["cmaes moves two or more ranges", "search has margin", "tpe"],
+        ),
+        (
+            "sampler: cmaes\nsearch: {method: {choice: [crh, hashnet]}, margin: {uniform: [0, 1]}}",
+            "sampler: ",
+            ["ranges that every trial draws", "search has none"],
+        ),
+        (
+            "sampler: cmaes\nsearch: {bits: {choice: [16, 32]}}\nobjective: [val/map, bits]",
+            "sampler: ",
+            ["cmaes takes one objective"],
+        ),
         ("scheduler: {short: {epochs: 0}}", "scheduler.short.epochs: ", ["got 0"]),
         ("scheduler: {asha: {reduction: 1}}", "scheduler.asha.reduction: ", ["greater than 1", "got 1"]),
         ("validation: {fraction: 0}", "validation.fraction: ", ["greater than 0", "got 0"]),

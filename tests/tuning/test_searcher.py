@@ -68,6 +68,27 @@ def test_each_sampler_proposes_the_same_again_and_those_with_a_model_find_the_be
     assert late["gp"] < 0.2
 
 
+def test_cma_es_proposes_the_same_again_and_moves_to_small_margins_and_intervals():
+    """The value falls with both. In a file that is opened again it goes on from the generations before."""
+    ranges = {"margin": {"uniform": [0.0, 0.5]}, "update_interval": {"int": [1, 40]}, "head_dim": {"feasible": True}}
+    settings = space(ranges, trials=40, sampler="cmaes")
+    made = handed_out(searcher(settings))
+    assert made == handed_out(searcher(settings))
+    late = [each["trial"] for each in made[28:]]
+    assert sum(trial["margin"] + trial["update_interval"] / 100 for trial in late) / len(late) < 0.25
+    assert {trial["head_dim"] for trial in late} == {8, 16}
+
+
+def test_cma_es_goes_on_from_its_generations_where_a_search_is_resumed(tmp_path: Path):
+    ranges = {"margin": {"uniform": [0.0, 0.5]}, "quantization_weight": {"uniform": [0.0, 1.0]}}
+    settings = space(ranges, trials=80, sampler="cmaes")
+    storage = f"sqlite:///{tmp_path / 'optuna.db'}"
+    begun = handed_out(searcher(settings, storage), 70)
+    late = [each["trial"]["margin"] for each in handed_out(searcher(settings, storage, seed=1))]
+    assert len(begun) + len(late) == 80
+    assert sum(late) / 10 < 0.08  # a new beginning would draw around .25
+
+
 def test_a_budget_below_the_number_of_settings_is_spent_on_different_ones():
     made = handed_out(searcher(space({"update_interval": {"int": [1, 40]}}, trials=30)))
     assert len(made) == len({same(each) for each in made}) == 30

@@ -24,7 +24,6 @@ from crh_tune.hashing.centers import build_codebook, first_table
 from crh_tune.hashing.codebook import Codes
 from crh_tune.retrieval.average_precision import LabelledCodes
 from crh_tune.settings.search import SearchSettings, drawn
-from crh_tune.settings.trial import TrialSettings
 from crh_tune.settings.used import short
 from crh_tune.training.checkpoints import newest
 from crh_tune.training.evaluation import encode_share, gather_codes
@@ -396,7 +395,7 @@ def read_evidence(data: SearchData) -> Evidence:
         checkpoint = newest(data.folder / RUNS_FOLDER / run)
         if checkpoint is None:
             raise LookupError(f"the checkpoint of {run} is gone")
-        training = restored(TrialSettings.model_validate(outcomes[run].settings), stage, checkpoint, workers)
+        training = restored(outcomes[run].trial_settings, stage, checkpoint, workers)
         models.append(_model(label, run, training))
         split = training.split
     if split is None:

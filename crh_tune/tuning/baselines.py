@@ -57,7 +57,7 @@ def compare_with_baselines(
     scored again. None is scored where there are no features, and a line says so. Raises SettingsError where the
     winner's checkpoint cannot be read.
     """
-    settings = TrialSettings.model_validate(tested.settings)
+    settings = tested.trial_settings
     splits = splits_of_features(settings, first, last, say)
     if splits is None:
         return ()

@@ -17,7 +17,6 @@ from optuna.trial import FrozenTrial, TrialState
 from crh_tune.data.splits import Split
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
-from crh_tune.settings.trial import TrialSettings
 from crh_tune.tuning.progress import Say
 from crh_tune.tuning.proposals import as_drawn, enqueue_drawn, propose, same, start_points, values_of
 from crh_tune.tuning.record import (
@@ -82,7 +81,7 @@ def known_before(folder: Path, settings: SearchSettings, split: Split, say: Say,
 
 def _look(folder: Path, settings: SearchSettings, split: Split) -> Earlier:
     """The searches that agree, the latest first. A trial is taken where this search would run it as it was run."""
-    searches = {other: read_outcomes(other) for other in _agreeing(folder, settings, split.fingerprint)}
+    searches = dict(_agreeing(folder, settings, split.fingerprint))
     winners = [outcomes.get(read_result(other).best.trial) for other, outcomes in searches.items()]
     starts: list[dict[str, Any]] = []
     for values in (_drawable(settings, won, split.classes) for won in winners if won is not None):
@@ -101,8 +100,11 @@ def _look(folder: Path, settings: SearchSettings, split: Split) -> Earlier:
     return Earlier([other.name for other in searches], starts, list(trials.values()))
 
 
-def _agreeing(folder: Path, settings: SearchSettings, fingerprint: str) -> list[Path]:
-    """The finished searches beside a search that saw the same split by the same method and protocol, latest first."""
+def _agreeing(folder: Path, settings: SearchSettings, fingerprint: str) -> list[tuple[Path, dict[str, Outcome]]]:
+    """The finished searches beside a search that saw the same split by the same method and protocol, latest first.
+
+    Each is its folder and its outcomes. One that this version cannot read is left out.
+    """
     found = []
     for path in folder.parent.glob(f"*/{SUMMARY_FILE}"):
         other = path.parent
@@ -110,11 +112,11 @@ def _agreeing(folder: Path, settings: SearchSettings, fingerprint: str) -> list[
             theirs = read_settings(other)
             split = read_record(dict[str, str], other / SPLITS_FILE)["search"]
             read_result(other)
+            agrees = other != folder and split == fingerprint and _protocol(theirs) == _protocol(settings)
+            found += [(other, read_outcomes(other))] if agrees else []
         except SettingsError:  # of another version
             continue
-        if other != folder and split == fingerprint and _protocol(theirs) == _protocol(settings):
-            found.append(other)
-    return sorted(found, key=lambda other: ((other / SUMMARY_FILE).stat().st_mtime, other.name), reverse=True)
+    return sorted(found, key=lambda each: ((each[0] / SUMMARY_FILE).stat().st_mtime, each[0].name), reverse=True)
 
 
 def _protocol(settings: SearchSettings) -> tuple[object, ...]:
@@ -126,7 +128,7 @@ def _drawable(settings: SearchSettings, outcome: Outcome, classes: int) -> dict[
     if outcome.start == "fixed":
         return None
     try:
-        values = values_of(settings, TrialSettings.model_validate(outcome.settings), classes)
+        values = values_of(settings, outcome.trial_settings, classes)
         return None if as_drawn(settings, values, classes)[1] else values
     except ValueError:  # no trial of this search can have them, such as more codewords than shorter codes allow
         return None
@@ -134,7 +136,7 @@ def _drawable(settings: SearchSettings, outcome: Outcome, classes: int) -> dict[
 
 def _is_run_alike(settings: SearchSettings, outcome: Outcome, values: Mapping[str, Any], split: Split) -> bool:
     """Whether this search would run these values as the trial was run, up to the seed."""
-    theirs = TrialSettings.model_validate(outcome.settings)
+    theirs = outcome.trial_settings
     try:
         ours = settings.trial_settings(values, theirs.trial.seed).resolve(split.classes, split.multi_label)
     except SettingsError:

@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from crh_tune.errors import SearchFailed
-from crh_tune.settings.trial import TrialSettings, write_trial
+from crh_tune.settings.trial import write_trial
 from crh_tune.training.checkpoints import CENTERS_FILE, latest
 from crh_tune.training.loop import PREPARED
 from crh_tune.tuning.board import Board, stage_of, trial_of
@@ -237,7 +237,7 @@ class RunEvents(tune.Callback):
         folder = self._place.folder / SETTINGS_FOLDER
         folder.mkdir(exist_ok=True)
         path = folder / f"{outcome.name}.yaml"
-        write_trial(TrialSettings.model_validate(outcome.settings), path)
+        write_trial(outcome.trial_settings, path)
         self._place.tracker.artifact(key, path)
         if outcome.checkpoint:
             self._place.tracker.artifact(key, Path(outcome.checkpoint) / CENTERS_FILE)

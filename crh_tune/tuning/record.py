@@ -21,6 +21,7 @@ from crh_tune import ground
 from crh_tune.data.splits import Stage
 from crh_tune.settings.base import Settings, SettingsError, one_line, validated
 from crh_tune.settings.search import SearchSettings
+from crh_tune.settings.trial import TrialSettings
 
 SETTINGS_FILE = "search.json"
 SPLITS_FILE = "splits.json"
@@ -47,6 +48,11 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
     checkpoint: str | None = None
     error: str = ""
+
+    @property
+    def trial_settings(self) -> TrialSettings:
+        """What it ran with. Raises SettingsError where that was written by a version that knows other settings."""
+        return validated(TrialSettings, self.settings, f"{self.name} was run by another version: begin a new search")
 
 
 def write_record(path: Path, content: object) -> None:

@@ -176,10 +176,10 @@ class ConfirmStage(Stage):
         self._left: list[Run] = []
 
     def begin(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Raises SearchFailed where the search has no finalist."""
+        """Raises SearchFailed where the search has no finalist, SettingsError where another version ran it."""
         settings, most = self._settings, self._settings.confirm.seeds
         finalists, paper = finalists_of(settings, self._search.outcomes, self._classes, self._multi_label)
-        finalists = [outcome for outcome in finalists if outcome.settings != paper.settings]
+        finalists = [outcome for outcome in finalists if _but_for_the_seed(outcome) != _but_for_the_seed(paper)]
         self._chosen = {outcome.name: outcome for outcome in [*finalists, paper]}
         self._confirmed = {name: self._as_confirmed(outcome) for name, outcome in self._chosen.items()}
         self._paper, self._racing, self._finalists = paper.name, list(self._chosen), len(finalists)
@@ -194,8 +194,7 @@ class ConfirmStage(Stage):
 
     def _as_confirmed(self, outcome: Outcome) -> TrialSettings:
         """What is run of what was tried."""
-        tried = TrialSettings.model_validate(outcome.settings)
-        return self._settings.confirmed(tried, self._classes, self._multi_label)
+        return self._settings.confirmed(outcome.trial_settings, self._classes, self._multi_label)
 
     def propose(self) -> Run | None:
         return self._left.pop(0) if self._left else None
@@ -322,7 +321,7 @@ class TestStage(FixedRuns):
         resolved = _with_seed(TrialSettings.model_validate(candidate.settings), self._settings.seed)
         tested = {each: outcome for each, outcome in self._recorded.items() if each.startswith("final-")}
         names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-        same_setting = [each for each in tested if TrialSettings.model_validate(tested[each].settings) == resolved]
+        same_setting = [each for each in tested if tested[each].trial_settings == resolved]
         free = next(each for each in names if each not in tested)
         return Run(same_setting[0] if same_setting else free, resolved, "final", self._fingerprint, TEST)
 
@@ -341,8 +340,9 @@ class TestStage(FixedRuns):
 def finalists_of(
     settings: SearchSettings, outcomes: Mapping[str, Outcome], classes: int, multi_label: bool
 ) -> tuple[list[Outcome], Outcome]:
-    """The best complete trials, best first, each setting once, and the paper's as the run it was, or would be.
+    """The best complete trials, best first, and the paper's as the run it was, or would be.
 
+    Those that differ in the seed alone are one setting, of which the best stands.
     Raises SearchFailed when no trial is complete and has the metric.
     """
     among, outcomes = contest(settings, outcomes)
@@ -362,8 +362,13 @@ def finalists_of(
         paper = Outcome(f"paper{suffix_of(settings, among.trial.bits)}", resolved.model_dump(mode="json"), "paper")
     different: dict[str, Outcome] = {}
     for outcome in complete:
-        different.setdefault(same(outcome.settings), outcome)
+        different.setdefault(_but_for_the_seed(outcome), outcome)
     return list(different.values())[: settings.confirm.top], paper
+
+
+def _but_for_the_seed(outcome: Outcome) -> str:
+    """What outcomes have in common that ran with the same settings, since all finalists are given the same seeds."""
+    return same({**outcome.settings, "trial": {**outcome.settings["trial"], "seed": None}})
 
 
 def _name(outcome: Outcome, seed: int) -> str:

@@ -16,6 +16,7 @@ from crh_tune.tuning.earlier import EARLIER, known_before, tell_earlier
 from crh_tune.tuning.proposals import enqueue
 from crh_tune.tuning.record import (
     COMPLETE,
+    OUTCOMES_FOLDER,
     PRUNED,
     SUMMARY_FILE,
     Outcome,
@@ -158,6 +159,16 @@ def test_a_search_of_other_data_method_or_protocol_is_not_looked_at(tmp_path: Pa
         "starts from nothing earlier: no finished search in this storage has the same data, method and protocol"
     ]
     assert searcher.propose().start == "paper"
+
+
+def test_an_earlier_search_whose_runs_this_version_cannot_read_is_left_out(tmp_path: Path):
+    first, second = finished(tmp_path, 1), finished(tmp_path, 2)
+    broken = next((second / OUTCOMES_FOLDER).glob("*.json"))
+    broken.write_text('{"name": "trial-0000", "gone": 1}')
+    said: list[str] = []
+    begin(tmp_path, space(**LATER), said=said)
+    assert len(said) == 1
+    assert said[0].startswith(f"starts from {first.name}: ")
 
 
 def test_trials_of_other_epochs_are_not_known_but_the_winner_is_tried(tmp_path: Path):

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from ray.tune.search.searcher import Searcher
 
 from crh_tune.errors import SearchFailed
+from crh_tune.settings.base import SettingsError
 from crh_tune.settings.course import BudgetSettings
 from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning.engine import Engine
@@ -160,6 +161,31 @@ def test_finalists_are_different_settings_that_have_the_metric():
     finalists, paper = finalists_of(SETTINGS, outcomes, 100, False)
     assert [outcome.name for outcome in finalists] == ["trial-0001", "trial-0003"]
     assert paper.name == "trial-0000"
+
+
+def test_trials_that_differ_in_the_seed_alone_are_one_finalist():
+    """All finalists are confirmed with the same fresh seeds: two of one setting would be the same runs."""
+    tried = [("paper", 0.2, 0.4), ("seed", 0.2, 0.8), ("drawn", 0.3, 0.7), ("seed", 0.3, 0.6), ("drawn", 0.4, 0.5)]
+    outcomes = {f"trial-{n}": outcome_of(f"trial-{n}", *of, start=start) for n, (start, *of) in enumerate(tried)}
+    for name in ("trial-1", "trial-3"):
+        outcomes[name].settings["trial"]["seed"] = 7
+    search, confirm, _ = the_stages(lambda line: None)
+    search.begin(outcomes)
+    assert [each.name for each in finalists_of(SETTINGS, outcomes, 100, False)[0]] == ["trial-1", "trial-2"]
+    confirm.begin({})
+    assert {run.name.rpartition("-")[0] for run in iter(confirm.propose, None)} == {
+        "confirm-trial-0",
+        "confirm-trial-2",
+    }
+
+
+def test_a_finalist_of_another_version_is_told_in_one_line():
+    search, confirm, _ = the_stages(lambda line: None)
+    old = outcome_of("trial-1", 0.3, 0.6)
+    old.settings["trial"]["gone"] = 1
+    search.begin({"trial-0": outcome_of("trial-0", 0.2, 0.5, start="paper"), "trial-1": old})
+    with pytest.raises(SettingsError, match=r"^trial-1 was run by another version: begin a new search: trial\.gone"):
+        confirm.begin({})
 
 
 def test_a_finalist_that_cannot_be_confirmed_is_left_out_and_the_papers_setting_is_needed():

@@ -21,6 +21,7 @@ from ray.tune.schedulers import TrialScheduler
 from crh_tune.data.splits import Split, Stage, final_split, search_split
 from crh_tune.errors import SearchFailed
 from crh_tune.serving.encoder import load_encoder
+from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings, drawn
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.models import build_network
@@ -40,7 +41,7 @@ from crh_tune.tuning.lengths import check_lengths, ended_by, lengths_of, studies
 from crh_tune.tuning.pages import STAGE_TAG, champion_note, origin, parent_metrics, search_params, tag_winner
 from crh_tune.tuning.pictures import Draw, Picture, Pictures, Reference
 from crh_tune.tuning.progress import Say, watching
-from crh_tune.tuning.proposals import enqueue, planned, start_points
+from crh_tune.tuning.proposals import enqueue, every_setting, planned, start_points
 from crh_tune.tuning.record import (
     CLOCK_FILE,
     FINISHED,
@@ -54,8 +55,10 @@ from crh_tune.tuning.record import (
     held,
     make_storage,
     new_folder,
+    read_outcomes,
     read_settings,
     same_splits,
+    trials_of,
     write_record,
 )
 from crh_tune.tuning.results import SearchResult, read_result
@@ -173,6 +176,7 @@ def run_search(
             return replace(result, unsent=tracker.close(tracking.SHORT_PATIENCE))
         same_splits(folder, prepared.splits)
         if ended:
+            check_untried(settings, folder, prepared.first)
             go_on_with(folder, settings)
         tracker = tracking.Tracker(uri, settings.name, storage, folder)
         name = f"crh-aggregator-{folder.name}-{time.time_ns()}"
@@ -192,6 +196,16 @@ def run_search(
             return _run(settings, prepared, place, shown(uri), say, after)
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(place.search_id) from None
+
+
+def check_untried(settings: SearchSettings, folder: Path, split: Split) -> None:
+    """Raises SettingsError where a search that is added to has tried every setting of its space."""
+    every = every_setting(settings, split.classes, split.multi_label)
+    if every is not None and not settings.is_grid and len(trials_of(read_outcomes(folder))) >= len(every):
+        raise SettingsError(
+            f"{folder.name} has tried all {len(every)} settings of its space: nothing to add; "
+            "begin a new search of a wider one, with start_from: [paper, earlier] to know what this one knows"
+        )
 
 
 def _pictures(folder: Path, tracker: tracking.Tracker, after: After, say: Say) -> Pictures | None:

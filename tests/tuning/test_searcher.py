@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
 
+from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning.proposals import enqueue, same
-from crh_tune.tuning.record import COMPLETE, Outcome
+from crh_tune.tuning.record import COMPLETE, Outcome, write_outcome
 from crh_tune.tuning.searcher import OptunaSearcher
-from crh_tune.tuning.study import sampler_of
+from crh_tune.tuning.study import check_untried, sampler_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -66,6 +68,17 @@ def test_each_sampler_proposes_the_same_again_and_those_with_a_model_find_the_be
         late[name] = sum(each["trial"]["margin"] for each in made[11:]) / 5
     assert late["tpe"] < 0.2 < late["random"]
     assert late["gp"] < 0.2
+
+
+def test_nothing_is_added_to_a_search_that_has_tried_its_whole_space(tmp_path: Path):
+    settings = space(CHOICES)
+    split = SimpleNamespace(classes=100, multi_label=False)
+    for number, content in enumerate(handed_out(searcher(settings))):
+        check_untried(settings, tmp_path, split)
+        write_outcome(tmp_path, Outcome(f"trial-{number:04d}", content, "drawn", COMPLETE))
+    with pytest.raises(SettingsError, match="has tried all 9 settings of its space: nothing to add"):
+        check_untried(settings, tmp_path, split)
+    check_untried(space({**CHOICES, "scale": {"uniform": [1, 9]}}), tmp_path, split)
 
 
 def test_cma_es_proposes_the_same_again_and_moves_to_small_margins_and_intervals():

@@ -6,7 +6,7 @@ that, and here it saves time. One pass over the distinct codes answers a search,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -94,12 +94,8 @@ class Index:
 
         Equal distances come in database order.
         """
-        from crh_tune.retrieval import kernels  # noqa: PLC0415
-
-        found, words = [], np.ascontiguousarray(self._codes.T)
-        distances = np.empty(self.distinct, dtype=np.uint16)
-        for query in self._wide(queries):
-            kernels.distances_into(query, words, 0, self.distinct, distances)
+        found = []
+        for distances in self._distances(self._wide(queries)):
             near = np.flatnonzero(distances <= radius)
             starts = self._ends[near].astype(np.int64)
             sizes = self._ends[near + 1].astype(np.int64) - starts
@@ -110,6 +106,16 @@ class Index:
             order = np.lexsort((rows, away))
             found.append((rows[order], away[order]))
         return found
+
+    def _distances(self, queries: Packed) -> Iterator[npt.NDArray[np.integer]]:
+        """Of each query of wide words the distances of every distinct code, overwritten by the next."""
+        from crh_tune.retrieval import kernels  # noqa: PLC0415
+
+        words = np.ascontiguousarray(self._codes.T)
+        distances = np.empty(self.distinct, dtype=np.uint16)
+        for query in queries:
+            kernels.distances_into(query, words, 0, self.distinct, distances)
+            yield distances
 
     def where(self, labels: Array | None = None, items: Array | None = None) -> npt.NDArray[np.bool_]:
         """Which items have one of some labels (class indices; of multi-hot rows, any of these columns), or are among

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from crh_tune.errors import DataError
 from crh_tune.ground import first_line
 from crh_tune.retrieval.index import Index
 from crh_tune.retrieval.mapped import open_arrays, write_arrays
-from crh_tune.retrieval.packing import hamming_distances
+from crh_tune.retrieval.packing import Packed, hamming_distances
 
 INDEX_FILE = "index.npz"
 Array = npt.NDArray[Any]
@@ -40,6 +41,9 @@ class PlainIndex(Index):
             rows[i] = np.argsort(every, kind="stable")[:count]
             costs[i] = every[rows[i]]
         return rows, costs
+
+    def _distances(self, queries: Packed) -> Iterator[npt.NDArray[np.integer]]:
+        return (hamming_distances(queries[i : i + 1], self._codes)[0] for i in range(len(queries)))
 
     def _costs(self, output: Array) -> npt.NDArray[np.float64]:
         """-u . b of every distinct code, added up in the order in which the compiled index does: byte by byte."""

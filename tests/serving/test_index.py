@@ -30,12 +30,30 @@ def test_answers_without_numba_are_those_of_the_compiled_index(bits):
                 found = compiled.search(asked, count, flags), plain.search(asked, count, flags)
                 np.testing.assert_array_equal(found[0][0], found[1][0])
                 np.testing.assert_array_equal(found[0][1], found[1][1])
+    for flags in (None, where):
+        near = (
+            compiled.within(pack_codes(queries), bits // 3, flags),
+            plain.within(pack_codes(queries), bits // 3, flags),
+        )
+        for theirs, ours in zip(*near, strict=True):
+            np.testing.assert_array_equal(theirs, ours)
     rows, distances = plain.search(pack_codes(queries), 10)
     expected = ((queries >= 0)[:, None] != ones[None]).sum(axis=2)
     for query, apart in enumerate(expected):
         order = np.argsort(apart, kind="stable")[:10]
         assert rows[query].tolist() == order.tolist()
         assert distances[query].tolist() == apart[order].tolist()
+
+
+def test_what_lies_within_a_distance_is_found_without_numba(monkeypatch: pytest.MonkeyPatch):
+    ones = np.random.default_rng(3).random((50, 20)) < 0.5
+    monkeypatch.setitem(sys.modules, "crh_tune.retrieval.kernels", None)  # as where numba cannot be imported
+    monkeypatch.delattr("crh_tune.retrieval.kernels", raising=False)
+    [(rows, distances)] = PlainIndex(pack_codes(ones), np.arange(50), np.arange(50)).within(pack_codes(ones[:1]), 8)
+    apart = (ones[0] != ones).sum(axis=1)
+    expected = [row for row in np.argsort(apart, kind="stable") if apart[row] <= 8]
+    assert rows.tolist() == expected
+    assert distances.tolist() == apart[expected].tolist()
 
 
 def test_an_index_says_what_it_is_of(tmp_path):

@@ -4,6 +4,7 @@
     .venv/bin/python -m benchmarks.search --replay crh_runs/search_table.json
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.search --live crh_runs/searches.jsonl       # trains, resumes
     .venv/bin/python -m benchmarks.search --simulate
+    .venv/bin/python -m benchmarks.search --worth crh_runs/digit-pairs-001 crh_runs/digit-pairs-002
 
 The search is the built-in one; with ``--photos DIR`` it is that of photos, at 16 bits, in files of its own.
 
@@ -11,6 +12,7 @@ The search is the built-in one; with ``--photos DIR`` it is that of photos, at 1
 ``--replay`` needs that table and no training: many searches of each strategy that draws settings at random.
 ``--live`` runs whole searches of the product, for strategies that a table cannot answer, and prints a row each.
 ``--simulate`` races made-up settings whose worth and noise have the spread that was measured.
+``--worth`` trains the winners of finished searches with seeds of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import search_live, search_replay
+from benchmarks import search_live, search_replay, search_worth
 from benchmarks.search_table import fill, read_table, shipped
 from crh_tune.tuning import race
 
@@ -86,6 +88,7 @@ def main() -> None:
     parser.add_argument("--live", type=Path, metavar="FILE")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="class folders: fill and live search these photos")
     parser.add_argument("--simulate", action="store_true")
+    parser.add_argument("--worth", type=Path, nargs="+", metavar="SEARCH", help="folders of finished searches")
     parser.add_argument("--settings", type=int, default=60, help="of the table")
     parser.add_argument("--searches", type=int, help="of each strategy: 200 replayed, 10 live")
     parser.add_argument("--strategies", nargs="+", choices=search_live.STRATEGIES, default=[*search_live.STRATEGIES])
@@ -99,6 +102,8 @@ def main() -> None:
         space = shipped(arguments.photos)
         search_live.live(arguments.live, space, arguments.strategies, arguments.searches or 10, arguments.minutes)
         search_live.report(arguments.live)
+    if arguments.worth:
+        search_worth.report(arguments.worth)
     if arguments.simulate:
         simulate()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,8 +151,7 @@ def trained(run: Run, split: Split, stage: Stage, scheduler: Any) -> Outcome:
 def worth(content: dict[str, Any], split: Split) -> float:
     """The mean of a setting's whole runs with seeds that no search has."""
     settings, last = TrialSettings.model_validate(content), []
-    for seed in WORTH_SEEDS:
-        seeded = settings.model_copy(update={"trial": settings.trial.model_copy(update={"seed": seed})})
+    for seeded in with_worth_seeds(settings):
         curve = _curves.setdefault(json.dumps(seeded.model_dump(mode="json")), {})
         if settings.trial.epochs not in curve:
             TrainingRun(seeded, split, Workers(), solve_locally).train(
@@ -159,6 +159,12 @@ def worth(content: dict[str, Any], split: Split) -> float:
             )
         last.append(curve[settings.trial.epochs])
     return statistics.fmean(last)
+
+
+def with_worth_seeds(settings: TrialSettings) -> Iterator[TrialSettings]:
+    """The settings with each of the seeds that winners are judged with."""
+    for seed in WORTH_SEEDS:
+        yield settings.model_copy(update={"trial": settings.trial.model_copy(update={"seed": seed})})
 
 
 def report(path: Path) -> None:

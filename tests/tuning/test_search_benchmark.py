@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import optuna
 import pytest
 
+from benchmarks import search_worth
+from benchmarks.search_live import WORTH_SEEDS
 from benchmarks.search_replay import HALVING, Strategy, confirm, halved, replay
-from benchmarks.search_table import Table, shipped, variances
+from benchmarks.search_table import Table, shipped, split_of, variances
+from crh_tune.data.splits import final_split
 from crh_tune.settings.course import AshaSettings, SchedulerSettings
+from crh_tune.settings.search import SearchSettings
+from crh_tune.training.aggregator import solve_locally
+from crh_tune.training.loop import TrainingRun
+from crh_tune.training.opening import open_data
+from crh_tune.training.workers import Workers
+from crh_tune.tuning.record import SUMMARY_FILE, Outcome, new_folder, write_record
+from crh_tune.tuning.results import Candidate, SearchResult
 from crh_tune.tuning.run import Run
 from crh_tune.tuning.schedulers import scheduler_of
 
@@ -55,3 +67,39 @@ def test_a_race_on_a_table_ends_with_the_best_and_a_replay_is_the_same_again():
     assert whole.search_epochs == 24 * EPOCHS
     again = [replay(made_table(), HALVING, np.random.default_rng(3)) for _ in range(2)]
     assert again[0] == again[1]
+
+
+def test_a_winner_is_judged_with_seeds_of_its_own_on_queries_seen_and_unseen(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """A run that is asked the test queries during training ends with the same mAP on them."""
+    chance = np.random.default_rng(0)
+    labels = np.arange(120) % 6
+    features = (chance.normal(size=(6, 16))[labels] + 0.8 * chance.normal(size=(120, 16))).astype(np.float32)
+    test = {"test_features": features[::3] + 0.5, "test_labels": labels[::3]}
+    np.savez(tmp_path / "e.npz", train_features=features, train_labels=labels, **test)
+    content = {
+        "name": "s",
+        "dataset": {"name": "features", "path": str(tmp_path / "e.npz")},
+        "search": {"margin": {"uniform": [0, 1]}},
+    }
+    settings = SearchSettings.model_validate({**content, "trial": {"bits": 8, "epochs": 2, "backbone": "mlp"}})
+    split = split_of(settings)
+    best, paper = (
+        settings.trial_settings({"margin": margin}, 0).resolve(split.classes, False) for margin in (0.4, 0.2)
+    )
+    folder = new_folder(tmp_path, settings)
+    candidates = [Candidate("t", each.model_dump(mode="json"), [0.5, 0.7]) for each in (best, paper)]
+    ended = Outcome("final-best", {})
+    write_record(folder / SUMMARY_FILE, SearchResult(folder.name, folder, "", *candidates, ended, ended, "finished"))
+    search_worth.report([folder])
+    row, mean = ([float(cell) for cell in line.split("|")[2:-1]] for line in capsys.readouterr().out.splitlines()[2:])
+    assert row == mean
+    unseen = replace(split, queries=final_split(open_data(settings.dataset, settings.trial)).queries)
+    for place, each in ((0, best), (3, paper)):
+        for column, asked in ((1, split), (2, unseen)):
+            seeded = [each.model_copy(update={"trial": each.trial.model_copy(update={"seed": s})}) for s in WORTH_SEEDS]
+            runs = [TrainingRun(one, asked, Workers(), solve_locally).train(lambda *_: None) for one in seeded]
+            assert row[place + column] == pytest.approx(np.mean([run["val/map"] for run in runs]), abs=5e-5)
+    assert row[6:] == pytest.approx([row[n] - row[3 + n] for n in range(3)], abs=1.1e-4)
+    assert row[0] == row[3] == 0.6

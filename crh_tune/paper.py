@@ -60,7 +60,7 @@ def study_sections(study: StudySettings, storage: Path, folder: Path) -> list[Se
     runs = study_runs(study.name, storage)
     if runs.empty:
         raise SettingsError(f"no complete run of {study.name} in {storage}: run crh-tune search {study.name} first")
-    datasets = [name for name in (*study.datasets, *DATASETS) if name in set(runs["dataset"])]
+    datasets = [name for name in dict.fromkeys((*study.datasets, *DATASETS)) if name in set(runs["dataset"])]
     if study.kind in _FIGURES:
         pictures = _FIGURES[study.kind](runs, folder)
         return [Section(study.title, [f"{len(runs)} runs on {', '.join(datasets)}."], None, pictures)]

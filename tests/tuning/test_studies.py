@@ -53,6 +53,8 @@ def test_a_study_is_resumed_and_reported_from_mlflow(ray_session, tmp_path: Path
     best = runs.set_index("row")["map"].idxmax()
     assert f"| {best} | **{100 * runs['map'].max():.2f}" in lines
     assert (tmp_path / "reports" / "table2" / "report.html").is_file()
+    named = {**STUDY, "datasets": {"digits": STUDY["others"]}}  # as where it is given --data, or is one of the paper's
+    assert "\n".join(report_lines(StudySettings.model_validate(named), tmp_path)) == lines
 
 
 def test_a_study_reserves_what_it_says_of_the_dataset(ray_session, tmp_path: Path):

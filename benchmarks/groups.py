@@ -173,7 +173,7 @@ def stop_groups(storage: Path, trials: int, say: Callable[[str], None]) -> Repor
         time.sleep(0.2)
     report.left = left
     ray.kill(actor)
-    tracker.close()
+    tracker.close(PATIENCE)
     report.told = Counter(trial.state.name for trial in study.get_trials(deepcopy=False))
     report.seconds = time.monotonic() - begun
     return report

@@ -59,6 +59,8 @@ SPACE = {
 }
 RACING = ("racing", 0)
 """In a plan: what comes after it waits for the confirmation."""
+PATIENCE = 300.0
+"""How many seconds what has to come may take: a busy machine takes its time."""
 VICTIMS = {"trial": "ray::ImplicitFunc", "aggregator": "ray::Aggregator"}
 
 
@@ -67,6 +69,7 @@ class Driver:
 
     def __init__(self, arguments: list[str], output: Path) -> None:
         self.output, self.begun = output, time.monotonic()
+        self.below: dict[int, str] = {}
         with output.open("w") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "crh_tune", *arguments],
@@ -84,8 +87,17 @@ class Driver:
         return self.process.poll() is None
 
     def kill(self) -> None:
+        self.below = processes_below(self.process.pid)
         self.process.kill()
         self.process.wait()
+
+    def wait_for_those_below(self) -> None:
+        """Wait until the processes that a killed driver left behind have ended, and write nothing any more."""
+        deadline = time.monotonic() + PATIENCE
+        while left := [title for number, title in self.below.items() if Path(f"/proc/{number}").exists()]:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"still there {PATIENCE:g} s after their driver was killed: {', '.join(left)}")
+            time.sleep(0.02)
 
     def victims(self, kind: str) -> list[int]:
         titles = processes_below(self.process.pid)
@@ -115,8 +127,6 @@ class Report:
     duplicated: list[str] = field(default_factory=list)
     recovery: list[float] = field(default_factory=list)
     """Seconds from the start of each resumed driver until its first new result."""
-    ending: float = 0.0
-    """Seconds from an interruption until the driver had ended."""
     outputs: list[list[str]] = field(default_factory=list)
     """What each driver said."""
     seconds: float = 0.0
@@ -138,7 +148,7 @@ def soak(
     plan: Sequence[tuple[str, int]],
     space: dict[str, Any],
     storage: Path,
-    before_resuming: Callable[[Path], None] = lambda folder: None,
+    before_resuming: Callable[[Path], None] | None = None,
     map_: Callable[..., Iterable[list[str]]] = map,
 ) -> Report:
     """Run a search to its end while what ``plan`` names is killed, and check what is left of it.
@@ -163,7 +173,9 @@ def soak(
         report.outputs.append(driver.lines)
         if code not in (-signal.SIGKILL, INTERRUPTED_CODE):
             break
-        before_resuming(folder)
+        if before_resuming is not None:
+            driver.wait_for_those_below()
+            before_resuming(folder)
         driver = Driver(["search", "--resume", folder.name, *common], next(outputs))
     if code != 0:
         report.lost.append(f"the search ended with {code}: {driver.lines[-1:]}")
@@ -173,16 +185,21 @@ def soak(
 
 
 def _wait_for_results(driver: Driver, folder: Path, results: int = 1, runs: int = 1) -> bool:
-    """Wait for so many new results, of so many runs, for two minutes at most; false where the driver ends before.
+    """Wait for so many new results, of so many runs; false where the driver ends before.
 
     So every driver gets that far; and a trial's process, which needs seconds to start, is not killed while it does
-    until the search takes the trial for one that always dies.
+    until the search takes the trial for one that always dies. Raises RuntimeError where nothing comes any more.
     """
-    before, deadline = _results(folder), time.monotonic() + 120
-    while driver.running() and time.monotonic() < deadline:
+    before = _results(folder)
+    seen, since = 0, time.monotonic()
+    while driver.running():
         new = _results(folder) - before
         if len(new) >= runs and new.total() >= results:
             return True
+        if new.total() > seen:
+            seen, since = new.total(), time.monotonic()
+        if time.monotonic() - since > PATIENCE:
+            raise RuntimeError(f"no new result for {PATIENCE:g} s: {driver.lines[-5:]}")
         time.sleep(0.02)
     return False
 
@@ -203,7 +220,7 @@ def _kill(left: list[tuple[str, int]], driver: Driver, report: Report, folder: P
         left.pop(0)
         return
     _wait_for_results(driver, folder, results)
-    begun, running = time.monotonic(), len(driver.victims("trial"))
+    running = len(driver.victims("trial"))
     if kind in VICTIMS:
         victims = driver.victims(kind)
         if not victims or not driver.running():
@@ -214,7 +231,6 @@ def _kill(left: list[tuple[str, int]], driver: Driver, report: Report, folder: P
     else:  # an interruption, as a terminal sends it: to all processes of the group
         os.killpg(driver.process.pid, signal.SIGINT)
         driver.process.wait()
-        report.ending = time.monotonic() - begun
     left.pop(0)
     report.kills[kind] += 1
     _wait_for_results(driver, folder, runs=running)

@@ -19,7 +19,7 @@ import aiohttp
 import uvicorn
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 class Browser:
@@ -96,7 +96,7 @@ def served(app: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(120)
 
 
 @asynccontextmanager
@@ -114,7 +114,7 @@ async def browser(width: int = 1000, height: int = 900) -> AsyncIterator[Browser
                     yield Browser(socket)
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(120)
 
 
 async def _page_of(session: aiohttp.ClientSession, said: Path, process: subprocess.Popen[bytes]) -> str:

@@ -23,7 +23,7 @@ from crh_tune.data.splits import Samples, Split, Stage
 from crh_tune.hashing.centers import build_codebook, first_table
 from crh_tune.hashing.codebook import Codes
 from crh_tune.retrieval.average_precision import LabelledCodes
-from crh_tune.settings.search import SearchSettings, drawn
+from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.used import short
 from crh_tune.training.checkpoints import newest
 from crh_tune.training.evaluation import encode_share, gather_codes
@@ -247,7 +247,7 @@ def read_search(folder: Path) -> SearchData:
         ended = _how_far(settings, trials, confirmed)
         paper, best = _paper_of(trials), _best_complete(trials, 1 if settings.objective.mode == "max" else -1)
         shown = {BEST_SO_FAR: [each.name for each in best[:1]], PAPER: [paper.name] if paper else []}
-    epochs = max(drawn(settings, "epochs"))
+    epochs = max(settings.drawn("epochs"))
     splits = folder / SPLITS_FILE
     return SearchData(
         folder.name, folder, settings, ended, finished, settings.objective.metric, settings.objective.mode,

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from crh_tune.data.datasets import DATASETS
 from crh_tune.data.options import FileOptions
-from crh_tune.hashing.codebook import feasible_head_dims
 from crh_tune.hashing.methods import METHODS
-from crh_tune.hashing.objectives import OBJECTIVES, Options
-from crh_tune.settings.base import Settings, SettingsError, known, one_line, read_yaml, validated
+from crh_tune.settings.base import Settings, known, read_yaml, validated
 from crh_tune.settings.course import (
     AshaSettings,
     BudgetSettings,
@@ -26,13 +23,10 @@ from crh_tune.settings.course import (
 )
 from crh_tune.settings.distribution import Distribution
 from crh_tune.settings.objective import ObjectiveSettings
+from crh_tune.settings.space import check_space
 from crh_tune.settings.training import (
-    Full,
     Seed,
     TrainingSettings,
-    codebook_size,
-    head_dim,
-    objective_options,
     optimizer_defaults,
 )
 from crh_tune.settings.trial import (
@@ -43,7 +37,7 @@ from crh_tune.settings.trial import (
     ValidationSettings,
     with_data,
 )
-from crh_tune.settings.used import PARTS, is_given, unread
+from crh_tune.settings.used import PARTS, unread
 
 Value = float | int | str
 
@@ -107,25 +101,7 @@ class SearchSettings(Settings):
 
     @model_validator(mode="after")
     def _space_fits_the_settings(self) -> Self:
-        if not self.search:
-            raise ValueError("search: nothing to search over")
-        kinds = {distribution.kind for distribution in self.search.values()}
-        if "grid" in kinds and len(kinds) > 1:
-            raise ValueError("search: a grid cannot be mixed with other distributions")
-        if "codebook_ratio" in self.search and "codebook_size" in self.search:
-            raise ValueError("search: give codebook_size or codebook_ratio, not both")
-        for name in sorted(self.search, key=lambda name: name != "bits"):  # the others are checked against the bits
-            self._check_searched(name, self.search[name])
-        self._check_read()
-        for index, start in enumerate(self.start_from):
-            self._check_start(index, start)
-        self._check_frozen()
-        self.objective.check_second(self.search, self.lengths, self.start_from)
-        if self.sampler == "cmaes":
-            self._check_cmaes()
-        if self.scheduler.short is not None and (self.lengths or self.objective.also is not None):
-            asks = "search.bits asks for the smallest" if self.lengths else "objective names two"
-            raise ValueError(f"scheduler: short does not train trials whole, and {asks}: take another, such as asha")
+        check_space(self)
         if self.target is not None:
             try:
                 target_value(self.target, self.objective.metric, self.objective.mode)
@@ -135,122 +111,25 @@ class SearchSettings(Settings):
             raise ValueError("objective.metric: val/map_harmonic needs validation.classes, such as 0.2")
         return self
 
-    def _check_frozen(self) -> None:
-        """Raises ValueError where the trials of a search would not all see the same inputs."""
-        if self.confirm.freeze is False and not self.trial.freeze:
-            raise ValueError("confirm.freeze: false is for a search on a frozen backbone: set trial.freeze: true")
-        names = ("freeze", *(("backbone", "weights", "flip") if self.trial.freeze else ()))
-        fixed = next((name for name in names if name in self.search), None)
-        if fixed is not None:
-            raise ValueError(f"search.{fixed}: features of a frozen backbone are computed once: set {fixed} in trial")
-
-    def _check_cmaes(self) -> None:
-        """Raises ValueError where CMA-ES has nothing to move: it takes one objective, and ranges of every trial."""
-        if self.objective.also is not None:
-            raise ValueError("sampler: cmaes takes one objective, and two are named: take tpe, gp or random")
-        ranges = ("int", "uniform", "log_uniform")
-        anywhere = frozenset.union(*map(self.unread, self._combinations()))
-        moved = [name for name, each in self.search.items() if each.kind in ranges and name not in anywhere]
-        if len(moved) < 2:
-            there = ", ".join(moved) or "none"
-            raise ValueError(
-                f"sampler: cmaes moves two or more ranges that every trial draws, and search has {there}: "
-                "make choices ranges (int, uniform, log_uniform), or take tpe, gp or random"
-            )
-
-    def _check_read(self) -> None:
-        """Raises ValueError for a setting that no trial of this space reads, and for an objective that one has not."""
-        combinations = self._combinations()
-        methods = " or ".join(dict.fromkeys(str(values.get("method", self.method)) for values in combinations))
-        nobody = frozenset.intersection(*map(self.unread, combinations))
-        for name in (name for name in TrainingSettings.model_fields if name in nobody):
-            if name in self.search:
-                raise ValueError(f"search.{name}: method {methods} does not use it: leave it out")
-            if is_given(self.trial, name):
-                raise ValueError(f"trial.{name}: method {methods} does not use it: leave it out")
-        for values in combinations:
-            self._check_objective(values)
-            if self.objective.metric == "centers/pcc" and "center_seed" in self.unread(values):
-                method = values.get("method", self.method)
-                raise ValueError(f"objective.metric: centers/pcc is of centres, which method {method} has not: val/map")
-
-    def _check_objective(self, values: Mapping[str, Any]) -> None:
-        """Raises ValueError for a setting of an objective, fixed or searched over, that it cannot have."""
-        method = str(values.get("method", self.method))
-        objective = str(values.get("objective") or self.trial.objective or METHODS[method].objective)
-        for name in OBJECTIVES[objective].options_type.own():
-            searched = self.search[name].values if name in self.search else [getattr(self.trial, name)]
-            for value in searched:
-                try:
-                    objective_options(self.trial.model_copy(update={name: value}), objective)
-                except ValidationError as error:
-                    where = "search" if name in self.search else "trial"
-                    raise ValueError(f"{where}.{one_line(error, Options)}") from None
-
-    def _combinations(self) -> list[dict[str, Any]]:
+    def combinations(self) -> list[dict[str, Any]]:
         """All that can be drawn of the parts that decide which settings are read."""
         names = [name for name in PARTS if name in self.search]
         product = itertools.product(*(self.search[name].values for name in names))
         return [dict(zip(names, values, strict=True)) for values in product]
 
+    def drawn(self, name: str) -> list[Any]:
+        """The values of a whole-number or named setting that can be drawn, or the fixed one."""
+        if name not in self.search:
+            return [getattr(self.trial, name)]
+        distribution = self.search[name]
+        if distribution.kind == "int":
+            return list(range(distribution.values[0], distribution.values[1] + 1))
+        return list(distribution.values)
+
     def unread(self, values: Mapping[str, Any]) -> frozenset[str]:
         """The settings that a trial with these searched values never looks at."""
         parts = {name: values[name] for name in PARTS if name in values and name != "method"}
         return unread(str(values.get("method", self.method)), self.trial.model_copy(update=parts))
-
-    def _check_searched(self, name: str, distribution: Distribution) -> None:
-        searchable = {"method": None, **TrainingSettings.model_fields}
-        try:
-            known(name, searchable, "setting")
-            if name in ("betas", "nested"):
-                raise ValueError("a list of numbers cannot be searched over: set it under trial")
-            if distribution.kind == "feasible":
-                if name != "head_dim":
-                    raise ValueError("feasible is for head_dim only")
-                return
-            if distribution.kind == "smallest" and name != "bits":
-                raise ValueError("smallest is for bits only")
-            for value in distribution.values:
-                self._check_value(name, value)
-            if distribution.kind in ("uniform", "log_uniform") and _is_whole(name):
-                raise ValueError(f"{distribution.kind} draws fractions, {name} is a whole number: use int")
-        except ValueError as error:
-            raise ValueError(f"search.{name}: {error}") from None
-
-    def _check_value(self, name: str, value: Any) -> None:
-        """Raises ValueError where no trial could have this value, whatever the others are."""
-        if name == "method":
-            known(value, METHODS, "method")
-            return
-        bits = [self.trial.bits] if name == "bits" else drawn(self, "bits")
-        learned = [k - free for k, free in itertools.product(bits, drawn(self, "open_bits"))]
-        if name == "head_dim" and isinstance(value, int) and value >= 1 and any(k % value == 0 for k in learned):
-            return
-        try:
-            made = TrainingSettings(**{"bits": max(bits), name: value})
-        except ValidationError as error:
-            raise ValueError(one_line(error, TrainingSettings).removeprefix(f"{name}: ")) from None
-        if getattr(made, name) != value:
-            raise ValueError(f"expected {getattr(made, name)!r}, got {value!r}")
-
-    def _check_start(self, index: int, start: str | dict[str, Value]) -> None:
-        if isinstance(start, str):
-            return
-        for name, value in start.items():
-            where = f"start_from.{index}.{name}"
-            if name not in self.search:
-                raise ValueError(f"{where}: not searched over: one of {', '.join(self.search)}")
-            distribution = self.search[name]
-            if distribution.kind == "smallest":
-                raise ValueError(f"{where}: which length is tried is not drawn: leave it out")
-            if distribution.kind != "feasible" and not distribution.contains(value):
-                raise ValueError(f"{where}: {value!r} is not in {distribution.model_dump()}")
-            try:
-                self._check_value(name, value)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
-            if name in self.unread(start):
-                raise ValueError(f"{where}: method {start.get('method', self.method)} does not use it: leave it out")
 
     def reaches_target(self, value: float) -> bool:
         """Whether a value of the objective is enough; never without a target."""
@@ -282,7 +161,7 @@ class SearchSettings(Settings):
     @property
     def share_of_epochs(self) -> str:
         """What trials have of a whole run, such as ``10 of 40 epochs``; empty where they may have all of it."""
-        until, epochs = self.scheduler.until, max(drawn(self, "epochs"))
+        until, epochs = self.scheduler.until, max(self.drawn("epochs"))
         return f"{until} of {epochs} epochs" if until is not None and until < epochs else ""
 
     @property
@@ -349,91 +228,9 @@ class SearchSettings(Settings):
         trial = validated(TrainingSettings, {**resolved.trial.model_dump(), **changed}, "confirm")
         return resolved.model_copy(update={"trial": trial}).resolve(classes, multi_label)
 
-    def check_feasible(self, classes: int) -> None:
-        """Raises SettingsError where a codebook size or head dimension that can be drawn is impossible for C."""
-        if self.objective.metric == "centers/pcc" and classes < 3:
-            raise SettingsError("objective.metric: centers/pcc compares pairs of classes, two classes are one: val/map")
-        if self.is_grid:
-            for cell in self.cells():
-                try:
-                    self.trial_settings(cell, self.seed).resolve(classes, False)
-                except SettingsError as error:
-                    raise SettingsError(f"search: {cell}: {error}") from None
-            return
-        named = [name for name in ("reassignment", "objective", "hash_layer", "open_bits") if name in self.search]
-        others = [drawn(self, name) for name in named]
-        parts = itertools.product(drawn(self, "bits"), self._drawn_methods(), drawn(self, "centers"), *others)
-        for bits, method, centers, *rest in parts:
-            values = {"bits": bits, "method": method, "centers": centers, **dict(zip(named, rest, strict=True))}
-            if self.uses_codebook(values):
-                for ratio_or_size in _drawn_codebook(self):
-                    self._check_codebook({**values, **ratio_or_size}, classes)
-                continue
-            try:
-                self.trial_settings(values, self.seed).resolve(classes, False)
-            except SettingsError as error:
-                which = ", ".join(f"{name} {value}" for name, value in zip(named, rest, strict=True))
-                raise SettingsError(f"search: method {method}{f' with {which}' if which else ''}: {error}") from None
-
     def uses_codebook(self, values: Mapping[str, Any]) -> bool:
         """Whether a trial with these searched values chooses its centres from a codebook, so that M and d matter."""
         return "head_dim" not in self.unread(values)
-
-    def _drawn_methods(self) -> list[str]:
-        return list(self.search["method"].values) if "method" in self.search else [self.method]
-
-    def _check_codebook(self, values: dict[str, Any], classes: int) -> None:
-        searched = {"head_dim": None} if "head_dim" in self.search else {}
-        settings = self.trial_settings({**values, **searched}, self.seed)
-        trial = settings.trial
-        try:
-            size = codebook_size(trial, classes)
-            head_dim(trial, size, METHODS[settings.method].heads == "single")
-        except ValueError as error:
-            raise SettingsError(f"search: {error}") from None
-        bits = trial.learned_bits
-        divided = f"bits K = {bits}{f' and nested {list(trial.nested)}' if trial.nested else ''}"
-        if not allowed_head_dims(self, bits, size):
-            raise SettingsError(
-                f"search.head_dim: none of {list(self.search['head_dim'].values)} divides {divided} and "
-                f"holds M = {size} codewords: one of {feasible_head_dims(math.gcd(bits, *trial.nested), int(size))}"
-            )
-
-
-def _is_whole(name: str) -> bool:
-    """Whether a setting takes whole numbers only."""
-    annotation = str(TrainingSettings.model_fields[name].annotation)
-    return "int" in annotation and "float" not in annotation
-
-
-def allowed_head_dims(settings: SearchSettings, bits: int, size: int | Full) -> list[int]:
-    """The head dimensions a search may draw for this K and M: the feasible ones, or those of them it lists."""
-    if size == "full":
-        return [bits]
-    feasible = feasible_head_dims(math.gcd(bits, *settings.trial.nested), size)
-    distribution = settings.search.get("head_dim")
-    if distribution is None or distribution.kind == "feasible":
-        return feasible
-    if distribution.kind in ("choice", "grid"):
-        return [d for d in feasible if d in distribution.values]
-    return [d for d in feasible if distribution.contains(d)]
-
-
-def drawn(settings: SearchSettings, name: str) -> list[Any]:
-    """The values of a whole-number or named setting that can be drawn, or the fixed one."""
-    if name not in settings.search:
-        return [getattr(settings.trial, name)]
-    distribution = settings.search[name]
-    if distribution.kind == "int":
-        return list(range(distribution.values[0], distribution.values[1] + 1))
-    return list(distribution.values)
-
-
-def _drawn_codebook(settings: SearchSettings) -> list[dict[str, Any]]:
-    for name in ("codebook_ratio", "codebook_size"):
-        if name in settings.search:
-            return [{name: value} for value in settings.search[name].values]
-    return [{}]
 
 
 def read_search(path: Path, dataset: str | None = None, data: Path | None = None) -> SearchSettings:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from crh_tune.settings.search import SearchSettings, drawn
+from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning import race
 from crh_tune.tuning.lengths import contest
 from crh_tune.tuning.record import CLOCK_FILE, COMPLETE, FAILED, PRUNED, Outcome, epochs_of
@@ -194,7 +194,7 @@ class Board:
     @property
     def epochs(self) -> int:
         """How many epochs a whole run takes."""
-        return max(drawn(self.settings, "epochs"))
+        return max(self.settings.drawn("epochs"))
 
     @property
     def rungs(self) -> list[int]:

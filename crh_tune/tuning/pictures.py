@@ -18,7 +18,6 @@ SHARE = 0.01
 """The share of a search's time that drawing may take, in seconds of one processor: 20 ms of two seconds."""
 _FIRST_COST = 0.6
 """What the first drawing is taken to cost, in seconds."""
-_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Pictures:
     def wait(self) -> None:
         """Wait for a drawing that is under way."""
         if self._thread is not None:
-            self._thread.join(_PATIENCE)
+            self._thread.join()
 
     @property
     def _busy(self) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 import optuna
 
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.search import SearchSettings, Value, allowed_head_dims, drawn
+from crh_tune.settings.search import SearchSettings, Value
+from crh_tune.settings.space import allowed_head_dims
 from crh_tune.settings.training import CODEBOOK_NAMES, OBJECTIVE_NAMES, ROUND_NAMES, codebook_size
 from crh_tune.settings.trial import TrialSettings
 from crh_tune.settings.used import PARTS
@@ -105,7 +106,7 @@ def _grow(settings: SearchSettings, classes: int, names: list[str], values: dict
     if name not in PARTS and name in settings.unread(values):
         options: list[dict[str, Any]] = [{}]
     else:
-        drawable = _allowed(settings, values, classes) if name == "head_dim" else drawn(settings, name)
+        drawable = _allowed(settings, values, classes) if name == "head_dim" else settings.drawn(name)
         options = [{name: value} for value in drawable]
     for option in options:
         yield from _grow(settings, classes, rest, {**values, **option})

@@ -12,7 +12,7 @@ import optuna
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from crh_tune.settings.search import SearchSettings, drawn
+from crh_tune.settings.search import SearchSettings
 from crh_tune.tuning.earlier import EARLIER
 from crh_tune.tuning.ray_private import fill_rungs, put_in_bracket, rename_in_rungs, rungs_in_brackets
 from crh_tune.tuning.run import SEARCH, Run
@@ -153,7 +153,7 @@ def scheduler_of(settings: SearchSettings, study: optuna.Study, suffix: str = ""
 
     ``suffix`` is in the names of the study's trials.
     """
-    chosen, epochs = settings.scheduler, max(drawn(settings, "epochs"))
+    chosen, epochs = settings.scheduler, max(settings.drawn("epochs"))
     scheduler: Asha | MedianStopping
     metric, mode = settings.objective.metric, settings.objective.mode
     halving = chosen.hyperband or chosen.asha

@@ -85,7 +85,10 @@ def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop:
             status = "FINISHED" if failed == 0 else "FAILED"
         finally:
             tracker.end_run(key, status)
-            tracker.close(PATIENCE if status != "KILLED" else SHORT_PATIENCE)
+            if status == "KILLED":
+                tracker.close(SHORT_PATIENCE)
+            else:
+                tracker.drain(PATIENCE)
     return failed
 
 

@@ -22,7 +22,8 @@ from crh_tune.data.splits import Split, Stage, final_split, search_split
 from crh_tune.errors import SearchFailed
 from crh_tune.serving.encoder import load_encoder
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.search import SearchSettings, drawn
+from crh_tune.settings.search import SearchSettings
+from crh_tune.settings.space import check_feasible
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.models import build_network
 from crh_tune.training.opening import open_data
@@ -119,12 +120,12 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
     )
     for line in filter(None, (first.unanswered(), last.unanswered())):
         say(line)
-    settings.check_feasible(first.classes)
+    check_feasible(settings, first.classes)
     for each in studies_of(settings).values():
         for _, values in start_points(each, first.classes, first.multi_label):
             each.trial_settings(values, settings.seed).resolve(first.classes, first.multi_label)
     if not settings.trial.freeze:
-        for backbone, weights in itertools.product(drawn(settings, "backbone"), drawn(settings, "weights")):
+        for backbone, weights in itertools.product(settings.drawn("backbone"), settings.drawn("weights")):
             build_network(settings.trial.model_copy(update={"backbone": backbone, "weights": weights}), first, 2)
     return Prepared(first, last, dataset.skipped, _whole_splits(settings, say))
 
@@ -229,7 +230,7 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
         key, settings.dataset.name, prepared.first.fingerprint, origin(settings.dataset), "training and validation"
     )
     tracker.artifact(key, place.folder / SETTINGS_FILE)
-    status, patience = "FAILED", tracking.PATIENCE
+    status = "FAILED"
     aggregator = start_aggregator(place.aggregator)
     if prepared.skipped:
         (place.folder / SKIPPED_FILE).write_text("\n".join([*prepared.skipped, ""]), encoding="utf-8")
@@ -241,7 +242,7 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
             place.pictures.finish(_known_reference(prepared.first))
         _hand_over(settings, result, tracker, after)
     except (Interrupted, KeyboardInterrupt):
-        status, patience = "KILLED", tracking.SHORT_PATIENCE
+        status = "KILLED"
         raise
     except (OSError, StorageInternalError, TuneError, SearchFailed) as error:
         if not (
@@ -256,7 +257,7 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
                 tracker.end_run(key, status)
             if place.pictures is not None:
                 place.pictures.wait()
-            unsent = tracker.close(patience)
+            unsent = tracker.close(tracking.SHORT_PATIENCE) if status == "KILLED" else tracker.drain(tracking.PATIENCE)
     why = tracker.last_error if unsent else ""
     return replace(result, unsent=unsent, unsent_why=why, experiment_id=tracker.experiment_id)
 

@@ -65,7 +65,7 @@ _EXPERIMENT_TAGS = {
 }
 _PARENT_TAG = "mlflow.parentRunId"
 PATIENCE, SHORT_PATIENCE = 30.0, 3.0
-"""How many seconds the end of a search waits for the tracking server, and that of an interrupted one."""
+"""Seconds: the end of a search waits so long for the next entry to be sent, an interrupted one for all of them."""
 _BATCH = 100
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
 _REQUEST_SECONDS = 5.0
@@ -214,7 +214,7 @@ class Tracker:
         """Whether the run of this key was started, and not closed since."""
         return key in self._open
 
-    def close(self, patience: float = PATIENCE) -> int:
+    def close(self, patience: float) -> int:
         """Wait up to ``patience`` seconds for the outbox to empty; returns how many entries are unsent."""
         with self._wake:
             self._closing, self._until = True, time.monotonic() + patience

@@ -455,7 +455,7 @@ def test_fingerprints_are_the_same_in_another_process_and_of_a_copy(tmp_path):
     assert len({fingerprint for pair in expected for fingerprint in pair}) == 6
     other = {**os.environ, "CRH_TUNE_CACHE": str(tmp_path / "other cache")}
     done = subprocess.run(
-        [sys.executable, "-c", PRINTS, *arguments], env=other, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", PRINTS, *arguments], env=other, capture_output=True, text=True, check=True, timeout=180
     )
     found = [tuple(line.split()) for line in done.stdout.splitlines()]
     assert found == [pair for pair in expected for _ in range(2)]

@@ -132,7 +132,7 @@ class Losses:
             lost = self.change_nodes()  # in this thread: a node sets handlers of signals
             run.join()
             self.said[name] |= {"reached": reached, "lost": lost}
-        assert self.tracker.close() == 0
+        assert self.tracker.drain(120) == 0
         write_record(self.storage / "said.json", self.said)
         while (
             os.getppid() == self.test

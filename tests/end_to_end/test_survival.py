@@ -6,10 +6,12 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from benchmarks.soak import SPACE, Driver, Report, soak
@@ -23,6 +25,8 @@ from crh_tune.tuning.results import read_result
 PLAN = [("driver", 2), ("trial", 2), ("aggregator", 2), ("trial", 2), ("interrupted", 18)]
 """The first trial, of 16 epochs, is in its beginning at the first death, and has ended at the last."""
 TRIALS = 5
+MARK = 1e6
+"""Seconds, added to those of a checkpoint: what goes on from it has them."""
 
 
 class Survived:
@@ -41,12 +45,14 @@ class Survived:
     def damage(self, folder: Path) -> None:
         self.before.append({path.name: path.stat().st_mtime_ns for path in (folder / "outcomes").glob("*.json")})
         for run in sorted((folder / "runs").iterdir()):
-            newest = max(run.glob("checkpoint_*"))
-            if f"{run.name}.json" not in self.before[-1] and len(list(run.glob("checkpoint_*"))) == 2:
-                path = newest / CHECKPOINT_FILE
-                if path.exists():
-                    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-                    self.cut.append(path)
+            files = sorted(run.glob(f"checkpoint_*/{CHECKPOINT_FILE}"))
+            if f"{run.name}.json" not in self.before[-1] and len(files) == 2:
+                older, newest = files
+                newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+                content = torch.load(older, weights_only=True)
+                content["seconds"] = {phase: seconds + MARK for phase, seconds in content["seconds"].items()}
+                torch.save(content, older)
+                self.cut.append(newest)
         with (folder / "mlflow_outbox.jsonl").open("a") as outbox:
             outbox.write('["metrics", "soak-001/trial-00')
         (folder / "mlflow_sent").write_text('{"sent": 1')
@@ -96,6 +102,7 @@ def test_a_running_trial_goes_on_from_the_checkpoint_before_a_broken_one(survive
     for path in survived.cut:
         outcome = json.loads((survived.folder / "outcomes" / f"{path.parents[1].name}.json").read_text())
         assert outcome["status"] in ("complete", "pruned")
+        assert outcome["metrics"]["seconds/training"] > MARK
 
 
 def test_the_budget_is_what_was_left_and_no_proposal_is_made_twice(survived: Survived):
@@ -106,7 +113,6 @@ def test_the_budget_is_what_was_left_and_no_proposal_is_made_twice(survived: Sur
 
 
 def test_an_interruption_ends_it_in_order_and_says_how_to_go_on(survived: Survived):
-    assert 0 < survived.report.ending < 15
     said = next(lines for lines in survived.report.outputs if lines and lines[-1].startswith("interrupted: resume"))
     assert said[-1] == f"interrupted: resume with crh-tune search --resume soak-001 --storage {survived.storage}"
 
@@ -115,11 +121,13 @@ def test_it_says_that_it_finished_and_says_it_again_interrupted_or_not(survived:
     """The interruption comes while Ray ends, when nothing is left to be interrupted."""
     assert survived.report.outputs[-1][-1] == "finished"
     again = Driver(["search", "--resume", "soak-001", "--storage", str(survived.storage)], tmp_path / "again.txt")
-    while "finished" not in again.lines:
-        assert again.running()
+    running = True
+    while running and "finished" not in again.lines:
         time.sleep(0.01)
-    os.killpg(again.process.pid, signal.SIGINT)
-    assert again.process.wait(30) == 0
+        running = again.running()
+    with suppress(ProcessLookupError):  # it may have ended by then
+        os.killpg(again.process.pid, signal.SIGINT)
+    assert again.process.wait(120) == 0
     ended = again.lines.index("finished")
     assert again.lines[ended + 1 :] in ([], ["interrupted: ending in order; once more ends it at once"])
     assert next(line for line in again.lines if line.startswith("test mAP")) in survived.report.outputs[-1]

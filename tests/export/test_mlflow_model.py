@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -120,9 +121,7 @@ def test_an_export_without_the_encoder_is_refused(tmp_path):
 
 def test_a_server_of_mlflow_answers_as_the_command_line(logged, export, photos, tmp_path, capsys):  # noqa: F811
     files = sorted((photos / "test").rglob("*.*"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     uri, model_uri = logged
     uvicorn = tmp_path / "bin" / "uvicorn"  # which MLflow looks for on PATH: with this test's Python
     uvicorn.parent.mkdir()
@@ -155,7 +154,16 @@ def test_a_server_of_mlflow_answers_as_the_command_line(logged, export, photos, 
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)  # the server's own processes
-        server.wait(30)
+        server.wait(120)
+
+
+def free_port() -> int:
+    """A port below those that are given out to whoever asks for any: nothing else takes it until it is used."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until_served(port: int, server: subprocess.Popen, log: Path) -> None:

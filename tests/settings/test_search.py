@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crh_tune.settings.base import SettingsError
-from crh_tune.settings.search import SearchSettings, allowed_head_dims, read_search
+from crh_tune.settings.search import SearchSettings, read_search
+from crh_tune.settings.space import allowed_head_dims, check_feasible
 from crh_tune.settings.trial import TrialSettings
 
 BASE: dict[str, Any] = {
@@ -281,7 +282,7 @@ def test_what_has_no_default_is_required(tmp_path, missing):
 def test_what_100_classes_make_impossible_is_told_in_one_line_before_a_trial_starts(changes, field, parts):
     settings_ = space(**changes)
     with pytest.raises(SettingsError) as caught:
-        settings_.check_feasible(100)
+        check_feasible(settings_, 100)
     line = str(caught.value)
     assert "\n" not in line
     assert field in line
@@ -305,7 +306,7 @@ def test_what_100_classes_make_impossible_is_told_in_one_line_before_a_trial_sta
 def test_possible_spaces_are_accepted(tmp_path, search):
     path = tmp_path / "space.yaml"
     path.write_text(yaml.safe_dump({**BASE, "search": search}))
-    read_search(path).check_feasible(100)
+    check_feasible(read_search(path), 100)
 
 
 @pytest.mark.parametrize("ends", ["[1e-3, 1]", "[1.0e-3, 1]", "[0.001, 1e0]"])
@@ -424,7 +425,7 @@ def test_a_grid_has_each_setting_once_where_a_method_does_not_use_all():
     grid = space(search={"method": {"grid": ["crh", "hashnet"]}, "margin": {"grid": [0.1, 0.3]}})
     assert grid.cells() == [{"method": "crh", "margin": 0.1}, {"method": "crh", "margin": 0.3}, {"method": "hashnet"}]
     assert grid.trials == 3
-    grid.check_feasible(100)
+    check_feasible(grid, 100)
 
 
 def test_a_fixed_setting_is_left_out_of_trials_whose_method_does_not_use_it():
@@ -435,9 +436,9 @@ def test_a_fixed_setting_is_left_out_of_trials_whose_method_does_not_use_it():
 
 def test_the_alignment_of_two_classes_is_no_objective():
     made = space(objective={"metric": "centers/pcc"})
-    made.check_feasible(3)
+    check_feasible(made, 3)
     with pytest.raises(SettingsError, match=r"^objective\.metric: centers/pcc .* two classes"):
-        made.check_feasible(2)
+        check_feasible(made, 2)
 
 
 def test_searched_values_take_the_place_of_fixed_ones():
@@ -493,28 +494,28 @@ def test_head_dims_that_may_be_drawn_are_feasible_and_listed(search, bits, size,
 def test_head_dimensions_that_are_drawn_divide_the_nested_lengths_too():
     search = {"codebook_ratio": {"choice": [1, 2]}, "head_dim": {"feasible": True}}
     made = space(trial={"bits": 64, "nested": [16, 48]}, search=search)
-    made.check_feasible(100)
+    check_feasible(made, 100)
     assert allowed_head_dims(made, 64, 200) == [8, 16]
     made = space(trial={"bits": 64, "nested": [24]}, search={"head_dim": {"choice": [16, 32]}})
     with pytest.raises(
         SettingsError, match=r"none of \[16, 32\] divides bits K = 64 and nested \[24\] and holds M = 200"
     ):
-        made.check_feasible(100)
+        check_feasible(made, 100)
     made = space(trial={"bits": 64, "nested": [20]}, search={"margin": {"choice": [0, 0.1]}})
     with pytest.raises(SettingsError, match="nested 20: codes of 20 bits are no whole heads of head_dim d = 8"):
-        made.check_feasible(100)
+        check_feasible(made, 100)
 
 
 def test_a_search_over_methods_nests_those_that_can():
     made = space(trial={"bits": 64, "nested": [16]}, search={"method": {"grid": ["crh", "csq"]}})
-    made.check_feasible(100)
+    check_feasible(made, 100)
     lengths = [made.trial_settings({"method": method}, 0).trial.nested for method in ("crh", "csq")]
     assert lengths == [(16,), ()]
 
 
 def test_open_bits_are_searched_with_the_head_dimensions_that_they_leave():
     made = space(trial={"bits": 64}, search={"open_bits": {"choice": [0, 16, 24]}, "head_dim": {"feasible": True}})
-    made.check_feasible(50)
+    check_feasible(made, 50)
     for free, allowed in ((0, [8, 16, 32, 64]), (16, [8, 12, 16, 24, 48]), (24, [8, 10, 20, 40])):
         settings = made.trial_settings({"open_bits": free}, 0)
         assert allowed_head_dims(made, settings.trial.learned_bits, 100) == allowed

@@ -147,7 +147,7 @@ def test_an_exception_while_reading_reaches_whoever_asks_for_that_batch(place):
         assert np.array_equal(next(loaded)[0].numpy(), samples.inputs.array[rows])
     with pytest.raises(OSError, match="the disk is gone"):
         next(loaded)
-    assert readers() == before
+    assert readers() <= before
 
 
 def test_closing_early_or_forgetting_the_batches_leaves_no_thread_behind():
@@ -158,6 +158,6 @@ def test_closing_early_or_forgetting_the_batches_leaves_no_thread_behind():
         assert len(readers() - before) == 1
         leave(loaded)
         del loaded
-        assert readers() == before
+        assert readers() <= before
     assert len(list(load_batches(watched()[0], BATCHES, CLASSES, CPU))) == len(BATCHES)
-    assert readers() == before
+    assert readers() <= before

@@ -321,17 +321,14 @@ print(json.dumps(found))
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
 def test_a_compiled_backbone_trains_as_the_plain_one_does():
     """Two steps: the second loss stands on the gradients of the first."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", COMPILED],
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        pytest.skip("torch.compile takes longer than 60 s on this machine")
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     plain, compiled = json.loads(done.stdout.splitlines()[-1])
     assert compiled["names"] == plain["names"]

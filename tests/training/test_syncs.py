@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from crh_tune.hashing.methods import METHODS
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import Workers
+from tests.operations import Operations
 from tests.training.conftest import settings_for, split_of
 
 WAITS = "_local_scalar_dense"  # what item(), int() and bool() of a tensor end in
-
-
-class Waits(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = Counter[str]()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen[function.overloadpacket.__name__] += 1
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].centers != "shc"])
@@ -33,7 +21,7 @@ def test_no_step_of_any_method_waits_for_the_device(method: str, monkeypatch: py
     run.take_first_centers()
     monkeypatch.setattr(run.optimizer, "step", lambda: None)  # torch's own: on a CPU it counts its steps in Python
     run.epoch = 1
-    with Waits() as waits:
+    with Operations() as operations:
         run._train_epoch()
-    assert waits.seen["mm"] + waits.seen["addmm"] >= 5
-    assert waits.seen[WAITS] == 0
+    assert operations.seen["mm"] + operations.seen["addmm"] >= 5
+    assert operations.seen[WAITS] == 0

@@ -73,7 +73,7 @@ def test_an_export_that_has_another_winner_by_now_is_left_out(export, tmp_path):
     tracker = Tracker(uri, "birds", tmp_path, tmp_path)
     tracker.start_run("a", "a")
     tracker.model("a", Champion("birds", str(export), "another encoder", 1, ""))
-    assert tracker.close(20) == 0
+    assert tracker.drain(120) == 0
     assert versions(uri) == {}
 
 

@@ -22,7 +22,7 @@ from crh_tune.tuning.cluster import _is_cluster, concurrency, device_of, trial_r
 from crh_tune.tuning.groups import train_group
 
 CODE = """
-import functools, os, time
+import functools, os
 from ray._private import services
 services._cached_find_gcs_addresses = functools.lru_cache(set)  # other clusters of this machine
 from crh_tune.settings.base import SettingsError
@@ -31,11 +31,10 @@ for name, value in {cases!r}:
     os.environ["TMPDIR"] = {folder!r}
     os.environ.pop("RAY_ADDRESS", None)
     os.environ[name] = value
-    begun = time.monotonic()
     try:
         connect_ray()
     except SettingsError as error:
-        print(time.monotonic() - begun < 30, error)
+        print(error)
 """
 
 
@@ -69,14 +68,12 @@ def test_what_ray_refuses_at_its_start_is_one_line_that_names_the_variable(tmp_p
         cases += [("RAY_ADDRESS", f"127.0.0.1:{port}") for port in ports]
         said = what_connect_ray_says(cases, tmp_path)
     assert len(said) == 6, said
-    assert said[0] == f"True TMPDIR: {deep} is too long a path for Ray's sockets: set RAY_TMPDIR=/tmp"
-    assert said[1].startswith(
-        "True RAY_ADDRESS: no cluster can be joined with 'auto': start one, or unset RAY_ADDRESS ("
-    )
+    assert said[0] == f"TMPDIR: {deep} is too long a path for Ray's sockets: set RAY_TMPDIR=/tmp"
+    assert said[1].startswith("RAY_ADDRESS: no cluster can be joined with 'auto': start one, or unset RAY_ADDRESS (")
     for line, port in ((said[2], 1), (said[4], ports[0]), (said[5], ports[1])):
         there = f"127.0.0.1:{port}"
-        assert line == f"True RAY_ADDRESS: no cluster answers at {there}: start one there, or unset RAY_ADDRESS"
-    assert said[3].startswith("True RAY_ADDRESS: no cluster can be joined with 'nonsense': start one, or unset ")
+        assert line == f"RAY_ADDRESS: no cluster answers at {there}: start one there, or unset RAY_ADDRESS"
+    assert said[3].startswith("RAY_ADDRESS: no cluster can be joined with 'nonsense': start one, or unset ")
 
 
 def test_a_cluster_that_runs_is_told_from_other_services(ray_session):

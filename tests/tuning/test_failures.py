@@ -200,7 +200,8 @@ with stop.on_signals(), stop.while_running():
     while not stop.stop_all():
         time.sleep(0.01)
     print("stopping", flush=True)
-    time.sleep(60)
+    while True:
+        time.sleep(1)
 """
 
 
@@ -210,7 +211,5 @@ def test_a_second_interruption_ends_the_process_at_once():
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "stopping\n"
-    begun = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
-    assert time.monotonic() - begun < 2
+    assert process.wait(120) == 130  # and it would have gone on for ever

@@ -19,6 +19,7 @@ import torch
 import torchvision
 from PIL import Image
 
+from benchmarks.soak import processes_below
 from crh_tune.data.store.feature_cache import BLOCK
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
@@ -27,6 +28,7 @@ from crh_tune.tuning.feature_pass import compute_features, open_on_cluster
 from crh_tune.tuning.study import prepare
 
 PROJECT = Path(__file__).parents[2]
+IMAGES = 2 * BLOCK // 3 * 3
 GPU_NODE = "the node with the GPU"
 ON_A_CLUSTER = """
 import json, sys
@@ -66,11 +68,11 @@ def settings_of(root: Path, **scaling: float) -> SearchSettings:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise in three classes, of more than a block of images, and weights for ResNet-18."""
+    """Noise in three classes, of two blocks of images, and weights for ResNet-18."""
     root, generator = tmp_path_factory.mktemp("pass"), np.random.default_rng(0)
     for name in "abc":
         (root / "photos" / name).mkdir(parents=True)
-        for number in range(BLOCK // 2):
+        for number in range(IMAGES // 3):
             pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / "photos" / name / f"{number}.png")
     torch.manual_seed(0)
@@ -108,7 +110,7 @@ def test_on_a_cluster_the_pass_runs_on_the_node_with_the_gpu_and_the_driver_load
     assert done.returncode == 0, done.stderr
     said, loaded, fingerprint = json.loads(done.stdout.splitlines()[-1])
     assert said[0] == "features are computed by a task of the cluster with 1 CPUs and 1 GPUs"
-    assert said[1].startswith(f"computing the features of {3 * (BLOCK // 2)} images, once, into {tmp_path}/features-")
+    assert said[1].startswith(f"computing the features of {IMAGES} images, once, into {tmp_path}/features-")
     assert len(said) == 2
     assert loaded == []
     assert f"{GPU_NODE}: 100%" in done.stderr  # that node's progress bar, on the driver's terminal
@@ -121,24 +123,22 @@ def test_on_a_cluster_the_pass_runs_on_the_node_with_the_gpu_and_the_driver_load
 def test_a_task_whose_process_dies_goes_on_in_another(ray_session, root, in_process, tmp_path, monkeypatch):
     monkeypatch.setenv("CRH_TUNE_CACHE", str(tmp_path))
     settings, said = settings_of(root), []
-    killer = threading.Thread(target=kill_after_a_block, args=(tmp_path,))
-    killer.start()
+    threading.Thread(target=kill_after_a_block, args=(tmp_path,), daemon=True).start()
     compute_features(settings.dataset, settings.trial, settings.scaling, said.append)
-    killer.join()
     assert [line for line in said if line.startswith("the task that computes features died (")]
     counted = [int(line.split()[4]) for line in said if line.startswith("computing the features of")]
-    assert counted[0] == 3 * (BLOCK // 2)
+    assert counted[0] == IMAGES
     assert counted[1] <= counted[0] - BLOCK
     np.testing.assert_array_equal(opened(root, tmp_path, monkeypatch)[0], in_process[0])
 
 
 def kill_after_a_block(cache: Path) -> None:
     """Kill the process of the task as soon as a block is in the cache."""
+    while not (found := [pid for pid, title in processes_below(os.getpid()).items() if title.startswith("ray::_pass")]):
+        time.sleep(0.01)
     while not any(blocks.stat().st_size for blocks in cache.glob("features-*/blocks.jsonl")):
         time.sleep(0.001)
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
-        if status.read_bytes().startswith(b"ray::_pass"):
-            os.kill(int(status.parent.name), signal.SIGKILL)
+    os.kill(found[0], signal.SIGKILL)
 
 
 def test_what_is_wrong_with_the_data_is_said_as_without_a_cluster(ray_session, root, tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ def run_group(storage: Path, settings: SearchSettings, content: dict) -> Outcome
     run = Run("group", resolved, "search", open_split(resolved, "search").fingerprint)
     outcomes = drive(place, settings.scaling, settings.budget, [FixedRuns([run], print)])
     ray.kill(aggregator)
-    assert tracker.close() == 0
+    assert tracker.drain(120) == 0
     return outcomes["group"]
 
 

@@ -10,6 +10,7 @@ import pytest
 from crh_tune.hashing.methods import METHODS
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings, read_search
+from crh_tune.settings.space import check_feasible
 from crh_tune.settings.study import read_study
 from crh_tune.settings.trial import ScalingSettings
 from crh_tune.tuning.proposals import enqueue, propose
@@ -24,7 +25,7 @@ def space(**search) -> SearchSettings:
 
 
 def proposals(settings: SearchSettings, count: int = 60) -> list[dict]:
-    settings.check_feasible(100)
+    check_feasible(settings, 100)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     enqueue(study, settings, 100, False)
     return [propose(study.ask(), settings, 100) for _ in range(count)]
@@ -50,10 +51,10 @@ def test_a_search_over_where_centres_come_from():
 
 def test_a_combination_that_cannot_be_is_refused_before_anything_starts():
     with pytest.raises(SettingsError, match="reassignment greedy needs centres"):
-        space(centers={"choice": ["codebook", "none"]}).check_feasible(100)
+        check_feasible(space(centers={"choice": ["codebook", "none"]}), 100)
     parts = {"method": {"choice": ["crh", "hashnet"]}, "reassignment": {"choice": ["greedy", "hungarian"]}}
     with pytest.raises(SettingsError, match=r"method hashnet with reassignment greedy: .*needs centres"):
-        space(**parts).check_feasible(100)
+        check_feasible(space(**parts), 100)
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)

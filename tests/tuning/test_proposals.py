@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings, read_search
+from crh_tune.settings.space import check_feasible
 from crh_tune.tuning.proposals import (
     FIXED,
     START,
@@ -82,7 +83,7 @@ SPACES = {
 @pytest.mark.parametrize("classes", [10, 100, 555])
 @pytest.mark.parametrize("name", SPACES)
 def test_every_proposal_is_feasible_and_a_name_always_has_the_same_choices(name, classes):
-    SPACES[name].check_feasible(classes)
+    check_feasible(SPACES[name], classes)
     study, made = proposals(SPACES[name], classes)
     for values, trial in made:
         assert set(values) == set(SPACES[name].search) - SPACES[name].unread(values)
@@ -115,7 +116,7 @@ def test_any_space_of_ratios_and_bits_proposes_feasible_trials(ratios, bits, cla
         assert trial.codebook_size <= 2**trial.head_dim
     if study is None:
         with pytest.raises(SettingsError, match="larger than"):
-            space(search).check_feasible(classes)
+            check_feasible(space(search), classes)
     else:
         assert one_choice_a_name(study)
 
@@ -128,7 +129,7 @@ def refusal(search: dict[str, Any], bits: int, start_from: list[Any]) -> str | N
     """What a space is refused with before anything starts; None where it is accepted."""
     try:
         made = space(search, bits, start_from=start_from)
-        made.check_feasible(100)
+        check_feasible(made, 100)
         start_points(made, 100, False)
     except (SettingsError, ValidationError) as error:
         return str(error)

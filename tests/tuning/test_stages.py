@@ -379,7 +379,7 @@ def test_hours_that_were_over_at_a_crash_end_the_trials_it_left_everywhere(tmp_p
     engine = engine_of(tmp_path, search, confirm, tracker=tracker)
     engine.begin()
     assert engine.suggest("x")["run"].name == "confirm-trial-0000-seed1"
-    assert tracker.close() == 0
+    assert tracker.drain(120) == 0
     client = MlflowClient(uri)
     logged = client.search_runs([client.get_experiment_by_name("small").experiment_id])
     assert {run.data.tags["crh_tune.run"]: run.info.status for run in logged} == {

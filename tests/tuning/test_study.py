@@ -309,7 +309,7 @@ def fixed_run(finished: Finished, settings: SearchSettings, name: str) -> Outcom
     run = Run(name, resolved, "final", final_split(dataset).fingerprint)
     outcomes = drive(place, settings.scaling, settings.budget, [FixedRuns([run], print)])
     ray.kill(aggregator)
-    assert tracker.close() == 0
+    assert tracker.drain(120) == 0
     return outcomes[name]
 
 
@@ -337,7 +337,7 @@ def test_the_outbox_keeps_what_cannot_be_sent_and_a_later_tracker_sends_it_once(
     assert tracker.close(patience=0.1) == 3
     for _ in range(2):  # the second has nothing left to send
         later = tracking.Tracker(uri, "outbox", tmp_path, tmp_path)
-        assert later.close() == 0
+        assert later.drain(120) == 0
     runs = MlflowClient(uri).search_runs([experiment])
     assert [(run.data.tags["crh_tune.run"], run.info.status, run.data.metrics) for run in runs] == [
         ("a", "FINISHED", {"val/map": 0.5})

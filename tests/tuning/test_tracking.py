@@ -56,7 +56,7 @@ def test_what_a_run_that_is_gone_on_with_logs_again_is_there_once(tmp_path: Path
         tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
         log_a_run(tracker, last_step)
         assert tracker.has_ended("a")
-        assert tracker.close() == 0
+        assert tracker.drain(120) == 0
     assert history(uri) == ("FINISHED", [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)])
 
 
@@ -66,14 +66,14 @@ def test_entries_that_are_sent_a_second_time_change_nothing(tmp_path: Path, sent
     uri = default_tracking_uri(tmp_path)
     tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
     log_a_run(tracker)
-    assert tracker.close() == 0
+    assert tracker.drain(120) == 0
     expected = history(uri)
     if sent is None:
         (tmp_path / "mlflow_sent").unlink()
     else:
         (tmp_path / "mlflow_sent").write_text(sent)
     again = Tracker(uri, "outbox", tmp_path, tmp_path)
-    assert again.close() == 0
+    assert again.drain(120) == 0
     assert history(uri) == expected
 
 
@@ -88,22 +88,23 @@ def test_what_a_crash_left_half_written_is_cut_off_and_the_log_goes_on(tmp_path:
     later = Tracker(uri, "outbox", tmp_path, tmp_path)
     later.metrics("a", {"val/map": 0.5}, 1)
     later.end_run("a", "FINISHED")
-    assert later.close() == 0
+    assert later.drain(120) == 0
     assert history(uri) == ("FINISHED", [(1, 0.5)])
 
 
 def test_a_slow_server_does_not_keep_the_end_waiting(tmp_path: Path):
+    over = threading.Event()
+
     class Slow(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            time.sleep(3)
+            over.wait()
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     tracker = Tracker(f"http://127.0.0.1:{server.server_port}", "outbox", tmp_path, tmp_path)
     log_a_run(tracker)
-    begun = time.monotonic()
-    assert tracker.close(patience=0.5) == 6
-    assert time.monotonic() - begun < 2
+    assert tracker.close(patience=0.5) == 6  # it comes back, and the server has not answered
+    over.set()
     server.shutdown()
 
 
@@ -230,7 +231,7 @@ def test_an_error_without_words_does_not_end_the_sending(tmp_path: Path):
 
     tracker._connect = silent_at_first
     log_a_run(tracker)
-    assert tracker.drain(60) == 0
+    assert tracker.drain(120) == 0
     assert heard == ["nothing", "TimeoutError"]
     assert history(uri) == ("FINISHED", [(1, 0.1), (2, 0.2), (3, 0.3)])
 
@@ -239,20 +240,22 @@ def test_a_tracker_that_was_closed_sends_nothing_more_when_a_slow_server_answers
     """The next one may be sending already: two at once would make every run twice."""
     uri = default_tracking_uri(tmp_path)
     tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
-    answered = threading.Event()
+    asked, answered = threading.Event(), threading.Event()
 
     def slow() -> str:
+        asked.set()
         answered.wait()
         return connect(uri, "outbox", tmp_path)
 
     tracker._connect = slow
     log_a_run(tracker)
+    assert asked.wait(120)
     assert tracker.close(0.1) == 6
     answered.set()
     for thread in tracker._threads:
         thread.join(60)
     assert tracker.unsent() == 5  # the one that was under way
-    assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(60) == 0
+    assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(120) == 0
     assert history(uri) == ("FINISHED", [(1, 0.1), (2, 0.2), (3, 0.3)])
 
 
@@ -273,7 +276,7 @@ def test_a_run_that_was_deleted_there_does_not_hold_up_the_others(tmp_path: Path
     uri = default_tracking_uri(tmp_path)
     tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
     tracker.start_run("a", "a")
-    assert tracker.drain(20) == 0
+    assert tracker.drain(120) == 0
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("outbox").experiment_id
     [run] = client.search_runs([experiment])
@@ -290,7 +293,7 @@ def test_a_run_that_was_deleted_there_does_not_hold_up_the_others(tmp_path: Path
     tracker.tags("a", {"some": "tag"})
     tracker.end_run("a", "FINISHED")
     tracker.start_run("b", "b")
-    assert tracker.close() == 0
+    assert tracker.drain(120) == 0
     [other] = client.search_runs([experiment])
     assert other.data.tags["crh_tune.key"] == "b"
 
@@ -307,7 +310,7 @@ def test_names_data_and_descriptions_are_sent_in_order_also_twice(tmp_path: Path
     tracker.describe_experiment("a", "last")
     tracker.close(0)
     for _ in range(2):
-        assert Tracker(uri, "outbox", tmp_path, tmp_path).close() == 0
+        assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(120) == 0
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name("outbox")
         [run] = client.search_runs([experiment.experiment_id])
@@ -343,7 +346,7 @@ def test_files_that_are_refused_or_slow_do_not_hold_up_metrics(tmp_path: Path, m
         uploads.append(arguments)
         if refused and not ready.is_set():
             raise MlflowException("413: too large")
-        assert ready.wait(30)
+        assert ready.wait(120)
         upload(*arguments)
 
     monkeypatch.setattr(tracker._client, "log_artifact", slow)
@@ -351,7 +354,7 @@ def test_files_that_are_refused_or_slow_do_not_hold_up_metrics(tmp_path: Path, m
     for number in range(5):  # drawn anew: what was not sent yet need not be
         tracker.artifact("a", a_file(tmp_path, f"drawing {number}"), "figures")
     log_a_run(tracker)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while tracker._unsent[WORDS] or not uploads:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -359,10 +362,10 @@ def test_files_that_are_refused_or_slow_do_not_hold_up_metrics(tmp_path: Path, m
     assert (tracker.last_error == "413: too large") == refused
     assert tracker.unsent() > 0
     ready.set()
-    assert tracker.close() == 0
+    assert tracker.drain(120) == 0
     assert files(uri) == {"figures/history.png": "drawing 4"}
     assert len(set(uploads)) == 1
-    assert len(uploads) <= 3
+    assert len(uploads) == 1 or refused
 
 
 def test_a_file_is_sent_after_its_run_is_there_and_once(tmp_path: Path):
@@ -372,11 +375,11 @@ def test_a_file_is_sent_after_its_run_is_there_and_once(tmp_path: Path):
     tracker.artifact("a", a_file(tmp_path), "figures")
     tracker.metrics("a", {"val/map": 0.1}, 1)
     assert tracker.close(0) == 3
-    assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(20) == 0
+    assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(120) == 0
     assert files(uri) == {"figures/history.png": "picture"}
     assert json.loads((tmp_path / "mlflow_sent").read_text()) == {"sent": 3, "files": 3, "server": uri}
     a_file(tmp_path, "not to be sent again")
-    assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(20) == 0
+    assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(120) == 0
     assert files(uri) == {"figures/history.png": "picture"}
 
 
@@ -385,10 +388,10 @@ def test_what_version_0_1_has_sent_is_not_sent_again(tmp_path: Path):
     tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
     tracker.start_run("a", "a")
     tracker.artifact("a", a_file(tmp_path))
-    assert tracker.close() == 0
+    assert tracker.drain(120) == 0
     (tmp_path / "mlflow_sent").write_text(json.dumps({"sent": 2, "server": uri}))
     a_file(tmp_path, "not to be sent again")
-    assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(20) == 0
+    assert Tracker(uri, "outbox", tmp_path, tmp_path).drain(120) == 0
     assert files(uri) == {"history.png": "picture"}
 
 
@@ -399,7 +402,7 @@ def test_sync_waits_for_a_file_that_takes_longer_than_its_patience(tmp_path: Pat
     monkeypatch.setattr(tracker._client, "log_artifact", lambda *given: (time.sleep(2), upload(*given)))
     tracker.start_run("a", "a")
     tracker.artifact("a", a_file(tmp_path))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not tracker._uploading:
         assert time.monotonic() < deadline
         time.sleep(0.01)

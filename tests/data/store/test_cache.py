@@ -28,25 +28,27 @@ from crh_tune.data.store.sources import ArrayImages, FileImages
 
 BLOCK = 64
 DRIVER = """
-import hashlib, json, sys, time
+import hashlib, json, sys
 from pathlib import Path
 from crh_tune.data.store.cache import open_cache
 from crh_tune.data.store.sources import FileImages
 
-class Slow(FileImages):
+class Held(FileImages):
     opened = []
     def open(self, row, content, size):
         self.opened.append(row)
-        time.sleep(float(sys.argv[3]))
+        if len(self.opened) == int(sys.argv[3]):
+            print("held", flush=True)
+            sys.stdin.readline()
         return super().open(row, content, size)
 
 said = []
 names = sorted(path.name for path in Path(sys.argv[1]).iterdir())
 print("ready", flush=True)
 sys.stdin.readline()
-cache = open_cache(Slow(Path(sys.argv[1]), names), int(sys.argv[2]), said.append)
+cache = open_cache(Held(Path(sys.argv[1]), names), int(sys.argv[2]), said.append)
 pixels = hashlib.sha256(cache.images.tobytes() + cache.thumbnails.tobytes() + cache.moments.tobytes()).hexdigest()
-print(json.dumps([len(Slow.opened), pixels, said]))
+print(json.dumps([len(Held.opened), pixels, said]))
 """
 MEMORY = """
 import resource, sys
@@ -134,10 +136,10 @@ def flip(path: Path, place: int, bits: int = 0xFF) -> None:
     replace_content(path, bytes(content))
 
 
-def driver(folder: Path, size: int = 8, pause: float = 0.0) -> subprocess.Popen[str]:
-    """A process that waits for a line, then opens the cache of a folder's images, each decoded after a pause."""
+def driver(folder: Path, size: int = 8, held_at: int = 0) -> subprocess.Popen[str]:
+    """A process that waits for a line, then opens the cache of a folder's images; before one of them it waits again."""
     process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(folder), str(size), str(pause)],
+        [sys.executable, "-c", DRIVER, str(folder), str(size), str(held_at)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -154,15 +156,17 @@ def go(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
+def held(process: subprocess.Popen[str]) -> None:
+    """Wait until a process waits before the image at which it is held."""
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+
+
 def killed(source: Counted, root: Path, blocks: int) -> list[dict]:
-    """Kill a process when it has decoded at least so many blocks; the lines that its part has by then."""
-    process = driver(source.root, pause=0.002)
+    """Kill a process when it has decoded so many blocks; the lines that its part has by then."""
+    process = driver(source.root, held_at=blocks * BLOCK + 1)
     go(process)
-    deadline = time.monotonic() + 30
-    while sum(path.read_text().count("\n") for path in root.glob("*.part/progress.jsonl")) < blocks:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.005)
+    held(process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -458,7 +462,7 @@ def test_a_killed_build_is_gone_on_with(tmp_path, root, monkeypatch):
     source = written(tmp_path / "data", images)
     (source.root / "070.png").write_bytes(b"no image")
     done = [entry["block"] for entry in killed(source, root, 3)]
-    assert 3 <= len(done) < 6  # of six blocks
+    assert done == [0, 1, 2]  # of six blocks
     there = rows_of(done, len(images))
     other = again(source)
     cache, said = opened(other)
@@ -569,10 +573,10 @@ def test_a_truncated_array_of_a_part_is_no_part(tmp_path, root, monkeypatch, nam
 def test_of_processes_that_start_at_once_one_decodes_and_all_get_the_same(tmp_path, count):
     images = pixels_of(3 * BLOCK + 1)
     source = written(tmp_path / "data", images)
-    processes = [driver(source.root, pause=0.002) for _ in range(count)]
+    processes = [driver(source.root) for _ in range(count)]
     for process in processes:
         go(process)
-    results = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
+    results = [json.loads(process.communicate(timeout=180)[0]) for process in processes]
     assert [process.returncode for process in processes] == [0] * count
     assert sorted(decoded for decoded, _, _ in results) == [0] * (count - 1) + [len(images)]
     assert len({pixels for _, pixels, _ in results}) == 1
@@ -585,15 +589,17 @@ def test_of_processes_that_start_at_once_one_decodes_and_all_get_the_same(tmp_pa
 
 def test_a_process_that_comes_while_another_decodes_says_that_it_waits(tmp_path, root):
     source = written(tmp_path / "data", pixels_of(3 * BLOCK))
-    process = driver(source.root, pause=0.003)
+    process = driver(source.root, held_at=1)
     go(process)
-    deadline = time.monotonic() + 30
-    while not list(root.glob("*.part")):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    other = again(source)
-    _, said = opened(other)
-    decoded, _, _ = json.loads(process.communicate(timeout=30)[0])
+    held(process)
+    other, said = again(source), []
+
+    def hear(line: str) -> None:
+        said.append(line)
+        go(process)
+
+    open_cache(other, 8, hear)
+    decoded, _, _ = json.loads(process.communicate(timeout=180)[0])
     assert (decoded, other.opened) == (3 * BLOCK, [])
     assert said == ["waiting for another process that decodes the same images"]
 

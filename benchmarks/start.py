@@ -39,8 +39,8 @@ MARKS = {
     "search": "the driver's imports, the data and Ray",
     "confirming": "trials",
     "retraining": "confirmation",
-    "scoring": "test",
-    "encoding": "rankings without training",
+    "no ranking": "test",
+    "encoding": "what needs no training",
     "finished": "export and the end",
 }
 """What the first lines of a search's parts begin with, and what has been done when they are said."""

@@ -84,8 +84,8 @@ def across_tables(storage: Path) -> list[str]:
     for (dataset, row, bits), value in measured["table2"]["map"].items():
         if row == "CRH" and value == measured["table2"]["map"].get((dataset, "CRH-M", bits)):
             lines.append(
-                f"{dataset_title(dataset)}, {bits} bits: CRH and CRH-M are the same here, since heads of less than "
-                f"{bits} bits have fewer codewords than the M = 2C that both choose from."
+                f"{dataset_title(dataset)}, {bits} bits: CRH and CRH-M are the same here: a head has to divide the "
+                f"{bits} bits and hold M = 2C codewords, and only a single head of {bits} bits does both."
             )
     return [
         *lines,

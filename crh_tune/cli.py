@@ -29,7 +29,7 @@ from crh_tune.command import (
     silent,
     stdout_for_json,
 )
-from crh_tune.errors import SearchFailed, printable
+from crh_tune.errors import SearchFailed, counted, printable
 from crh_tune.settings.base import SettingsError, did_you_mean
 from crh_tune.spaces import find_space, is_study, space_names
 
@@ -169,9 +169,9 @@ def sync(
         tracker = Tracker(uri, experiment, storage, folder)
         before = tracker.unsent()
         remaining = tracker.drain(SYNC_PATIENCE)
-    print(f"{before - remaining} entries sent to {shown(uri)}, {remaining} remain")
+    print(f"{counted(before - remaining, 'entry', 'entries')} sent to {shown(uri)}, {remaining} remain")
     if remaining:
-        raise SearchFailed(f"{remaining} entries remain: {tracker.last_error}")
+        raise SearchFailed(f"{counted(remaining, 'entry', 'entries')} not sent: {tracker.last_error}")
 
 
 @app.command(

@@ -51,11 +51,11 @@ def encode(
 
 def enroll(
     export: Export,
-    source: Annotated[Path | None, typer.Argument(help="Folder with a folder of photos a class; a list, .npz.")] = None,
+    source: Annotated[Path | None, typer.Argument(help="Folder of class folders; list or .npz with labels.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The codes.")] = Path("enrolled.npz"),
     undo: Annotated[str | None, typer.Option(metavar="NAME", help="Take the codeword of this class back.")] = None,
 ) -> None:
-    """Give classes that nobody had labelled free codewords, without retraining."""
+    """Add classes that came after training, without retraining; the photos have to be labelled."""
     from crh_tune.serving import commands
 
     commands.enroll(export, source, output, undo)

@@ -88,7 +88,7 @@ def run_search(
         dataset: another dataset in place of the space's own.
         data: the folder (or .npz file) with the dataset's files.
         trials: how many trials, in place of the space's budget.
-        hours: after how many hours no new trial starts, in place of the space's budget.
+        hours: after how many hours the trials end, running ones too, in place of the space's budget.
         epochs: after how many epochs of all trials together no new trial starts, in place of the space's budget.
         target: what is enough, ``val/map >= 0.85``, in place of the space's: no new trial starts once one has it.
         storage: the folder of searches; this one's is ``result.folder`` in it.
@@ -192,7 +192,11 @@ def search(
     ] = None,
     hours: Annotated[
         float | None,
-        typer.Option(metavar="H", help="For how many hours trials start.", show_default="the search space's budget"),
+        typer.Option(
+            metavar="H",
+            help="After how many hours trials end, running ones too.",
+            show_default="the search space's budget",
+        ),
     ] = None,
     epochs: Annotated[
         int | None,

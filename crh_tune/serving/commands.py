@@ -48,7 +48,7 @@ def encode(export: Path, source: Path, output: Path = Path("codes.npz"), bits: i
 def enroll(
     export: Path, source: Path | None = None, output: Path = Path("enrolled.npz"), undo: str | None = None
 ) -> None:
-    """Give the classes of labelled photos free codewords, without retraining; ``undo`` names one to take back."""
+    """Add classes that came after training, from labelled photos; ``undo`` names one to take back."""
     if (source is None) == (undo is None):
         raise DataError("give labelled photos, DIR/<class>/*.jpg, or --undo NAME")
     encoder = load_encoder(export)
@@ -194,7 +194,7 @@ def add_commands(commands: Any) -> None:
     """Add the commands to argparse's subparsers; each sets ``run``, which takes the parsed arguments."""
 
     def command(run: Any, name: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = commands.add_parser(name, help=run.__doc__.splitlines()[0])
+        parser: argparse.ArgumentParser = commands.add_parser(name, help=run.__doc__.splitlines()[0].replace("``", ""))
         parser.add_argument("export", type=Path, help="folder of an export, such as crh_runs/photos-001/export")
         own = [each for each in run.__annotations__ if each != "return"]
         parser.set_defaults(run=lambda arguments: run(**{each: getattr(arguments, each) for each in own}))

@@ -31,7 +31,7 @@ class HyperbandSettings(AshaSettings):
 
 
 class MedianStoppingSettings(Settings):
-    """The median stopping rule: a trial ends whose best value is below the median of the others' means so far."""
+    """The median stopping rule: it ends a trial whose best value is below the median of the others' means so far."""
 
     grace_epochs: int = Field(5, ge=1)
     """How many epochs every trial gets; the means begin there."""
@@ -56,7 +56,7 @@ class SchedulerSettings(Settings):
     median_stopping: MedianStoppingSettings | None = None
     """The median stopping rule."""
     short: ShortSettings | None = None
-    """The first epochs of every trial, and of none more."""
+    """Every trial ends after its first epochs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -137,7 +137,7 @@ class BudgetSettings(Settings):
     trials: int = Field(24, ge=1)
     """How many trials are tried."""
     hours: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """After how many hours no new trial starts; null sets no limit."""
+    """After how many hours the trials end: those still running are stopped; null sets no limit."""
     epochs: int | None = Field(None, ge=1)
     """After how many epochs of all trials together no new trial starts; null sets no limit."""
     hang_minutes: float = Field(60, gt=0, allow_inf_nan=False)

@@ -18,12 +18,14 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.util.placement_group import remove_placement_group
 
+from crh_tune.errors import counted
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.course import BudgetSettings
 from crh_tune.settings.trial import ScalingSettings
 from crh_tune.tuning.ray_private import end_at_once, groups_of, node_socket, quiet_signals
 
-_ADDRESS_SECONDS = 5.0
+_ADDRESS_SECONDS = 15.0
+"""A head that is busy takes its time."""
 _HTTP2_SETTINGS = 4
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _HTTP2_SETTINGS, 0, 0, 0, 0, 0))
 """What a client says first, and the kind of the frame that a server answers with at once (RFC 9113, 3.4)."""
@@ -168,9 +170,10 @@ def check_it_fits(scaling: ScalingSettings) -> None:
     """Raises SettingsError when no trial fits, or no node can hold one of its workers: Ray would wait for ever."""
     for kind, amount in needs(scaling).items():
         if amount > has(kind):
+            plural, there = "" if amount == 1 else "s", "there is" if has(kind) == 1 else "there are"
             raise SettingsError(
-                f"scaling.{kind.lower()}s_per_worker: a trial needs {amount:g} {kind}s "
-                f"({scaling.workers_per_trial} workers), there are {has(kind):g}"
+                f"scaling.{kind.lower()}s_per_worker: a trial needs {amount:g} {kind}{plural} "
+                f"({counted(scaling.workers_per_trial, 'worker')}), {there} {has(kind):g}"
             )
     there = ray.cluster_resources()
     if all(has(kind) <= there.get(kind, 0) for kind in needs(scaling)):  # nodes that are not there yet may be larger

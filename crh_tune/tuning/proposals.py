@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 
+from crh_tune.errors import counted
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings, Value
 from crh_tune.settings.space import allowed_head_dims
@@ -91,10 +92,10 @@ def planned(settings: SearchSettings, classes: int, multi_label: bool) -> str:
     every = every_setting(settings, classes, multi_label)
     short = f" (each {settings.share_of_epochs})" * bool(settings.share_of_epochs)
     if settings.is_grid or every is None:
-        return f"{settings.trials} trials{short}"
+        return f"{counted(settings.trials, 'trial')}{short}"
     if len(every) <= settings.trials:
-        return f"{len(every)} trials{short}, one for each setting there is"
-    return f"{settings.trials} trials{short} of {len(every)} settings"
+        return f"{counted(len(every), 'trial')}{short}, one for each setting there is"
+    return f"{counted(settings.trials, 'trial')}{short} of {len(every)} settings"
 
 
 def _grow(settings: SearchSettings, classes: int, names: list[str], values: dict[str, Any]) -> Iterator[dict[str, Any]]:

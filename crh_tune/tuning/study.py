@@ -19,7 +19,7 @@ from ray.tune import TuneError
 from ray.tune.schedulers import TrialScheduler
 
 from crh_tune.data.splits import Split, Stage, final_split, search_split
-from crh_tune.errors import SearchFailed
+from crh_tune.errors import SearchFailed, counted
 from crh_tune.serving.encoder import load_encoder
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
@@ -113,7 +113,7 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
     dataset = open_on_cluster(settings.dataset, settings.trial, settings.scaling, say)
     if dataset.skipped:
         more = "; ..." if len(dataset.skipped) > 3 else ""
-        say(f"skipped {len(dataset.skipped)} unreadable images: {'; '.join(dataset.skipped[:3])}{more}")
+        say(f"skipped {counted(len(dataset.skipped), 'unreadable image')}: {'; '.join(dataset.skipped[:3])}{more}")
     first, last = (
         search_split(dataset, **settings.validation.model_dump()),
         final_split(dataset, **settings.validation.held_classes),

@@ -135,7 +135,7 @@ def test_a_broken_photo_stops_the_search_before_any_trial_unless_it_is_skipped(p
     Path(file).write_text(yaml.safe_dump(content))
     heard: list[str] = []
     prepared = prepare(read_search(Path(file), None, photos), heard.append)
-    assert heard[-1] == f"skipped 1 unreadable images: {broken}: Truncated File Read"
+    assert heard[-1] == f"skipped 1 unreadable image: {broken}: Truncated File Read"
     assert prepared.skipped == (f"{broken}: Truncated File Read",)
     assert (len(prepared.first.train), len(prepared.last.train)) == (48, 60)
 

@@ -153,7 +153,7 @@ def test_what_is_wrong_with_the_data_is_said_as_without_a_cluster(ray_session, r
 def test_more_gpus_than_there_are_are_refused_before_anything_waits_for_them(ray_session, root, tmp_path, monkeypatch):
     monkeypatch.setenv("CRH_TUNE_CACHE", str(tmp_path))
     settings = settings_of(root, gpus_per_worker=1)
-    with pytest.raises(SettingsError, match=r"^scaling.gpus_per_worker: a trial needs 1 GPUs .* there are 0$"):
+    with pytest.raises(SettingsError, match=r"^scaling.gpus_per_worker: a trial needs 1 GPU \(1 worker\), there are 0"):
         open_on_cluster(settings.dataset, settings.trial, settings.scaling, lambda line: None)
 
 

@@ -161,7 +161,7 @@ def test_a_search_ends_without_its_tracking_server_and_sync_sends_the_rest(
     assert (code, out.splitlines()[-5:]) == (0, [kept, optuna, where, pages, ended])
     code, out, err = command("sync", "away-001")
     assert (code, out) == (1, f"0 entries sent to {server.address}, {unsent} remain\n")
-    assert f"failed: {unsent} entries remain: MLFLOW_TRACKING_URI: the tracking server at {server.address} " in err
+    assert f"failed: {unsent} entries not sent: MLFLOW_TRACKING_URI: the tracking server at {server.address} " in err
 
     server.come()
     monkeypatch.setattr("crh_tune.cli.SYNC_PATIENCE", 60.0)

@@ -119,7 +119,7 @@ def test_sync_sends_what_was_left_and_says_how_much(tmp_path: Path, monkeypatch:
     assert main(["sync", "outbox-001", "--storage", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert said.out.startswith(f"0 entries sent to {NOWHERE}, 6 remain")
-    assert "failed: 6 entries remain: MLFLOW_TRACKING_URI: the tracking server at" in said.err
+    assert "failed: 6 entries not sent: MLFLOW_TRACKING_URI: the tracking server at" in said.err
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert main(["sync", "outbox-001", "--storage", str(tmp_path)]) == 0
     uri = default_tracking_uri(tmp_path)

@@ -40,6 +40,7 @@ def drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def counted(count: int, name: str, several: str | None = None) -> str:
-    """``1 image``, ``2 images``; ``several`` where that is not the name with an s."""
-    return f"{count} {name if count == 1 else several or name + 's'}"
+def counted(count: float, name: str, several: str | None = None) -> str:
+    """``1 image``, ``2 images``, ``0.5 GPUs``; ``several`` where that is not the name with an s."""
+    shown = f"{count:g}" if isinstance(count, float) else count
+    return f"{shown} {name if count == 1 else several or name + 's'}"

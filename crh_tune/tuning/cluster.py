@@ -170,9 +170,9 @@ def check_it_fits(scaling: ScalingSettings) -> None:
     """Raises SettingsError when no trial fits, or no node can hold one of its workers: Ray would wait for ever."""
     for kind, amount in needs(scaling).items():
         if amount > has(kind):
-            plural, there = "" if amount == 1 else "s", "there is" if has(kind) == 1 else "there are"
+            there = "there is" if has(kind) == 1 else "there are"
             raise SettingsError(
-                f"scaling.{kind.lower()}s_per_worker: a trial needs {amount:g} {kind}{plural} "
+                f"scaling.{kind.lower()}s_per_worker: a trial needs {counted(amount, kind)} "
                 f"({counted(scaling.workers_per_trial, 'worker')}), {there} {has(kind):g}"
             )
     there = ray.cluster_resources()
@@ -189,9 +189,9 @@ def _check_a_node_holds_a_worker(scaling: ScalingSettings) -> None:
     if any(cpus >= needed[0] and gpus >= needed[1] for cpus, gpus in nodes):
         return
     have = ", ".join(f"{cpus:g} and {gpus:g}" for cpus, gpus in sorted(nodes))
+    wanted = f"{counted(needed[0], 'CPU')} and {counted(needed[1], 'GPU')}"
     raise SettingsError(
-        f"scaling: a worker needs {needed[0]} CPUs and {needed[1]:g} GPUs on one node, the nodes have {have}: "
-        "lower cpus_per_worker or gpus_per_worker"
+        f"scaling: a worker needs {wanted} on one node, the nodes have {have}: lower cpus_per_worker or gpus_per_worker"
     )
 
 

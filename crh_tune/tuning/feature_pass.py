@@ -22,6 +22,7 @@ from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from crh_tune.data.listing import DataError
 from crh_tune.data.splits import Dataset
 from crh_tune.data.store.cache import cache_root, disk_errors
+from crh_tune.errors import counted
 from crh_tune.ground import first_line
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.training import TrainingSettings
@@ -89,8 +90,8 @@ def compute_features(dataset: DatasetSettings, trial: TrainingSettings, scaling:
         num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker, max_retries=0, num_returns="streaming"
     )
     say(
-        f"features are computed by a task of the cluster with {scaling.cpus_per_worker} CPUs "
-        f"and {scaling.gpus_per_worker:g} GPUs"
+        f"features are computed by a task of the cluster with {counted(scaling.cpus_per_worker, 'CPU')} "
+        f"and {counted(scaling.gpus_per_worker, 'GPU')}"
     )
     try:
         deaths, kept = 0, _kept(root)

@@ -100,7 +100,7 @@ def test_the_script_of_ray_submit_complains_like_the_command(capsys):
 def test_gpus_that_are_not_there_are_refused(ray_session, tmp_path, capsys):
     path = written(tmp_path, scaling={"gpus_per_worker": 1})
     line = complaint(["search", path, "--storage", str(tmp_path / "runs")], capsys)
-    assert "scaling.gpus_per_worker: a trial needs 1 GPUs" in line
+    assert "scaling.gpus_per_worker: a trial needs 1 GPU" in line
 
 
 def test_training_an_exported_setting_again_gives_the_same_to_the_last_bit(tmp_path, capsys):

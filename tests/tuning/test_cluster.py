@@ -141,7 +141,7 @@ def test_trials_share_what_there_is_gpus_by_fractions(one_gpu, scaling, at_once)
     ("scaling", "line"),
     [
         ({"workers_per_trial": 2, "gpus_per_worker": 1}, "scaling.gpus_per_worker: a trial needs 2 GPUs (2 workers)"),
-        ({"cpus_per_worker": 32}, "scaling.cpus_per_worker: a trial needs 32 CPUs (1 workers), there are 16"),
+        ({"cpus_per_worker": 32}, "scaling.cpus_per_worker: a trial needs 32 CPUs (1 worker), there are 16"),
     ],
 )
 def test_a_trial_that_does_not_fit_is_refused_in_one_line(one_gpu, scaling, line):
@@ -160,7 +160,7 @@ def test_a_worker_that_fits_no_single_node_is_refused_in_one_line(one_gpu, monke
     with pytest.raises(SettingsError) as caught:
         concurrency(scaling, BudgetSettings(concurrent=2))
     assert str(caught.value) == (
-        "scaling: a worker needs 4 CPUs and 1 GPUs on one node, the nodes have 3 and 1, 8 and 0: "
+        "scaling: a worker needs 4 CPUs and 1 GPU on one node, the nodes have 3 and 1, 8 and 0: "
         "lower cpus_per_worker or gpus_per_worker"
     )
     cluster(monkeypatch, HEAD, SMALL, LARGE)
@@ -174,5 +174,5 @@ def test_nodes_that_may_still_come_are_not_judged(one_gpu, monkeypatch):
     monkeypatch.setenv("CRH_TUNE_MAX_GPUS", "4")
     assert concurrency(scaling, BudgetSettings()) == 4
     cluster(monkeypatch, HEAD, *[{"CPU": 4.0}] * 4, *[{"GPU": 1.0}] * 4)  # as large as it gets
-    with pytest.raises(SettingsError, match="4 CPUs and 1 GPUs on one node"):
+    with pytest.raises(SettingsError, match="4 CPUs and 1 GPU on one node"):
         concurrency(scaling, BudgetSettings())

@@ -50,7 +50,7 @@ def search(storage: Path, **changes) -> SearchResult:
 
 def send_once_it_trains(folder: Path, trial: str, number: signal.Signals) -> None:
     """Send a signal to the trial's process, once the trial has its second checkpoint."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 600
     while len(list((folder / "runs" / trial).glob("checkpoint_*/checkpoint.pt"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -66,7 +66,7 @@ def test_trials_that_diverge_die_or_hang_fail_alone_and_the_search_goes_on(ray_s
     threads = [threading.Thread(target=send_once_it_trains, args=(folder, *danger)) for danger in dangers]
     for thread in threads:
         thread.start()
-    result = search(tmp_path, budget={"concurrent": 1, "hang_minutes": 0.5})
+    result = search(tmp_path, budget={"concurrent": 1, "hang_minutes": 2})
     for thread in threads:
         thread.join()
     outcomes = read_outcomes(folder)
@@ -74,7 +74,7 @@ def test_trials_that_diverge_die_or_hang_fail_alone_and_the_search_goes_on(ray_s
     assert statuses == ["failed", "complete", "failed", "complete"]
     assert differences(outcomes["trial-0001"]) == []
     assert outcomes["trial-0000"].error.startswith("TrainingDiverged: loss is ")
-    assert outcomes["trial-0002"].error == "no progress for 0.5 minutes"
+    assert outcomes["trial-0002"].error == "no progress for 2 minutes"
     assert result.ended == "finished"
     assert result.best.trial in ("trial-0001", "trial-0003")
 

@@ -109,7 +109,7 @@ def test_on_a_cluster_the_pass_runs_on_the_node_with_the_gpu_and_the_driver_load
         )
     assert done.returncode == 0, done.stderr
     said, loaded, fingerprint = json.loads(done.stdout.splitlines()[-1])
-    assert said[0] == "features are computed by a task of the cluster with 1 CPUs and 1 GPUs"
+    assert said[0] == "features are computed by a task of the cluster with 1 CPU and 1 GPU"
     assert said[1].startswith(f"computing the features of {IMAGES} images, once, into {tmp_path}/features-")
     assert len(said) == 2
     assert loaded == []

@@ -59,7 +59,7 @@ def test_a_study_is_resumed_and_reported_from_mlflow(ray_session, tmp_path: Path
 
 def test_a_study_reserves_what_it_says_of_the_dataset(ray_session, tmp_path: Path):
     on_a_gpu = {**STUDY["others"], "scaling": {"gpus_per_worker": 1}}
-    with pytest.raises(SettingsError, match=r"scaling\.gpus_per_worker: a trial needs 1 GPUs"):
+    with pytest.raises(SettingsError, match=r"scaling\.gpus_per_worker: a trial needs 1 GPU"):
         run({**STUDY, "datasets": {"digits": on_a_gpu}}, tmp_path)
 
 

@@ -314,7 +314,7 @@ def fixed_run(finished: Finished, settings: SearchSettings, name: str) -> Outcom
 
 
 def test_more_gpus_than_there_are_is_refused_before_anything_starts(ray_session, tmp_path: Path):
-    with pytest.raises(SettingsError, match="gpus_per_worker: a trial needs 1 GPUs"):
+    with pytest.raises(SettingsError, match="gpus_per_worker: a trial needs 1 GPU"):
         search(space(scaling={"gpus_per_worker": 1}), tmp_path / "none", lambda line: None)
     assert not (tmp_path / "none").exists()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from crh_tune.errors import counted
 from crh_tune.hashing.codebook import feasible_head_dims
 from crh_tune.hashing.methods import METHODS
 from crh_tune.hashing.objectives import OBJECTIVES, Options
@@ -155,6 +156,20 @@ def _check_start(settings: SearchSettings, index: int, start: str | dict[str, Va
             raise ValueError(f"{where}: {error}") from None
         if name in settings.unread(start):
             raise ValueError(f"{where}: method {start.get('method', settings.method)} does not use it: leave it out")
+
+
+def interval_unseen(settings: SearchSettings) -> str:
+    """Why trials cannot tell the searched update intervals apart; empty where they can, or none are searched."""
+    if "update_interval" not in settings.search:
+        return ""
+    whole, early = max(settings.drawn("epochs")), min(settings.drawn("early_epochs"))
+    epochs = min(settings.scheduler.until or whole, whole)
+    if epochs > early + 1:  # after the last epoch an update changes nothing
+        return ""
+    return (
+        f"update_interval: trials of {counted(epochs, 'epoch')} cannot tell its values apart, as centres are "
+        f"reassigned after each of the first {early} (early_epochs)"
+    )
 
 
 def check_feasible(settings: SearchSettings, classes: int) -> None:

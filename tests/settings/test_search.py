@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings, read_search
-from crh_tune.settings.space import allowed_head_dims, check_feasible
+from crh_tune.settings.space import allowed_head_dims, check_feasible, interval_unseen
 from crh_tune.settings.trial import TrialSettings
 
 BASE: dict[str, Any] = {
@@ -521,3 +521,29 @@ def test_open_bits_are_searched_with_the_head_dimensions_that_they_leave():
         assert allowed_head_dims(made, settings.trial.learned_bits, 100) == allowed
     with pytest.raises(ValueError, match=r"search\.open_bits: open_bits 16 of 16 bits leave 0 to train"):
         space(trial={"bits": 16}, search={"open_bits": {"choice": [0, 16]}})
+
+
+@pytest.mark.parametrize(
+    ("trial", "scheduler", "epochs"),
+    [
+        ({"epochs": 40}, {"short": {"epochs": 10}}, "10 epochs"),
+        ({"epochs": 21}, "asha", "21 epochs"),
+        ({"epochs": 1, "early_epochs": 0}, "asha", "1 epoch"),
+        ({"epochs": 22}, "asha", ""),
+        ({"epochs": 40, "early_epochs": 5}, {"short": {"epochs": 10}}, ""),
+        ({"epochs": 8}, {"short": {"epochs": 10}}, "8 epochs"),
+    ],
+)
+def test_update_intervals_that_no_trial_could_tell_apart_are_said(trial: dict, scheduler: Any, epochs: str):
+    """Against the epochs after which centres are reassigned, for every interval."""
+    made = space(trial={"bits": 16, **trial}, search={"update_interval": {"int": [1, 10]}}, scheduler=scheduler)
+    last, early = min(trial["epochs"], made.scheduler.until or 1000), trial.get("early_epochs", 20)
+    updates = {tuple(e for e in range(1, last) if e <= early or e % each == 0) for each in range(1, 11)}
+    assert (len(updates) == 1) == bool(epochs)
+    said = interval_unseen(made)
+    assert said.startswith(f"update_interval: trials of {epochs} cannot tell its values apart" if epochs else "")
+    assert bool(said) == bool(epochs)
+
+
+def test_nothing_is_said_of_an_interval_that_is_not_searched():
+    assert interval_unseen(space(trial={"bits": 16, "epochs": 5}, search={"margin": {"uniform": [0, 0.5]}})) == ""

@@ -111,7 +111,7 @@ class RunEvents(tune.Callback):
         key, tracker = self._place.key(run.name), self._place.tracker
         settings = run.settings.model_dump(mode="json")
         self._alive[run.name] = time.monotonic()
-        self.outcomes[run.name] = Outcome(run.name, settings, run.start)
+        self.outcomes[run.name] = Outcome(run.name, settings, run.start, fingerprint=run.fingerprint)
         tracker.start_run(key, run.name, self._place.search_id, {**run_tags(run), **trial_of(run.name)})
         tracker.params(key, run_params(run.settings, self._place.searched))
         data = run.settings.dataset

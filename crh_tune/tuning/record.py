@@ -39,7 +39,10 @@ Kind = TypeVar("Kind")
 
 @dataclass
 class Outcome:
-    """How one run ended: ``status`` is complete, pruned or failed; ``checkpoint`` is where its last one is."""
+    """How one run ended: ``status`` is complete, pruned or failed; ``checkpoint`` is where its last one is.
+
+    ``fingerprint`` is that of the split it saw; empty where an earlier version wrote it.
+    """
 
     name: str
     settings: dict[str, Any]
@@ -48,6 +51,7 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
     checkpoint: str | None = None
     error: str = ""
+    fingerprint: str = ""
 
     @property
     def trial_settings(self) -> TrialSettings:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pandas as pd
 import ray
 
 from crh_tune.data.splits import Split, final_split
+from crh_tune.errors import counted
 from crh_tune.hashing.codebook import sample_codebook
 from crh_tune.retrieval.alignment import semantic_alignment
 from crh_tune.settings.base import SettingsError, validated
@@ -25,8 +28,9 @@ from crh_tune.tuning.engine import drive
 from crh_tune.tuning.events import Place
 from crh_tune.tuning.feature_pass import open_on_cluster
 from crh_tune.tuning.progress import Say
-from crh_tune.tuning.record import COMPLETE, held, make_storage, read_outcomes
-from crh_tune.tuning.run import TEST, Run
+from crh_tune.tuning.record import COMPLETE, Outcome, held, make_storage, read_outcomes
+from crh_tune.tuning.results import checkpoint_in
+from crh_tune.tuning.run import RUNS_FOLDER, TEST, Run
 from crh_tune.tuning.stages import FixedRuns
 from crh_tune.tuning.stopping import Stop
 from crh_tune.tuning.tracking import PATIENCE, SHORT_PATIENCE, open_client
@@ -66,10 +70,14 @@ def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop:
         done = _complete(uri, experiment)
     key = f"{study.name}-{dataset}"
     missing = [run for run in runs if f"{key}/{run.name}" not in done]
-    say(f"study {key}: {len(runs)} runs, {len(runs) - len(missing)} there already, {len(missing)} to do")
     folder = storage.resolve() / key
     folder.mkdir(exist_ok=True)
     with held(folder):
+        taken = _take_over(missing, folder, dataset)
+        said = (
+            f"study {key}: {counted(len(runs), 'run')}, {len(runs) - len(missing)} there already, {len(missing)} to do"
+        )
+        say(said + f", {taken} of them trained by another study" * bool(taken))
         known = read_outcomes(folder)
         if any(run.name in known and known[run.name].status == COMPLETE for run in missing):
             (folder / tracking.SENT_FILE).unlink(missing_ok=True)  # MLflow has lost them: it is told all of it again
@@ -90,6 +98,24 @@ def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop:
             else:
                 tracker.drain(PATIENCE)
     return failed
+
+
+def _take_over(missing: list[Run], folder: Path, dataset: str) -> int:
+    """Give runs the last checkpoint of the same run of another study, with which they are at their end; how many."""
+    ended: list[tuple[Outcome, Path]] = []
+    for other in sorted(folder.parent.glob(f"*-{dataset}")):
+        with suppress(SettingsError):  # what another version has written
+            complete = [each for each in read_outcomes(other).values() if each.status == COMPLETE and each.checkpoint]
+            ended += [(each, checkpoint_in(other, each)) for each in complete if other != folder]
+    taken = 0
+    for run in missing:
+        asked, own = (run.settings.model_dump(mode="json"), run.fingerprint), folder / RUNS_FOLDER / run.name
+        there = [path for each, path in ended if (each.settings, each.fingerprint) == asked and path.is_dir()]
+        if there and not own.exists():
+            own.mkdir(parents=True)
+            shutil.copytree(there[0], own / there[0].name)
+            taken += 1
+    return taken
 
 
 def _run_missing(study: StudySettings, dataset: str, missing: list[Run], place: Place, say: Say) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from mlflow import MlflowClient
 from crh_tune.paper import report_lines, search_study
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.study import StudySettings
+from crh_tune.tuning.record import read_outcomes
 from crh_tune.tuning.studies import _row, study_runs
 
 STUDY = {
@@ -34,7 +36,7 @@ def test_a_study_is_resumed_and_reported_from_mlflow(ray_session, tmp_path: Path
     with pytest.raises(SettingsError, match="no complete run of table2"):
         report_lines(StudySettings.model_validate(STUDY), tmp_path)
     half = {**STUDY, "cells": STUDY["cells"][:1]}
-    assert "1 runs, 0 there already, 1 to do" in run(half, tmp_path)[0]
+    assert "1 run, 0 there already, 1 to do" in run(half, tmp_path)[0]
     report = "\n".join(report_lines(StudySettings.model_validate(STUDY), tmp_path))
     assert "| CRH-U |  |" in report  # missing cells stay empty
     assert "2 runs, 1 there already, 1 to do" in run(STUDY, tmp_path)[0]
@@ -55,6 +57,26 @@ def test_a_study_is_resumed_and_reported_from_mlflow(ray_session, tmp_path: Path
     assert (tmp_path / "reports" / "table2" / "report.html").is_file()
     named = {**STUDY, "datasets": {"digits": STUDY["others"]}}  # as where it is given --data, or is one of the paper's
     assert "\n".join(report_lines(StudySettings.model_validate(named), tmp_path)) == lines
+
+
+def test_what_another_study_has_trained_is_not_trained_again(ray_session, tmp_path: Path, monkeypatch):
+    """Its row has the same numbers, and its own run in MLflow; other settings and other data are trained."""
+    run(STUDY, tmp_path)
+    copied: list[Path] = []
+    copy = shutil.copytree
+    monkeypatch.setattr(shutil, "copytree", lambda *paths: (copied.append(paths[1]), copy(*paths))[1])
+    cells = [{"row": "ours", "method": "crh"}, {"row": "margin .3", "method": "crh", "margin": 0.3}]
+    said = run({**STUDY, "name": "table3", "cells": cells}, tmp_path)
+    assert said[0] == "study table3-digits: 2 runs, 0 there already, 2 to do, 1 of them trained by another study"
+    assert [path.parent.parent for path in copied] == [tmp_path / "table3-digits" / "runs"]
+    first, second = (study_runs(name, tmp_path).set_index("row") for name in ("table2", "table3"))
+    assert second.loc["ours", "map"] == first.loc["CRH", "map"]
+    seconds = {name: read_outcomes(tmp_path / f"{name}-digits") for name in ("table2", "table3")}
+    of_crh = [each.metrics["seconds/training"] for each in seconds["table2"].values() if each.name.startswith("crh-")]
+    assert sum(each.metrics["seconds/training"] in of_crh for each in seconds["table3"].values()) == 1
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("table3").experiment_id
+    assert len(client.search_runs([experiment])) == 3  # two cells and their parent
 
 
 def test_a_study_reserves_what_it_says_of_the_dataset(ray_session, tmp_path: Path):

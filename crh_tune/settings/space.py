@@ -158,8 +158,21 @@ def _check_start(settings: SearchSettings, index: int, start: str | dict[str, Va
             raise ValueError(f"{where}: method {start.get('method', settings.method)} does not use it: leave it out")
 
 
-def interval_unseen(settings: SearchSettings) -> str:
-    """Why trials cannot tell the searched update intervals apart; empty where they can, or none are searched."""
+def without_effect(settings: SearchSettings) -> list[str]:
+    """What was asked for and changes nothing in the trials of this search, a line each."""
+    return [line for line in (_interval_unseen(settings), _scheduler_unseen(settings)) if line]
+
+
+def _scheduler_unseen(settings: SearchSettings) -> str:
+    chosen, epochs = settings.scheduler, max(settings.drawn("epochs"))
+    limited = chosen.asha or chosen.hyperband or chosen.median_stopping
+    first = limited.grace_epochs if limited is not None else chosen.until
+    if "scheduler" not in settings.model_fields_set or first is None or first < epochs:
+        return ""
+    return f"scheduler: ends no trial early: trials have {counted(epochs, 'epoch')}, and it begins after {first}"
+
+
+def _interval_unseen(settings: SearchSettings) -> str:
     if "update_interval" not in settings.search:
         return ""
     whole, early = max(settings.drawn("epochs")), min(settings.drawn("early_epochs"))

@@ -23,7 +23,7 @@ from crh_tune.errors import SearchFailed, counted
 from crh_tune.serving.encoder import load_encoder
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
-from crh_tune.settings.space import check_feasible, interval_unseen
+from crh_tune.settings.space import check_feasible, without_effect
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.models import build_network
 from crh_tune.training.opening import open_data
@@ -193,8 +193,8 @@ def run_search(
             f"batches of {settings.trial.batch_size} ({settings.trial.batch_size_of}), "
             f"{planned(settings, first.classes, first.multi_label)}, {at_once} at a time"
         )
-        if why := interval_unseen(settings):
-            say(why)
+        for line in without_effect(settings):
+            say(line)
         try:
             return _run(settings, prepared, place, shown(uri), say, after)
         except (Interrupted, KeyboardInterrupt):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings, read_search
-from crh_tune.settings.space import allowed_head_dims, check_feasible, interval_unseen
+from crh_tune.settings.space import allowed_head_dims, check_feasible, without_effect
 from crh_tune.settings.trial import TrialSettings
 
 BASE: dict[str, Any] = {
@@ -540,10 +540,25 @@ def test_update_intervals_that_no_trial_could_tell_apart_are_said(trial: dict, s
     last, early = min(trial["epochs"], made.scheduler.until or 1000), trial.get("early_epochs", 20)
     updates = {tuple(e for e in range(1, last) if e <= early or e % each == 0) for each in range(1, 11)}
     assert (len(updates) == 1) == bool(epochs)
-    said = interval_unseen(made)
-    assert said.startswith(f"update_interval: trials of {epochs} cannot tell its values apart" if epochs else "")
-    assert bool(said) == bool(epochs)
+    said = [line for line in without_effect(made) if line.startswith("update_interval: ")]
+    assert len(said) == bool(epochs)
+    assert all(f"trials of {epochs} cannot tell its values apart" in line for line in said)
 
 
-def test_nothing_is_said_of_an_interval_that_is_not_searched():
-    assert interval_unseen(space(trial={"bits": 16, "epochs": 5}, search={"margin": {"uniform": [0, 0.5]}})) == ""
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        ({"asha": {"grace_epochs": 5}}, "trials have 5 epochs, and it begins after 5"),
+        ({"hyperband": {"grace_epochs": 6}}, "trials have 5 epochs, and it begins after 6"),
+        ("median_stopping", "trials have 5 epochs, and it begins after 5"),
+        ({"short": {"epochs": 5}}, "trials have 5 epochs, and it begins after 5"),
+        ({"asha": {"grace_epochs": 4}}, None),
+        ({"short": {"epochs": 4}}, None),
+        ("none", None),
+        (None, None),
+    ],
+)
+def test_a_scheduler_that_could_end_no_trial_is_said_where_one_was_asked_for(scheduler: Any, said: str | None):
+    asked = {} if scheduler is None else {"scheduler": scheduler}
+    made = space(trial={"bits": 16, "epochs": 5}, **asked)  # a margin is searched, no interval
+    assert without_effect(made) == ([] if said is None else [f"scheduler: ends no trial early: {said}"])

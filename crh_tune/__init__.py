@@ -15,7 +15,7 @@ class indices or N x C of 0 and 1, codes of K bits N x W machine words as ``pack
 Hamming distances in bits, mAP lies between 0 and 1.
 
 A mistake in settings or arguments raises ``SettingsError``, unusable files ``DataError`` (both are ValueErrors of one
-line), a search without a result ``SearchFailed``, one that was interrupted ``Interrupted`` (a BaseException).
+line), a search without a result ``SearchFailed``, one that was interrupted ``Interrupted`` (a KeyboardInterrupt).
 
 ``crh_tune.search`` is the script that ``ray submit`` copies to a cluster; the function is ``run_search``.
 """

@@ -119,7 +119,7 @@ def run_command(command: Callable[[], None], name: str) -> int:
     try:
         with terminable():
             command()
-    except (Interrupted, KeyboardInterrupt) as error:
+    except KeyboardInterrupt as error:
         complain(f"interrupted: {str(error) or AGAIN}")
         return INTERRUPTED_CODE
     except (SettingsError, DataError) as error:

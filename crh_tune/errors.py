@@ -20,8 +20,12 @@ class SearchFailed(RuntimeError):
     """A search without a result, and why: one line."""
 
 
-class Interrupted(BaseException):
-    """The search was interrupted and can be resumed. As KeyboardInterrupt, it is no error that one may catch."""
+class Interrupted(KeyboardInterrupt):
+    """The search was interrupted and can be resumed. It is no error that one may catch.
+
+    A KeyboardInterrupt, since nothing else that a signal's handler raises ends ``ray.get`` and ``ray.wait``: they would
+    go on waiting, and then break.
+    """
 
 
 def problem(where: str | Path, what: str) -> str:

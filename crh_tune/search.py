@@ -305,7 +305,7 @@ def interruptible_ray(command: str, go_on: Callable[[Stop], str]) -> Iterator[St
         try:
             with node_watched(node_died):
                 yield stop
-        except Interrupted:
+        except KeyboardInterrupt:  # what Ray makes of Interrupted, too
             raise Interrupted(go_on(stop)) from None
         finally:
             with stop.in_order():

@@ -197,7 +197,7 @@ def run_search(
             say(line)
         try:
             return _run(settings, prepared, place, shown(uri), say, after)
-        except (Interrupted, KeyboardInterrupt):
+        except KeyboardInterrupt:
             raise Interrupted(place.search_id) from None
 
 
@@ -243,7 +243,7 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
         if place.pictures is not None:
             place.pictures.finish(_known_reference(prepared.first))
         _hand_over(settings, result, tracker, after)
-    except (Interrupted, KeyboardInterrupt):
+    except KeyboardInterrupt:
         status = "KILLED"
         raise
     except (OSError, StorageInternalError, TuneError, SearchFailed) as error:

@@ -28,6 +28,9 @@ def wait():
             time.sleep(1)
 sys.exit(run_command(wait, "crh-tune search"))
 """
+IN_RAY = WAITING.replace(
+    "while True:\n            time.sleep(1)", "import ray; ray.get(ray.remote(lambda: time.sleep(1000)).remote())"
+)
 ENDING = 120
 """Seconds: a busy machine takes its time."""
 ORDERLY = "interrupted: ending in order; once more ends it at once"
@@ -54,6 +57,7 @@ def raylet_below(process: int) -> int | None:
     [
         pytest.param("starting", signal.SIGTERM, 130, [ORDERLY, "interrupted: go on so"], marks=pytest.mark.long),
         ("up", signal.SIGTERM, 130, [ORDERLY, "interrupted: go on so"]),
+        ("in a call of Ray's", signal.SIGTERM, 130, [ORDERLY, "interrupted: go on so"]),
         (
             "raylet",
             signal.SIGKILL,
@@ -65,8 +69,9 @@ def raylet_below(process: int) -> int | None:
 def test_a_signal_to_a_command_with_ray_ends_it_with_one_line(tmp_path: Path, stage, number, code, said):
     """Ray's own handlers end the process with a crash report (134), or without a word once its node process is gone."""
     output = tmp_path / "output.txt"
+    script = IN_RAY if stage == "in a call of Ray's" else WAITING
     with output.open("w") as out:
-        process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=out, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=out, stderr=subprocess.STDOUT, text=True)
     until(lambda: raylet_below(process.pid) if stage == "starting" else "up" in output.read_text(), process)
     victim = raylet_below(process.pid) if stage == "raylet" else process.pid
     assert victim

@@ -188,6 +188,9 @@ def _encoder(session: onnxruntime.InferenceSession, notes: dict[str, Any]) -> En
         raise ValueError(f"inputs of type {dtype}, {fit.interpolation!r} interpolation")
     if fit.crop is not None and not 0 < fit.crop <= 1:
         raise ValueError(f"crop {fit.crop!r}")
+    megapixels = float(notes.get("megapixels", MEGAPIXELS))
+    if not megapixels > 0:
+        raise ValueError(f"images of at most {megapixels} megapixels")
     inputs, outputs = session.get_inputs(), [each.name for each in session.get_outputs()]
     if [each.name for each in inputs] != [INPUT] or list(inputs[0].shape[1:]) != list(shape) or outputs != OUTPUTS:
         raise ValueError("a network of other inputs or outputs than its notes say")
@@ -201,4 +204,5 @@ def _encoder(session: onnxruntime.InferenceSession, notes: dict[str, Any]) -> En
         lengths,
         fit,
         None if span is None else (float(span[0]), float(span[1])),
+        megapixels,
     )

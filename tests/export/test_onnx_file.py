@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from crh_tune.export import load_encoder, onnx_file
 from crh_tune.serving import load_encoder as load_served
@@ -43,6 +44,25 @@ def test_photos_have_the_outputs_and_codes_of_pytorch(tmp_path, method, trial):
     for found in (words, expected, one_by_one):
         np.testing.assert_array_equal(bits_of(found)[sure], (u >= 0)[sure])
     assert served.encode_files([]).shape == expected[:0].shape
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_image_files_may_have_as_many_pixels_as_the_dataset_allowed(tmp_path, spare):
+    run, root = image_run(tmp_path)
+    file = files_of(root, "test")[0]
+    with Image.open(file) as image:
+        allowed = (image.width * image.height - 1 + spare) / 1e6
+    dataset = run.settings.dataset.model_copy(update={"max_megapixels": allowed})
+    run.settings = run.settings.model_copy(update={"dataset": dataset})
+    folder = exported(run, tmp_path / "export")
+    onnx_file.add_onnx(folder, run)
+    served = load_served(folder)
+    assert served.megapixels == load_encoder(folder).megapixels == allowed
+    if spare:
+        assert len(served.encode_files([file])) == 1
+    else:
+        with pytest.raises(ValueError, match=rf"^{file}: .* million, dataset.max_megapixels allows "):
+            served.encode_files([file])
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_a_broken_file_is_told_in_one_line(copied, kind):
         ("shape", []), ("dtype", "object"), ("dtype", "no type"), ("class_names", [1]), ("fit", None),
         ("encoder", None),
         ("fit", {"crop": -1, "interpolation": "bilinear"}), ("fit", {"crop": None, "interpolation": "eval"}),
-        ("span", [1]), ("span", "no"),
+        ("span", [1]), ("span", "no"), ("megapixels", 0), ("megapixels", float("nan")), ("megapixels", "many"),
     ],
 )  # fmt: skip
 def test_notes_that_do_not_fit_the_network_are_refused(copied, key, value):

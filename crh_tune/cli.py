@@ -22,14 +22,13 @@ from crh_tune.command import (
     Storage,
     complete_search,
     ending,
-    leave,
     run_app,
     say,
     search_names,
     silent,
     stdout_for_json,
 )
-from crh_tune.errors import SearchFailed, counted, printable
+from crh_tune.errors import SearchFailed, counted, leave, printable
 from crh_tune.settings.base import SettingsError, did_you_mean
 from crh_tune.spaces import find_space, is_study, space_names
 

@@ -1,35 +1,21 @@
-"""How a command runs: its arguments, its exit code, its last line, and what it prints where."""
+"""How a command of ``crh-tune`` runs: its arguments, its name, and what it prints where."""
 
 from __future__ import annotations
 
-import errno
-import io
 import os
-import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 from pydantic_core import to_json
 
-from crh_tune.errors import (
-    INTERRUPTED_CODE,
-    UNREAD_CODE,
-    DataError,
-    Interrupted,
-    SearchFailed,
-    drop_output,
-    problem,
-)
-from crh_tune.settings.base import SettingsError
+from crh_tune.errors import Interrupted, complain, drop_output, problem, run_command
 
 DEFAULT_STORAGE = "crh_runs"
-AGAIN = "the same command starts it again"
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -79,14 +65,6 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None, name: str) -> int:
         return 2
 
 
-def leave(program: Callable[[], int]) -> NoReturn:
-    """Run a program and end the process with its exit code: a signal that comes then has nothing left to interrupt."""
-    code = program()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    sys.exit(code)
-
-
 def _sentence(error: typer.TyperException) -> str:
     """What is wrong with the arguments, with the options that look like an unknown one."""
     nearest = getattr(error, "possibilities", None)
@@ -106,63 +84,6 @@ def ending(name: str) -> Callable[[Callable[Arguments, None]], Callable[Argument
         return run
 
     return made
-
-
-def run_command(command: Callable[[], None], name: str) -> int:
-    """Call a command; its exit code, with one last line on standard error where it did not end well.
-
-    What the terminal cannot show is written out: a result is not lost for want of a letter.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        with terminable():
-            command()
-    except KeyboardInterrupt as error:
-        complain(f"interrupted: {str(error) or AGAIN}")
-        return INTERRUPTED_CODE
-    except (SettingsError, DataError) as error:
-        complain(problem(name, str(error)))
-        return 2
-    except SearchFailed as error:
-        complain(problem(name, f"failed: {error}"))
-        return 1
-    except BrokenPipeError:
-        drop_output()
-        return UNREAD_CODE
-    except Exception as error:
-        return _unforeseen(error, name)
-    return 0
-
-
-def _unforeseen(error: Exception, name: str) -> int:
-    """Say what a command failed with that it does not know; its exit code."""
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a name that was given, wherever it went
-        complain(problem(name, f"{error.filename}: {error.strerror}"))
-        return 2
-    traceback.print_exception(error)  # where it comes from matters too
-    complain(f"{name}: failed: {type(error).__name__}: {error}")
-    return 1
-
-
-def complain(line: str) -> None:
-    """A last line on standard error, red on a terminal."""
-    typer.secho(line, err=True, fg=typer.colors.RED if "NO_COLOR" not in os.environ else None)
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Within it, SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import signal
 import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 INTERRUPTED_CODE = 130
 """The exit code of a command that was interrupted."""
 UNREAD_CODE = 141
 """The exit code of a command whose output nobody reads any more (``| head``), as shells have it for other programs."""
+AGAIN = "the same command starts it again"
 
 
-class DataError(ValueError):
+class Mistake(ValueError):
+    """What a user can put right: one line that says what is wrong, where, and what would be right."""
+
+
+class DataError(Mistake):
     """Data that cannot be used as it is: one line that says what is wrong, where, and what would be right."""
 
 
@@ -48,3 +60,69 @@ def counted(count: float, name: str, several: str | None = None) -> str:
     """``1 image``, ``2 images``, ``0.5 GPUs``; ``several`` where that is not the name with an s."""
     shown = f"{count:g}" if isinstance(count, float) else count
     return f"{shown} {name if count == 1 else several or name + 's'}"
+
+
+def leave(program: Callable[[], int]) -> NoReturn:
+    """Run a program and end the process with its exit code: a signal that comes then has nothing left to interrupt."""
+    code = program()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def run_command(command: Callable[[], None], name: str) -> int:
+    """Call a command; its exit code, with one last line on standard error where it did not end well.
+
+    What the terminal cannot show is written out: a result is not lost for want of a letter.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with terminable():
+            command()
+    except KeyboardInterrupt as error:
+        complain(f"interrupted: {str(error) or AGAIN}")
+        return INTERRUPTED_CODE
+    except Mistake as error:
+        complain(problem(name, str(error)))
+        return 2
+    except SearchFailed as error:
+        complain(problem(name, f"failed: {error}"))
+        return 1
+    except BrokenPipeError:
+        drop_output()
+        return UNREAD_CODE
+    except Exception as error:
+        return _unforeseen(error, name)
+    return 0
+
+
+def _unforeseen(error: Exception, name: str) -> int:
+    """Say what a command failed with that it does not know; its exit code."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a name that was given, wherever it went
+        complain(problem(name, f"{error.filename}: {error.strerror}"))
+        return 2
+    traceback.print_exception(error)  # where it comes from matters too
+    complain(f"{name}: failed: {type(error).__name__}: {error}")
+    return 1
+
+
+def complain(line: str) -> None:
+    """A last line on standard error, red on a terminal."""
+    red = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    print(f"\033[31m{line}\033[0m" if red else line, file=sys.stderr)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within it, SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crh_tune.command import (
-    AGAIN,
     DEFAULT_STORAGE,
     AsJson,
     Quiet,
@@ -26,14 +25,13 @@ from crh_tune.command import (
     Storage,
     complete_search,
     ending,
-    leave,
     prepare_process,
     run_app,
     say,
     silent,
     stdout_for_json,
 )
-from crh_tune.errors import INTERRUPTED_CODE, Interrupted, problem
+from crh_tune.errors import AGAIN, INTERRUPTED_CODE, Interrupted, leave, problem
 from crh_tune.settings.base import SettingsError, read_yaml
 from crh_tune.spaces import find_space, is_study, space_names
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crh_tune.command import AGAIN, Say, prepare_process, silent
-from crh_tune.errors import SearchFailed
+from crh_tune.command import Say, prepare_process, silent
+from crh_tune.errors import AGAIN, SearchFailed
 from crh_tune.export.onnx_file import export_run
 from crh_tune.search import interruptible_ray
 from crh_tune.settings.base import SettingsError, read_yaml

@@ -11,8 +11,10 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from crh_tune.errors import Mistake
 
-class SettingsError(ValueError):
+
+class SettingsError(Mistake):
     """A user's mistake in settings or arguments: one line that says what is wrong, where, and what would be right."""
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from crh_tune.cli import main
-from crh_tune.command import run_command
+from crh_tune.errors import run_command
 from crh_tune.search import main as search_script
 
 SPACE = yaml.safe_load((Path(__file__).parents[2] / "search_spaces" / "digit_pairs.yaml").read_text())

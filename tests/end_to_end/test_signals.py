@@ -18,7 +18,8 @@ from benchmarks.soak import SPACE, Driver, processes_below
 
 WAITING = """
 import sys, time
-from crh_tune.command import run_command, say
+from crh_tune.command import say
+from crh_tune.errors import run_command
 from crh_tune.search import interruptible_ray
 def wait():
     with interruptible_ray("crh-tune search", lambda stop: "go on so") as stop:

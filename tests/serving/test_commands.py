@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -226,6 +228,29 @@ def test_an_answer_that_nobody_reads_ends_the_command_without_a_word(program, ex
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_name_that_the_terminal_cannot_show_is_written_out(export, photos, tmp_path, monkeypatch):
+    query = tmp_path / "\xe9.png"
+    shutil.copy(photos / "test" / "a" / "0.jpg", query)
+    with monkeypatch.context() as patch:
+        terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+        patch.setattr(sys, "stdout", terminal)
+        code = run("query", export, export, query, "--sheet", tmp_path / "q.png")
+    terminal.flush()
+    assert code == 0
+    assert terminal.buffer.getvalue().decode().splitlines()[0] == f"{tmp_path}/\\xe9.png"
+
+
+def test_sigterm_ends_a_command_in_one_line(export, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("crh_tune.serving.encoder.Encoder.encode", lambda *_: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert run("encode", export, photos, "-o", tmp_path / "codes.npz") == 130
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "interrupted: the same command starts it again\n"
 
 
 def test_codes_of_another_encoder_are_refused(export, photos, tmp_path, capsys):

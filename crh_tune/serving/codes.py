@@ -20,6 +20,7 @@ from crh_tune.errors import DataError, counted, printable
 from crh_tune.ground import check_archive, first_line, write_whole
 from crh_tune.retrieval.packing import Packed, first_bits, pack_codes
 from crh_tune.serving.encoder import Array, Encoder
+from crh_tune.serving.index import About
 from crh_tune.serving.session import usable_cores
 
 Say = Callable[[str], None]
@@ -58,6 +59,8 @@ class Source:
     labels: tuple[str, ...]
     root: Path
     array: Array | None = None
+    several: bool = False
+    """Whether an item may have several labels, which are then one text, such as ``0, 3``."""
 
 
 def find_source(path: Path) -> Source:
@@ -65,13 +68,13 @@ def find_source(path: Path) -> Source:
 
     A folder's photos have the name of the folder they lie in as label. A list's lines are ``path`` or
     ``path<TAB>label``, its paths relative to the list. An array is ``.npy``, or ``features`` or ``images`` (and
-    ``labels``) of an ``.npz``. Raises DataError.
+    ``labels``, one or C values 0 or 1 a row) of an ``.npz``. Raises DataError.
     """
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file or folder: give a folder of photos, a list or an array")
-    return _array(path) if path.suffix in (".npy", ".npz") else _list(path)
+    return _array(path) if path.suffix.lower() in (".npy", ".npz") else _list(path)
 
 
 def _folder(root: Path) -> Source:
@@ -112,7 +115,7 @@ def _stamp(path: Path) -> str:
 def _array(path: Path) -> Source:
     labels: Array | None = None
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
             check_archive(path)
@@ -121,12 +124,17 @@ def _array(path: Path) -> Source:
                 if name is None:
                     raise ValueError(f"has no features and no images, but {', '.join(arrays) or 'nothing'}")
                 array, labels = arrays[name], arrays.get("labels")
+        if not array.ndim:
+            raise ValueError("holds a single value")
     except Exception as error:  # whatever zipfile and NumPy raise on a broken file
         raise DataError(f"{path}: not a readable array: {first_line(error)}") from None
-    if labels is not None and labels.shape != (len(array),):
-        raise DataError(f"{path}: labels of shape {labels.shape}: one for each of {len(array)} rows is wanted")
-    texts = ("",) * len(array) if labels is None else tuple(str(label) for label in labels)
-    return Source(tuple(map(str, range(len(array)))), (_stamp(path),) * len(array), texts, path.absolute(), array)
+    several = labels is not None and labels.ndim == 2 and labels.shape[1] > 1 and bool(np.isin(labels, (0, 1)).all())
+    if labels is not None and (labels.shape[:1] != (len(array),) or (labels.ndim > 1 and not several)):
+        wanted = f"one label, or C values 0 or 1, for each of {len(array)} rows is wanted"
+        raise DataError(f"{path}: labels of shape {labels.shape}: {wanted}")
+    texts = ("",) * len(array) if labels is None else tuple(map(About().label, labels))
+    names = tuple(map(str, range(len(array))))
+    return Source(names, (_stamp(path),) * len(array), texts, path.absolute(), array, several)
 
 
 def encode_source(encoder: Encoder, source: Source, target: Path, say: Say) -> Codes:
@@ -267,7 +275,7 @@ def _read_partial(path: Path, encoder: str) -> dict[str, bytes | str]:
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):
         content = content[: content.rfind(b"\n") + 1]
-        path.write_bytes(content)
+        os.truncate(path, len(content))
     try:
         for line in content.splitlines():
             entry = json.loads(line)

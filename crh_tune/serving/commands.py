@@ -57,7 +57,10 @@ def enroll(
         write_enrolled(export, before.without(str(undo)))
         _say(printable(f"{undo} is not enrolled any more, and its codeword is free"))
         return
-    codes = encode_source(encoder, find_source(source.expanduser()), output, _say)
+    found = find_source(source.expanduser())
+    if found.several:
+        raise DataError(f"{source}: has several labels a row: a class is enrolled by rows that have its label alone")
+    codes = encode_source(encoder, found, output, _say)
     _list_unreadable(codes, output)
     after = before.enroll(codes)
     write_enrolled(export, after)

@@ -182,6 +182,38 @@ def test_lists_and_arrays_are_encoded_too(export, photos, encoder, tmp_path):
         np.testing.assert_array_equal(codes.words, encoder.encode(array))
 
 
+def test_arrays_that_a_search_takes_are_encoded_too(export, photos, tmp_path, capsys):
+    """Several labels a row, and endings in any case of the letters."""
+    array = pixels(export, photos / "test")
+    flags = np.eye(6, 3, dtype=np.uint8)
+    flags[0, 2] = 1
+    np.savez(tmp_path / "several.npz", images=array, labels=flags)
+    (tmp_path / "several.npz").rename(tmp_path / "S.NPZ")
+    np.save(tmp_path / "array.npy", array)
+    (tmp_path / "array.npy").rename(tmp_path / "A.NPY")
+    for name, labels in (("S.NPZ", ["0, 2", "1", "2", "", "", ""]), ("A.NPY", [""] * 6)):
+        assert run("encode", export, tmp_path / name, "-o", tmp_path / "out.npz") == 0
+        assert read_codes(tmp_path / "out.npz").labels.tolist() == labels
+    assert run("enroll", export, tmp_path / "S.NPZ", "-o", tmp_path / "new.npz") == 2
+    assert "S.NPZ: has several labels a row" in capsys.readouterr().err
+    for labels in (flags + 1, flags[:5], flags[:, :1], np.array(3)):
+        np.savez(tmp_path / "bad.npz", images=array, labels=labels)
+        assert run("encode", export, tmp_path / "bad.npz", "-o", tmp_path / "out.npz") == 2
+        said = f"labels of shape {labels.shape}: one label, or C values 0 or 1, for each of 6 rows is wanted"
+        assert said in capsys.readouterr().err
+    np.save(tmp_path / "value.npy", 3)
+    assert run("encode", export, tmp_path / "value.npy", "-o", tmp_path / "out.npz") == 2
+    assert "value.npy: not a readable array: holds a single value" in capsys.readouterr().err
+
+
+def test_a_half_line_is_cut_off_and_the_others_are_not_written_again(tmp_path, monkeypatch):
+    path, whole = tmp_path / "codes.npz.partial", json.dumps({"encoder": "e", "found": {"a|1": "AAAA"}}) + "\n"
+    path.write_text(whole + '{"encoder": "cut in the mid')
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: path.open("wb").close())  # a kill before the rest
+    assert codes_module._read_partial(path, "e") == {"a|1": bytes(3)}
+    assert path.read_text() == whole
+
+
 def test_codes_of_several_folders_become_one_index(export, photos, tmp_path):
     for part in ("train", "test"):
         assert run("encode", export, photos / part, "-o", tmp_path / f"{part}.npz") == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,8 @@ IMAGE_SUFFIXES = frozenset(
 """What is read as an image."""
 MEGAPIXELS = 89.478485
 """Pillow's own limit: larger images may be made to fill the memory of whoever opens them."""
+_AT_ONCE = 2**18
+"""How many values of a deep image are worked on at a time."""
 _PILLOWS_LIMIT = threading.Lock()
 _JPEG = b"\xff\xd8"
 _ORIENTATION = 0x0112
@@ -100,9 +102,10 @@ def open_image(
             drafted = image.draft("RGB", (detail, detail)) if detail else None
             image.load()  # Pillow turns a TIFF here, and takes its orientation away
             turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-            pixels = _in_rgb(image, span)
+            pixels = _in_8_bits(image, span) if _is_deep(image) else _in_rgb(image)
             if size is not None:
                 pixels = fit.apply(pixels, size, drafted[1] if drafted else None)
+            pixels = pixels if pixels.mode == "RGB" else pixels.convert("RGB")
             return pixels.transpose(turn) if turn is not None else pixels
     except BadImage:
         raise
@@ -128,12 +131,7 @@ def _too_large(image: Image.Image, megapixels: float) -> bool:
     return image.width * image.height > megapixels * 1e6
 
 
-def _in_rgb(image: Image.Image, span: Span | None) -> Image.Image:
-    if _is_deep(image):
-        low, high = span or _span(image) or (0.0, 0.0)
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=low, posinf=high, neginf=low)
-        scaled = (values.clip(low, high) - low) * (255 / (high - low) if high > low else 0)
-        image = Image.fromarray(np.rint(scaled).astype(np.uint8))
+def _in_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
@@ -144,10 +142,32 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
+def _in_8_bits(image: Image.Image, span: Span | None) -> Image.Image:
+    """The values of a deep image from 0 to 255."""
+    low, high = span or _span(image) or (0.0, 0.0)
+    found = np.empty((image.height, image.width), dtype=np.uint8)
+    for rows, part in _values(image):
+        values = np.nan_to_num(part, copy=False, nan=low, posinf=high, neginf=low)
+        scaled = (values.clip(low, high) - low) * (255 / (high - low) if high > low else 0)
+        found[rows] = np.rint(scaled)
+    return Image.fromarray(found)
+
+
 def _span(image: Image.Image) -> Span | None:
-    values = np.asarray(image, dtype=np.float64)
+    return joined(_finite_span(part) for _, part in _values(image))
+
+
+def _finite_span(values: npt.NDArray[np.float64]) -> Span | None:
     values = values[np.isfinite(values)]
     return (float(values.min()), float(values.max())) if values.size else None
+
+
+def _values(image: Image.Image) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
+    """The values of a deep image, some rows at a time: as float64 all of them would be 4 times the size of 16 bits."""
+    step = max(1, _AT_ONCE // image.width)
+    for top in range(0, image.height, step):
+        end = min(top + step, image.height)
+        yield slice(top, end), np.array(image.crop((0, top, image.width, end)), dtype=np.float64)
 
 
 def deep_span(content: bytes, megapixels: float = MEGAPIXELS) -> Span | None:

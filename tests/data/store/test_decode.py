@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -310,6 +311,20 @@ def test_grey_images_of_more_than_8_bits_are_scaled_by_a_span(kind):
     cut = decode(content, 16, span=(1000 / unit, 2000 / unit))[..., 0]
     assert (cut[values <= 1000] == 0).all()
     assert (cut[values >= 2000] == 255).all()
+
+
+def test_a_large_grey_image_of_16_bits_takes_little_more_memory_than_its_pixels_and_is_scaled_to_the_same_values():
+    values = np.random.default_rng(0).integers(100, 3000, (2000, 1900)).astype(np.uint16)
+    content = encoded(Image.fromarray(values), "TIFF")
+    tracemalloc.start()
+    try:
+        found = open_image(content)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * values.nbytes  # NumPy's part; as float64 all values alone are 4 times as much
+    expected = np.rint((values.astype(np.float64) - 100) * (255 / 2899)).astype(np.uint8)
+    assert np.array_equal(np.asarray(found), np.repeat(expected[..., None], 3, axis=2))
 
 
 def test_values_that_are_no_numbers_do_not_count():

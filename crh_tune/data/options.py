@@ -54,7 +54,7 @@ class ImageOptions(FileOptions):
     on_bad_image: Literal["stop", "skip"] = "stop"
     """What an unreadable image does: it stops the search before its first trial, or is left out and named."""
     range: Annotated[tuple[float, float] | None, AfterValidator(_rising)] = None
-    """What becomes 0 and 255 in grey images of more than 8 bits; null takes the dataset's lowest and highest value."""
+    """What becomes 0 and 255 in images of more than 8 bits a channel; null takes the dataset's lowest and highest."""
     max_megapixels: float = Field(MEGAPIXELS, gt=0)
     """Larger images, in million pixels, count as unreadable: a small file can hold more than fits into memory."""
 

@@ -63,7 +63,7 @@ class Encoder:
     device: torch.device = CPU
     fit: Fit = STRETCHED
     span: tuple[float, float] | None = None
-    """What became 0 and 255 in grey training images of more than 8 bits."""
+    """What became 0 and 255 in training images of more than 8 bits a channel."""
     megapixels: float = MEGAPIXELS
     """How many million pixels an image file may have: ``dataset.max_megapixels``."""
     nested: tuple[int, ...] = ()

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from crh_tune.data.store.stored import (
     prototype_vectors,
 )
 from tests.data.readers.test_cifar import cifar10
+from tests.data.store.test_decode import png_of_16_bits, tiff_of_16_bits
 
 NAMES = ("ant", "bee", "cat")
 PRINTS = """
@@ -502,25 +504,49 @@ def test_the_fingerprints_of_features_change_with_a_value_and_a_label(tmp_path):
 
 def deep_folders(root: Path) -> Path:
     """16-bit images of 12-bit values: image i holds values up to 400 (i + 1) of 4000."""
+
+    def save(values: np.ndarray, path: Path) -> None:
+        Image.fromarray(values.astype(np.uint16)).save(path)
+
+    return deep_folders_of(root, save)
+
+
+def deep_folders_of(root: Path, save: Callable[[np.ndarray, Path], object]) -> Path:
     for number in range(10):
         part = "train" if number < 6 else "test"
         path = root / part / NAMES[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         values = np.linspace(0, 400 * (number + 1), 64).reshape(8, 8)
-        Image.fromarray(values.astype(np.uint16)).save(path)
+        save(values, path)
     return root
 
 
 def test_images_of_more_than_8_bits_are_scaled_by_one_range_for_all(tmp_path):
     root, said = deep_folders(tmp_path / "d"), list[str]()
     dataset = open_dataset("folder", {"path": root, "size": 8}, said.append)
-    assert "grey images of more than 8 bits: 0 to 4000 become 0 to 255 (dataset.range sets others)" in said
+    assert "images of more than 8 bits a channel: 0 to 4000 become 0 to 255 (dataset.range sets others)" in said
     for part in (dataset.train, dataset.queries):
         brightest = part.inputs[np.arange(len(part))].max(axis=(1, 2, 3)).tolist()
         assert brightest == [round(400 * (int(Path(item).stem) + 1) / 4000 * 255) for item in part.items]
     again = open_dataset("folder", {"path": root, "size": 8}, said.append)
     assert again.train.fingerprint() == dataset.train.fingerprint()
     assert (again.train.inputs.span, again.queries.inputs.span) == ((0, 4000), (0, 4000))
+
+
+def test_colour_of_16_bits_is_scaled_likewise_or_a_problem_that_says_what_to_do(tmp_path):
+    def save(values: np.ndarray, path: Path) -> None:
+        path.write_bytes(png_of_16_bits(np.repeat(values[..., None], 3, axis=2)))
+
+    root, said = deep_folders_of(tmp_path / "d", save), list[str]()
+    dataset = open_dataset("folder", {"path": root, "size": 8}, said.append)
+    line = "images of more than 8 bits a channel: 0 to 4000 become 0 to 255 (dataset.range sets others)"
+    assert line in said
+    assert ("note", line) in check_data(root).lines
+    brightest = dataset.queries.inputs[np.arange(4)].max(axis=(1, 2, 3)).tolist()
+    assert brightest == [round(400 * (int(Path(item).stem) + 1) / 4000 * 255) for item in dataset.queries.items]
+    (root / "train/ant/ink.tif").write_bytes(tiff_of_16_bits(np.ones((4, 4, 4)), photometric=5))
+    found = "more than 8 bits a channel in a layout that is not read (CMYK): convert it to 8 bits a channel, or to grey"
+    assert check_data(root).problems == [f"{root}/train/ant/ink.tif: {found}"]
 
 
 def test_a_range_that_is_given_has_a_cache_of_its_own(tmp_path):

@@ -88,10 +88,12 @@ def duplicate_lines(found: Sequence[str], parts: int) -> list[tuple[str, str]]:
 
 
 def span_line(span: tuple[float, float] | None) -> str | None:
-    """A line on how grey images of more than 8 bits are scaled; None where there are none."""
+    """A line on how images of more than 8 bits a channel are scaled; None where there are none."""
     if span is None:
         return None
-    return f"grey images of more than 8 bits: {span[0]:g} to {span[1]:g} become 0 to 255 (dataset.range sets others)"
+    return (
+        f"images of more than 8 bits a channel: {span[0]:g} to {span[1]:g} become 0 to 255 (dataset.range sets others)"
+    )
 
 
 def plain_line(names: Sequence[str]) -> str | None:

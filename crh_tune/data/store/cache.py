@@ -58,7 +58,7 @@ class ImageCache:
     digests: Bytes
     bad: dict[int, str]
     span: Span | None = None
-    """What became 0 and 255 in grey images of more than 8 bits; None where there are none."""
+    """What became 0 and 255 in images of more than 8 bits a channel; None where there are none."""
 
     def rows(self, rows: Rows) -> CachedImages:
         """Some of the images, to train on."""

@@ -40,14 +40,14 @@ class ImageSource(Protocol):
 
     @property
     def span(self) -> Span | None:
-        """What becomes 0 and 255 in grey images of more than 8 bits, where that is given."""
+        """What becomes 0 and 255 in images of more than 8 bits a channel, where that is given."""
 
     @property
     def options(self) -> str:
         """What else than usual may come of the same content: part of the name of whatever is kept of it."""
 
     def deep_span(self, row: int) -> Span | None:
-        """The lowest and highest value of a grey image of more than 8 bits; None of any other."""
+        """The lowest and highest value of an image of more than 8 bits a channel; None of any other."""
 
     def within(self, span: Span) -> ImageSource:
         """The same images, with that span."""

@@ -54,7 +54,7 @@ class CachedImages(StoredRows):
         digests: M x 16 bytes, of each image's file.
         moments: M x 3 x 2: sum and sum of squares of each channel's pixels.
         thumbnails: M x T x T x 3 uint8, T at most 32.
-        span: the values that became 0 and 255 in grey images of more than 8 bits; None where there are none.
+        span: the values that became 0 and 255 in images of more than 8 bits a channel; None where there are none.
     """
 
     digests: npt.NDArray[np.uint8]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -333,6 +335,84 @@ def test_values_that_are_no_numbers_do_not_count():
     content = encoded(Image.fromarray(values), "TIFF")
     assert deep_span(content) == (values[0, 3], 1)
     assert decode(content, 16)[0, :3, 0].tolist() == [0, 255, 0]
+
+
+def png_of_16_bits(values: np.ndarray) -> bytes:
+    """H x W x 2 (grey and alpha), 3 (RGB) or 4 (RGBA), which Pillow cannot write; each row less the one above it."""
+    height, width, channels = values.shape
+    rows = values.astype(">u2").view(np.uint8).reshape(height, -1)
+    filtered = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    data = zlib.compress(np.insert(filtered, 0, 2, axis=1).tobytes())
+    chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    ends = (struct.pack(">I", zlib.crc32(name + each)) for name, each in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(each)) + name + each + end for (name, each), end in zip(chunks, ends, strict=True)
+    )
+
+
+def tiff_of_16_bits(
+    values: np.ndarray, order: str = "<", photometric: int = 2, planar: int = 1, deflate: bool = False, alpha: int = 2
+) -> bytes:
+    """H x W x 3 or 4, which Pillow cannot write: in either order of bytes, with the channels apart (``planar`` 2)."""
+    height, width, channels = values.shape
+    planes = values.astype(f"{order}u2").transpose(2, 0, 1) if planar == 2 else values.astype(f"{order}u2")[None]
+    strips = [zlib.compress(each.tobytes()) if deflate else each.tobytes() for each in planes]
+    starts = np.cumsum([8, *map(len, strips)]).tolist()
+    tags = {256: [width], 257: [height], 258: [16] * channels, 259: [8 if deflate else 1], 262: [photometric]}
+    tags |= {273: starts[:-1], 277: [channels], 278: [height], 279: [len(each) for each in strips], 284: [planar]}
+    tags |= {338: [alpha]} if channels == 4 and photometric == 2 else {}
+    entries, more = b"", b""
+    for tag, numbers in sorted(tags.items()):
+        packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        value = packed if len(numbers) == 1 else struct.pack(f"{order}I", starts[-1] + 6 + 12 * len(tags) + len(more))
+        more += packed if len(numbers) > 1 else b""
+        entries += struct.pack(f"{order}HHI", tag, 4, len(numbers)) + value
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, starts[-1])
+    return head + b"".join(strips) + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + more
+
+
+DEEP_COLOUR = {
+    "PNG of RGB": lambda values: png_of_16_bits(values[..., :3]),
+    "PNG of RGBA": png_of_16_bits,
+    "TIFF of RGB": lambda values: tiff_of_16_bits(values[..., :3]),
+    "TIFF of RGB, big-endian": lambda values: tiff_of_16_bits(values[..., :3], ">"),
+    "TIFF of RGBA, deflated": lambda values: tiff_of_16_bits(values, deflate=True),
+    "TIFF of RGB and something, deflated, big-endian": lambda values: tiff_of_16_bits(values, ">", 2, 1, True, 0),
+}
+
+
+@pytest.mark.parametrize("top", [4096, 65536])
+@pytest.mark.parametrize("kind", DEEP_COLOUR)
+def test_colour_of_16_bits_is_scaled_by_a_span(kind, top):
+    values = np.random.default_rng(0).integers(0, top, (16, 18, 4))
+    content, colour = DEEP_COLOUR[kind](values), values[..., :3]
+    low, high = colour.min(), colour.max()
+    assert deep_span(content) == (low, high)
+    assert np.array_equal(np.asarray(open_image(content)), np.rint((colour - low) * (255 / (high - low))))
+    assert np.array_equal(np.asarray(open_image(content, span=(0, top - 1))), np.rint(colour * (255 / (top - 1))))
+
+
+def test_grey_of_16_bits_with_alpha_is_scaled_by_its_own_values():
+    values = np.random.default_rng(0).integers(0, 4096, (16, 16, 2))
+    content, grey = png_of_16_bits(values), values[..., :1]
+    assert deep_span(content) == (grey.min(), grey.max())
+    expected = np.rint(np.repeat(grey, 3, axis=2) * (255 / 4095))
+    assert np.array_equal(np.asarray(open_image(content, span=(0, 4095))), expected)
+
+
+@pytest.mark.parametrize(
+    ("layout", "mode"),
+    [
+        ({"photometric": 5}, "CMYK"), ({"photometric": 5, "deflate": True, "order": ">"}, "CMYK"),
+        ({"alpha": 1}, "RGBA"), ({"planar": 2}, "RGBA"), ({"planar": 2, "deflate": True}, "RGBA"),
+    ],
+)  # fmt: skip
+def test_colour_of_16_bits_of_which_the_lower_bytes_cannot_be_had_is_refused(layout, mode):
+    content = tiff_of_16_bits(np.random.default_rng(0).integers(0, 4096, (9, 8, 4)), **layout)
+    how = "convert it to 8 bits a channel, or to grey"
+    assert refused(content) == f"more than 8 bits a channel in a layout that is not read ({mode}): {how}"
+    assert deep_span(content) is None
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])

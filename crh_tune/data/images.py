@@ -16,6 +16,7 @@ from crh_tune.data.readers.files import QUERIES_ALSO, no_problems, plain_line, p
 from crh_tune.data.readers.reference import own_reference
 from crh_tune.data.splits import Dataset, Samples
 from crh_tune.data.store.cache import ImageCache, Say, open_cache
+from crh_tune.data.store.decode import Span
 from crh_tune.data.store.sources import ImageSource
 from crh_tune.data.store.stored import Array, Rows, StoredRows
 
@@ -30,6 +31,10 @@ class ImageStore(Protocol):
     @property
     def bad(self) -> dict[int, str]:
         """Which rows are no images, and why."""
+
+    @property
+    def span(self) -> Span | None:
+        """What became 0 and 255 in images of more than 8 bits a channel."""
 
     def rows(self, rows: Rows) -> StoredRows:
         """Some of the images, to train on."""
@@ -74,10 +79,10 @@ def image_dataset(
     images = listing.images_to_decode(options)
     names, rows, labels, items = images.source.names, images.rows, images.labels, images.items
     cache = store(images.source, options, say)
-    if isinstance(cache, ImageCache):
-        for line in (span_line(cache.span), plain_line([names[row] for row in cache.plain()])):
-            if line is not None:
-                say(line)
+    plain = plain_line([names[row] for row in cache.plain()]) if isinstance(cache, ImageCache) else None
+    for line in (span_line(cache.span), plain):
+        if line is not None:
+            say(line)
     reference = own_reference(options, listing.class_names, labels[0], listing.reference)
     skipped = bad_images(listing.root, names, cache, options)
     queries, others = _digests(names, cache, rows[1]), (rows[0], *rows[2:])

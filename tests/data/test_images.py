@@ -18,7 +18,11 @@ from pydantic import ValidationError
 from crh_tune.data.check import check_data
 from crh_tune.data.datasets import open_dataset
 from crh_tune.data.listing import DataError
+from crh_tune.data.options import ImageOptions
 from crh_tune.data.splits import Dataset, Samples, final_split, search_split
+from crh_tune.data.store.decode import Fit
+from crh_tune.data.store.feature_cache import FeatureCache, Recipe, open_features
+from crh_tune.data.store.sources import ImageSource
 from crh_tune.data.store.stored import (
     CachedImages,
     StoredRows,
@@ -547,6 +551,23 @@ def test_colour_of_16_bits_is_scaled_likewise_or_a_problem_that_says_what_to_do(
     (root / "train/ant/ink.tif").write_bytes(tiff_of_16_bits(np.ones((4, 4, 4)), photometric=5))
     found = "more than 8 bits a channel in a layout that is not read (CMYK): convert it to 8 bits a channel, or to grey"
     assert check_data(root).problems == [f"{root}/train/ant/ink.tif: {found}"]
+
+
+def test_a_frozen_backbone_sees_images_scaled_by_the_same_range_and_says_it(tmp_path):
+    root, said = deep_folders(tmp_path / "d"), list[str]()
+
+    def brightest(source: ImageSource, options: ImageOptions, say: Callable[[str], None]) -> FeatureCache:
+        def compute(images: np.ndarray) -> np.ndarray:
+            return images.max(axis=(1, 2, 3))[:, None].astype(np.float32)
+
+        return open_features(source, Recipe("brightest", 1, 8, Fit(), lambda: compute), say)
+
+    dataset = open_dataset("folder", {"path": root, "size": 8}, said.append, brightest)
+    assert "images of more than 8 bits a channel: 0 to 4000 become 0 to 255 (dataset.range sets others)" in said
+    for part in (dataset.train, dataset.queries):
+        wanted = [round(400 * (int(Path(item).stem) + 1) / 4000 * 255) for item in part.items]
+        assert part.inputs[np.arange(len(part))][:, 0].tolist() == wanted
+        assert part.inputs.span == (0, 4000)  # which an export keeps
 
 
 def test_a_range_that_is_given_has_a_cache_of_its_own(tmp_path):

@@ -19,7 +19,7 @@ from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from crh_tune.data.listing import DataError
-from crh_tune.data.store.checked import file_states, is_checked, read_json, set_checked
+from crh_tune.data.store.checked import (
+    file_digest,
+    file_states,
+    is_checked,
+    load_array,
+    read_json,
+    read_rows,
+    set_checked,
+    write_rows,
+)
 from crh_tune.data.store.decode import DECODER, BadImage, Span, joined
 from crh_tune.data.store.sources import Bytes, ImageSource
 from crh_tune.data.store.stored import CachedImages, Rows
-from crh_tune.ground import write_json, write_whole
+from crh_tune.ground import write_json
 
 Say = Callable[[str], None]
 THUMBNAIL = 32
@@ -130,40 +139,37 @@ def locked(path: Path, say: Say, what: str = "decodes the same images") -> Itera
 def content_digests(source: ImageSource, root: Path) -> Bytes:
     """The digest of every image, M x 16; read from the files only where one of them has changed since the last time."""
     memo = root / "signatures" / f"{source.signature()}.npy"
-    known = _load(memo, (len(source.names) + 1, 16), np.uint8)
-    if known is not None and _own_digest(known[:-1]).tobytes() == known[-1].tobytes():
-        return np.array(known[:-1])
-    parts = [source.part(_slice(block)) for block in range(_blocks(len(source.names)))]
-    blocks = list(_in_processes(_digest_block, [(part,) for part in parts]))
+    known = read_rows(memo, len(source.names))
+    if known is not None:
+        return known
+    blocks = list(_in_processes(_digest_block, [(part,) for part in _parts(source)]))
     digests = np.frombuffer(b"".join(found for found, _ in blocks), dtype=np.uint8).reshape(-1, 16)
     if all(whole for _, whole in blocks):
-        write_whole(memo, lambda aside: _save(np.vstack([digests, _own_digest(digests)]), aside))
+        write_rows(memo, digests)
     return digests
 
 
-def _save(digests: Bytes, path: Path) -> None:
-    with path.open("wb") as file:  # to a path of another ending, numpy would add its own
-        np.save(file, digests, allow_pickle=False)
+def common_span(source: ImageSource, root: Path) -> Span | None:
+    """What becomes 0 and 255 in images of more than 8 bits a channel: what is given, or the lowest and highest value
+    of all, which is looked for once. None where there are no such images."""
+    if source.span is not None:
+        return source.span
+    kind = file_digest(f"{DECODER}{source.options}".encode()).hex()[:8]
+    memo = root / "signatures" / f"{source.signature()}-{kind}.span"
+    known = read_rows(memo, 1)
+    if known is None:
+        span = joined(_in_processes(_span_block, [(part,) for part in _parts(source)]))
+        known = np.array([span or (np.nan, np.nan)]).view(np.uint8)
+        write_rows(memo, known)
+    low, high = known.view(np.float64)[0].tolist()
+    return None if np.isnan(low) else (low, high)
 
 
-def _own_digest(digests: Bytes) -> Bytes:
-    return np.frombuffer(_digest(digests.tobytes()), dtype=np.uint8)
+def _parts(source: ImageSource) -> list[ImageSource]:
+    return [source.part(_slice(block)) for block in range(_blocks(len(source.names)))]
 
 
-def _load(path: Path, shape: tuple[int, ...], dtype: Any, mode: Literal["r", "r+"] = "r") -> Any:
-    """A memory-mapped array of this shape and type; None where there is no such one."""
-    try:
-        array = np.load(path, mmap_mode=mode, allow_pickle=False)
-    except Exception:  # whatever NumPy raises on a broken header
-        return None
-    return array if isinstance(array, np.memmap) and array.shape == shape and array.dtype == dtype else None
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
-
-
-UNREAD = _digest(b"")
+UNREAD = file_digest(b"")
 """The digest that stands for a file that cannot be read."""
 
 
@@ -172,7 +178,7 @@ def _digest_block(source: ImageSource) -> tuple[bytes, bool]:
     digests, whole = [], True
     for row in range(len(source.names)):
         try:
-            digests.append(_digest(source.read(row)))
+            digests.append(file_digest(source.read(row)))
         except BadImage:
             digests.append(UNREAD)
             whole = False
@@ -242,7 +248,7 @@ def _open(folder: Path, size: int, digests: Bytes) -> ImageCache | None:
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     kinds = _kinds(len(digests), size)
-    arrays = [_load(folder / name, shape, dtype) for name, (shape, dtype) in zip(_ARRAYS, kinds, strict=True)]
+    arrays = [load_array(folder / name, shape, dtype) for name, (shape, dtype) in zip(_ARRAYS, kinds, strict=True)]
     if any(array is None for array in arrays):
         return None
     return ImageCache(folder, arrays[0], arrays[1], arrays[2], digests, bad, span)
@@ -263,8 +269,7 @@ def _build(source: ImageSource, size: int, folder: Path, digests: Bytes, say: Sa
     if done:
         say(f"{count - _size(left, count)} of them are there already")
     (part / _PROGRESS).write_text("".join(json.dumps(entry) + "\n" for entry in done.values()), encoding="utf-8")
-    parts = [source.part(_slice(block)) for block in range(_blocks(count))]
-    span = source.span or joined(_in_processes(_span_block, [(each,) for each in parts]))
+    parts, span = _parts(source), common_span(source, folder.parent)
     if span is not None:
         parts = [each.within(span) for each in parts]
     with (
@@ -300,7 +305,7 @@ def _open_arrays(part: Path, count: int, size: int) -> list[Any]:
 
 
 def _open_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Any:
-    there = _load(path, shape, dtype, "r+")
+    there = load_array(path, shape, dtype, "r+")
     if there is not None:
         return there
     path.unlink(missing_ok=True)
@@ -410,7 +415,7 @@ def read_again(source: ImageSource, row: int, digest: bytes) -> bytes:
     """
     try:
         content = source.read(row)
-        changed = _digest(content) != digest
+        changed = file_digest(content) != digest
     except BadImage:
         if digest == UNREAD:
             raise

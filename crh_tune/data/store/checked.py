@@ -1,16 +1,22 @@
-"""Which state of a cache's files was found to be sound, so that they are not read through again each time."""
+"""Which state of a cache's files was found to be sound, so that they are not read through again each time; and small
+files that are checked whenever they are read."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from crh_tune.ground import write_json
+import numpy as np
+import numpy.typing as npt
 
+from crh_tune.ground import write_json, write_whole
+
+Bytes = npt.NDArray[np.uint8]
 _CHECKED = "checked.json"
 """The states that each node which uses the cache has checked last, by the node's name."""
 
@@ -39,3 +45,34 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def load_array(path: Path, shape: tuple[int, ...], dtype: Any, mode: Literal["r", "r+"] = "r") -> Any:
+    """A memory-mapped array of this shape and type; None where there is no such one."""
+    try:
+        array = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except Exception:  # whatever NumPy raises on a broken header
+        return None
+    return array if isinstance(array, np.memmap) and array.shape == shape and array.dtype == dtype else None
+
+
+def file_digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def read_rows(path: Path, count: int) -> Bytes | None:
+    """``count`` rows of 16 bytes; None where they are not there, or not as they were written."""
+    found = load_array(path, (count + 1, 16), np.uint8)
+    sound = found is not None and file_digest(found[:-1].tobytes()) == found[-1].tobytes()
+    return np.array(found[:-1]) if sound else None
+
+
+def write_rows(path: Path, rows: Bytes) -> None:
+    """Write rows of 16 bytes with their own digest. Raises OSError."""
+    own = np.frombuffer(file_digest(rows.tobytes()), dtype=np.uint8)
+
+    def write(aside: Path) -> None:
+        with aside.open("wb") as file:  # to a path of another ending, numpy would add its own
+            np.save(file, np.vstack([rows, own]), allow_pickle=False)
+
+    write_whole(path, write)

@@ -37,7 +37,7 @@ _OTHER_ORDER = {
 """Pillow's layouts of 16 bits of colour, of which it gives the upper bytes, and the one that gives the lower bytes."""
 _GREY_AND_ALPHA = "LA;16B"
 _PILLOWS_LIMIT = threading.Lock()
-_JPEG = b"\xff\xd8"
+JPEG = b"\xff\xd8"
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -225,7 +225,7 @@ def _read_as(content: bytes, layouts: Mapping[str, str]) -> Image.Image:
 
 def deep_span(content: bytes, megapixels: float = MEGAPIXELS) -> Span | None:
     """The lowest and highest finite value of an image of more than 8 bits a channel; None of any other or a bad one."""
-    if content.startswith(_JPEG):
+    if content.startswith(JPEG):
         return None
     try:
         with _opened(content) as image:

@@ -1,9 +1,9 @@
 """The run-once cache of a frozen backbone: the features of every image it has seen, as one memory-mapped array.
 
-There is one for each backbone with its weights and preprocessing. It grows by blocks of images, keyed by the images'
-content, under a lock; a process that is killed loses at most the block it was at. Every block has a checksum: files
-that are not exactly as they were when they were last checked are checked again, and the features of a damaged block are
-computed anew.
+There is one for each backbone with its weights and preprocessing, and for each range of images of more than 8 bits. It
+grows by blocks of images, keyed by the images' content, under a lock; a process that is killed loses at most the block
+it was at. Every block has a checksum: files that are not exactly as they were when they were last checked are checked
+again, and the features of a damaged block are computed anew.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from crh_tune.data.store.cache import (
     UNREAD,
     Say,
     cache_root,
+    common_span,
     content_digests,
     disk_errors,
     locked,
@@ -34,7 +35,7 @@ from crh_tune.data.store.cache import (
     usable_cores,
 )
 from crh_tune.data.store.checked import file_states, is_checked, set_checked
-from crh_tune.data.store.decode import BadImage, Fit
+from crh_tune.data.store.decode import BadImage, Fit, Span
 from crh_tune.data.store.sources import Bytes, ImageSource
 from crh_tune.data.store.stored import CachedFeatures, Rows
 from crh_tune.ground import write_whole
@@ -75,11 +76,13 @@ class FeatureCache:
     mirrors: Rows | None
     digests: Bytes
     bad: dict[int, str]
+    span: Span | None = None
+    """What became 0 and 255 in images of more than 8 bits a channel; None where there are none."""
 
     def rows(self, rows: Rows) -> CachedFeatures:
         """The features of some of the images, to train on."""
         mirrors = None if self.mirrors is None else self.mirrors[rows]
-        return CachedFeatures(self.array, self.places[rows], self.digests[rows], self.key, mirrors)
+        return CachedFeatures(self.array, self.places[rows], self.digests[rows], self.key, mirrors, self.span)
 
 
 @dataclass
@@ -121,10 +124,12 @@ def open_features(source: ImageSource, recipe: Recipe, say: Say) -> FeatureCache
     Raises DataError when a file is gone, the disk is too small, or a file changes while it is read.
     """
     root = cache_root()
-    kind = recipe.key + source.options
-    folder = root / f"features-{hashlib.sha256(kind.encode()).hexdigest()[:24]}"
     with disk_errors(root):
         (root / "signatures").mkdir(parents=True, exist_ok=True)
+        span = common_span(source, root)
+        source = source if span is None else source.within(span)
+        kind = recipe.key + source.options
+        folder = root / f"features-{hashlib.sha256(kind.encode()).hexdigest()[:24]}"
         folder.mkdir(exist_ok=True)
         digests = content_digests(source, root)
         keys = [row.tobytes() for row in digests]
@@ -156,7 +161,7 @@ def _opened(source: ImageSource, recipe: Recipe, store: _Store, digests: Bytes, 
     shape = (store.length, recipe.features)
     array: Any = np.memmap(store.folder / _ROWS, np.float32, "r", shape=shape) if store.length else np.empty(shape)
     mirrors = _places(store, [mirror(key) for key in keys]) if recipe.mirrored else None
-    return FeatureCache(recipe.key, array, _places(store, keys), mirrors, digests, bad)
+    return FeatureCache(recipe.key, array, _places(store, keys), mirrors, digests, bad, source.span)
 
 
 def _places(store: _Store, keys: Sequence[bytes]) -> Rows:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from crh_tune.data.store.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, Span, deep_span, open_image
+from crh_tune.data.store.decode import JPEG, MEGAPIXELS, STRETCHED, BadImage, Fit, Span, deep_span, open_image
 from crh_tune.errors import DataError
 
 Bytes = npt.NDArray[np.uint8]
@@ -93,8 +93,10 @@ class FileImages:
 
     def deep_span(self, row: int) -> Span | None:
         try:
-            return deep_span(self.read(row), self.megapixels)
-        except BadImage:
+            with open(os.path.join(self.root, self.names[row]), "rb") as file:
+                start = file.read(len(JPEG))
+                return None if start == JPEG else deep_span(start + file.read(), self.megapixels)
+        except OSError:  # whoever reads the image says so
             return None
 
     def within(self, span: Span) -> FileImages:

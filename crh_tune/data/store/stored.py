@@ -78,11 +78,13 @@ class CachedFeatures(StoredRows):
         digests: N x 16 bytes, of each image's file.
         key: which backbone, weights and preprocessing they come from.
         mirrors: N rows of the same array with the features of the mirror images, where they were computed.
+        span: the values that became 0 and 255 in images of more than 8 bits a channel; None where there are none.
     """
 
     digests: npt.NDArray[np.uint8]
     key: str
     mirrors: Rows | None = None
+    span: tuple[float, float] | None = None
 
     def pick(self, index: Rows) -> Self:
         mirrors = None if self.mirrors is None else self.mirrors[index]

@@ -128,6 +128,30 @@ def test_another_limit_of_pixels_has_features_of_its_own(tmp_path):
         assert len(found.bad) == bad
 
 
+def test_images_of_more_than_8_bits_are_scaled_by_one_range_for_all(tmp_path, cache):
+    def deep(number: int, highest: int) -> str:
+        values = np.linspace(0, highest, 120).reshape(10, 12).astype(np.uint16)
+        Image.fromarray(values).save(tmp_path / "d" / f"deep{number}.png")
+        return f"deep{number}.png"
+
+    names, work = photos(tmp_path / "d", 3), Colours()
+    names += [deep(number, 1000 * (number + 1)) for number in range(4)]
+    found = work.open(tmp_path / "d", names)
+    wanted = [decode((tmp_path / "d" / name).read_bytes(), 8, span=(0, 4000)) for name in names]
+    np.testing.assert_array_equal(all_rows(found), colours(np.stack(wanted)))
+    assert found.span == found.rows(np.arange(2)).span == (0, 4000)
+    (memo,) = cache.glob("signatures/*.span")
+    for damage in (memo.read_bytes()[:-1], memo.read_bytes()[:-20] + bytes(20), memo.read_bytes()):
+        memo.write_bytes(damage)
+        again = Colours()
+        assert again.open(tmp_path / "d", names).span == (0, 4000)
+        assert again.started == 0
+    names.append(deep(4, 8000))
+    wider = Colours()
+    assert wider.open(tmp_path / "d", names).span == (0, 8000)
+    assert wider.computed == 8
+
+
 def test_another_backbone_has_features_of_its_own(tmp_path):
     names = photos(tmp_path / "d", 4)
     Colours().open(tmp_path / "d", names)

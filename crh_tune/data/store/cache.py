@@ -228,12 +228,16 @@ def _open_checked(folder: Path, size: int, digests: Bytes) -> ImageCache | None:
 
 
 def _check(folder: Path, size: int, digests: Bytes, say: Say) -> ImageCache | None:
-    """The cache, if every block still has its checksum; a bad one is removed."""
+    """The cache, if every block still has its checksum; a bad one is removed.
+
+    Its files are known to be sound in the state that they had before they were read: a later change is seen.
+    """
+    states = file_states(folder, _FILES) if all((folder / name).exists() for name in _FILES) else []
     found, complete = _open(folder, size, digests), read_json(folder / _COMPLETE)
     if found is not None:
         arrays = (found.images, found.thumbnails, found.moments)
         if [_checksum(arrays, block, found.bad) for block in range(_blocks(len(digests)))] == complete.get("blocks"):
-            set_checked(folder, file_states(folder, _FILES))
+            set_checked(folder, states)
             return found
     if folder.exists():
         say(f"the image cache {folder} is damaged: building it anew")

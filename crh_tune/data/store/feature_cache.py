@@ -141,7 +141,7 @@ def open_features(source: ImageSource, recipe: Recipe, say: Say) -> FeatureCache
                 rows = store.missing(keys, recipe.mirrored)
                 if rows:
                     _compute(source, rows, keys, recipe, store, say)
-                    set_checked(folder, file_states(folder, _FILES))
+                    _read(folder, recipe.features)  # what was there before may have changed meanwhile
         return _opened(source, recipe, store, digests, keys)
 
 

@@ -21,6 +21,7 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 
 from crh_tune.data.listing import DataError
+from crh_tune.data.store import cache as cache_module
 from crh_tune.data.store.cache import ImageCache, _open_array, _reserve, cache_root, open_cache
 from crh_tune.data.store.checked import file_states, is_checked, set_checked
 from crh_tune.data.store.decode import BadImage
@@ -266,6 +267,25 @@ def test_a_restarted_machine_checks_once_and_decodes_nothing(tmp_path):
     assert is_right(opened(other)[0], images)
     assert other.opened == []
     assert json.loads((cache.folder / "checked.json").read_text()) == checked
+
+
+def test_a_change_after_the_checksums_were_computed_is_seen(tmp_path, monkeypatch):
+    images = pixels_of(70)
+    source = written(tmp_path / "data", images)
+    real, blocks = cache_module._checksum, []
+
+    def then_changed(arrays, block, bad):
+        blocks.append(real(arrays, block, bad))
+        if len(blocks) == 2:  # the last one
+            flip(Path(arrays[0].filename), -1)
+        return blocks[-1]
+
+    monkeypatch.setattr(cache_module, "_checksum", then_changed)
+    opened(source)
+    assert len(blocks) == 2
+    cache, said = opened(again(source))
+    assert said[0] == f"the image cache {cache.folder} is damaged: building it anew"
+    assert is_right(cache, images)
 
 
 def test_nodes_that_share_a_cache_check_it_once_each(tmp_path, monkeypatch):

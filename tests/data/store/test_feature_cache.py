@@ -120,6 +120,25 @@ def test_features_are_computed_once_and_added_photos_cost_only_theirs(tmp_path, 
     assert [file.stat().st_mtime_ns for file in files] == before  # and so they need not be checked again
 
 
+def test_features_that_change_while_others_are_computed_are_not_taken_for_checked(tmp_path, cache):
+    names = photos(tmp_path / "d", 8)
+    Colours().open(tmp_path / "d", names)
+    (file,) = cache.glob("features-*/features.f32")
+
+    class Disturbed(Colours):
+        def start(self):
+            with file.open("r+b") as features:
+                features.write(b"\xff")
+            return super().start()
+
+    names += photos(tmp_path / "d", 2, 8)
+    Disturbed().open(tmp_path / "d", names)
+    work = Colours()
+    found = work.open(tmp_path / "d", names)
+    assert work.said[0].startswith("1 block of features in ")
+    np.testing.assert_array_equal(all_rows(found), colours(expected(tmp_path / "d", names)))
+
+
 def test_another_limit_of_pixels_has_features_of_its_own(tmp_path):
     names = photos(tmp_path / "d", 4)
     recipe = Recipe("key", 3, 8, STRETCHED, Colours().start, False)

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]*)?(?:e[+-]?[0-9]{1,2})?|[+-]?\.[0-9]+", re.IGNORECASE)
 _APART = re.compile(r"[\s,;|]+")
-_MARKS = re.compile(r"\s*[,;|]\s*")
+_MARKS = re.compile(r"\s*[,;|\t]\s*")
 _BARE = str.maketrans("", "", "[](){}\"'")
 
 Numbers = tuple[float, ...]
@@ -73,7 +73,7 @@ def reading(rows: Iterable[Numbers], classes: int | None) -> str:
 def names_in(labels: Collection[str], known: Collection[str] | None) -> tuple[dict[str, tuple[str, ...]], str | None]:
     """The class names that each label holds, and a label that can be one name or several, if there is such a one.
 
-    A comma, bar or semicolon parts names. Where none occurs, a blank does if all that it parts are labels by
+    A comma, bar, semicolon or tab parts names. Where none occurs, a blank does if all that it parts are labels by
     themselves, too; if a word is in two labels otherwise, it cannot be told.
 
     Args:
@@ -104,7 +104,7 @@ def _known_names(label: str, known: Collection[str]) -> tuple[str, ...]:
 
 
 def _parted(label: str) -> tuple[str, ...]:
-    """The names between commas, bars and semicolons, without brackets and quotes around a list of them."""
+    """The names between commas, bars, semicolons and tabs, without brackets and quotes around a list of them."""
     inner = label.strip("\"' ")
     if inner[:1] + inner[-1:] in ("[]", "()", "{}"):
         inner = inner[1:-1]

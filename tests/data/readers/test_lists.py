@@ -104,6 +104,7 @@ WRITTEN_SETS = {
     "names with commas": ["ant,cat", "bee", "bee, ant"],
     "names with bars": ["ant|cat", "bee", "ant | bee"],
     "names with semicolons": ["ant;cat", "bee", "ant;bee"],
+    "names with tabs": ["ant\tcat", "bee", "ant\tbee"],
     "names in brackets": ["['ant', 'cat']", "['bee']", "['bee', 'ant']"],
 }
 
@@ -124,6 +125,13 @@ def test_names_between_blanks_are_several_where_each_is_a_label_too(tmp_path):
     found = listed(tmp_path, rows("ant bee", "bee", "ant"), rows("ant", "bee", "bee ant", start=3))
     assert (found.problems, found.class_names) == ((), ("ant", "bee"))
     assert found.train.labels.tolist() == [[1, 1], [0, 1], [1, 0]]
+
+
+def test_a_tab_parts_names_that_hold_blanks(tmp_path):
+    train, test = rows("golden retriever\tcat", "old dog", separator="\t"), rows("cat", separator="\t", start=3)
+    found = listed(tmp_path, train, test)
+    assert (found.problems, found.class_names) == ((), ("cat", "golden retriever", "old dog"))
+    assert found.train.labels.tolist() == [[1, 1, 0], [0, 0, 1]]
 
 
 def test_a_blank_that_parts_names_or_belongs_to_one_is_a_problem_until_the_classes_are_named(tmp_path):

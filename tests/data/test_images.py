@@ -181,13 +181,13 @@ def test_labels_stay_with_their_images_when_unreadable_ones_are_skipped(tmp_path
 def test_multi_hot_labels_stay_with_their_images_too(tmp_path):
     root = lists(tmp_path / "d", list(range(6)), [6, 7])
     for name, rows in (("train", range(6)), ("test", range(6, 8))):
-        bits = [f"img/{row:03}.png {row & 1} {row >> 1 & 1} 1\n" for row in rows]
+        bits = [f"img/{row:03}.png {row & 1} {row >> 1 & 1} {~row & 1}\n" for row in rows]
         (root / f"{name}.txt").write_text("".join(bits))
     (root / "img" / "002.png").write_bytes(b"")
     found = opened("lists", root, on_bad_image="skip")
     rows = [0, 1, 3, 4, 5]
     assert found.train.inputs[:][:, 0, 0, 0].tolist() == rows
-    assert found.train.labels.tolist() == [[row & 1, row >> 1 & 1, 1] for row in rows]
+    assert found.train.labels.tolist() == [[row & 1, row >> 1 & 1, ~row & 1] for row in rows]
 
 
 def test_an_unreadable_image_stops_with_its_path_the_count_and_the_way_out(tmp_path):

@@ -4,31 +4,50 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]*)?(?:e[+-]?[0-9]{1,2})?|[+-]?\.[0-9]+", re.IGNORECASE)
 _APART = re.compile(r"[\s,;|]+")
 _MARKS = re.compile(r"\s*[,;|\t]\s*")
 _BARE = str.maketrans("", "", "[](){}\"'")
+_TRUTH = {"true": True, "yes": True, "y": True, "false": False, "no": False, "n": False}
+_SIGN = r"(?:[^\w\s,;|.']|_)"
+_SIGNS = re.compile(rf"\s*{_SIGN}\s*")
+_DIGITS = re.compile(rf"[0-9](?:{_SIGN}?[0-9])+")
+_VALUE = re.compile(r"(\w)[\"']?\s*[:=]\s*(?:[01](?:\.[0-9]*)?|\.[0-9]+|true|false)(?![\w.])", re.IGNORECASE)
 
 Numbers = tuple[float, ...]
+_COMMAS = "put commas between several"
+
+
+class Doubt(NamedTuple):
+    """A label that can be read in two ways, what these are, and how to write one of them."""
+
+    label: str
+    both: str
+    written: str
 
 
 def numbers(label: str) -> Numbers | None:
-    """The numbers of a label such as ``3``, ``0 1 0``, ``[1., 0.]`` or ``2|5``; None where it is a name.
+    """The numbers of a label such as ``3``, ``0 1 0``, ``[1., 0.]``, ``2|5`` or ``Y,N``; None where it is a name.
 
-    A number alone that is not whole is a name.
+    A number alone that is not whole is a name, and so is a ``True`` or ``yes`` alone.
     """
     values = tuple(map(_value, filter(None, _APART.split(label.translate(_BARE)))))
-    if not values or None in values or (len(values) == 1 and not values[0].is_integer()):  # type: ignore[union-attr]
+    if not values or None in values or (len(values) == 1 and not _is_whole(values[0])):
         return None
     return values  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=10_000)
 def _value(word: str) -> float | None:
-    return float(word) if _NUMBER.fullmatch(word) else None
+    return float(word) if _NUMBER.fullmatch(word) else _TRUTH.get(word.lower())
+
+
+def _is_whole(value: float | None) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 def lowest_bit(rows: Iterable[Numbers | None]) -> int:
@@ -44,7 +63,7 @@ def is_bits(values: Numbers, low: int) -> bool:
 
 def is_indices(values: Numbers) -> bool:
     """Whether these can be class indices: whole numbers from 0 on, each once."""
-    return len(set(values)) == len(values) and all(value >= 0 and value.is_integer() for value in values)
+    return len(set(values)) == len(values) and all(value >= 0 and _is_whole(value) for value in values)
 
 
 def reading(rows: Iterable[Numbers], classes: int | None) -> str:
@@ -70,8 +89,20 @@ def reading(rows: Iterable[Numbers], classes: int | None) -> str:
     return "either" if open_rows and not bits and highest <= 1 else "indices"
 
 
-def names_in(labels: Collection[str], known: Collection[str] | None) -> tuple[dict[str, tuple[str, ...]], str | None]:
-    """The class names that each label holds, and a label that can be one name or several, if there is such a one.
+def unparted_bits(labels: Sequence[str]) -> Doubt | None:
+    """A label such as ``0101`` or ``0/1/0`` where most are such: equally long, of no other digits, one from 0 on."""
+    found = [label for label in labels if _DIGITS.fullmatch(label.translate(_BARE))]
+    digits = [re.sub("[^0-9]", "", label) for label in found]
+    if 2 * len(found) <= len(labels) or len(set(map(len, digits))) > 1 or not set("".join(digits)) <= {"0", "1"}:
+        return None
+    if not any(each.startswith("0") for each in digits):
+        return None
+    both = f"can be one class, or a 0 or 1 for each of {len(digits[0])} classes"
+    return Doubt(found[0], both, "put blanks between the 0s and 1s")
+
+
+def names_in(labels: Collection[str], known: Collection[str] | None) -> tuple[dict[str, tuple[str, ...]], Doubt | None]:
+    """The class names that each label holds, and a label that can be read in two ways, if there is such a one.
 
     A comma, bar, semicolon or tab parts names. Where none occurs, a blank does if all that it parts are labels by
     themselves, too; if a word is in two labels otherwise, it cannot be told.
@@ -81,7 +112,12 @@ def names_in(labels: Collection[str], known: Collection[str] | None) -> tuple[di
     """
     if known is not None:
         return {label: _known_names(label, known) for label in labels}, None
-    parted = {label: _parted(label) for label in labels}
+    found, doubt = _by_blanks({label: _parted(label) for label in labels})
+    return found, _doubt(found) or doubt
+
+
+def _by_blanks(parted: dict[str, tuple[str, ...]]) -> tuple[dict[str, tuple[str, ...]], Doubt | None]:
+    """The names between blanks, where marks part none and that is what blanks do."""
     if any(len(names) > 1 for names in parted.values()):
         return parted, None
     words = {label: tuple(dict.fromkeys(names[0].split())) for label, names in parted.items()}
@@ -93,7 +129,32 @@ def names_in(labels: Collection[str], known: Collection[str] | None) -> tuple[di
         return parted, None
     if all(word in alone for each in several.values() for word in each):
         return words, None
-    return parted, shared[0]
+    return parted, Doubt(shared[0], "can be one class, or several that a blank parts", _COMMAS)
+
+
+def _doubt(found: Mapping[str, tuple[str, ...]]) -> Doubt | None:
+    """A label that holds names with values, names beside numbers, or a name that joins other names by a sign."""
+    every = {name for names in found.values() for name in names}
+    for label, names in found.items():
+        if (label.startswith("{") and ":" in label) or _holds_values(label):
+            written = "write the names that apply with commas between, or a 0 or 1 for every class"
+            return Doubt(label, "can be class names, or names with a value each", written)
+        odd = [name for name in names if _value(name) is not None]
+        if 0 < len(odd) < len(names):
+            both = f"can be {len(names)} classes, or hold a value {odd[0]!r} that is no class"
+            return Doubt(label, both, "leave out what is no class")
+        for name in names:
+            parts = set(_SIGNS.split(name))
+            if len(parts) > 1 and parts <= every:
+                sign = _SIGNS.search(name)[0].strip()  # type: ignore[index]
+                return Doubt(label, f"can be one class, or several that {sign!r} parts", _COMMAS)
+    return None
+
+
+def _holds_values(label: str) -> bool:
+    """Whether names have values, as in ``cat:0.9 dog:0.1`` or ``cat=1``; ``16:9`` has none."""
+    before = _VALUE.findall(label)
+    return len(before) > 1 or any(not character.isdigit() for character in before)
 
 
 def _known_names(label: str, known: Collection[str]) -> tuple[str, ...]:

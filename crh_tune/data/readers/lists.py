@@ -22,7 +22,16 @@ from crh_tune.data.readers.files import (
     read_text,
     too_few_classes,
 )
-from crh_tune.data.readers.label_text import is_bits, is_indices, lowest_bit, names_in, numbers, reading
+from crh_tune.data.readers.label_text import (
+    Doubt,
+    is_bits,
+    is_indices,
+    lowest_bit,
+    names_in,
+    numbers,
+    reading,
+    unparted_bits,
+)
 from crh_tune.data.store.stored import Array, Rows
 
 _SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
@@ -64,12 +73,7 @@ def list_lists(options: ListsOptions) -> Listing:
     lists = [_placed(root, read_rows(file, problems), problems) for file in files]
     problems += row_conflicts(lists)
     empty: list[Row] = []
-    kind = _kind(lists, names, problems)
-    if kind == "bits":
-        lists, labels, names = multi_hot_labels(lists, names, problems, empty)
-        labels = single_labels(labels)
-    else:
-        lists, labels, names = (_indexed if kind == "indices" else _named)(lists, names, problems)
+    lists, labels, names = read_labels(lists, names, problems, empty)
     notes = without_label(empty, options, problems)
     problems += too_few_classes(files[0], names)
     for file, each in zip(files[1:], labels[1:], strict=True):
@@ -101,6 +105,25 @@ def read_rows(file: Path, problems: list[str]) -> list[Row]:
     if not rows:
         problems.append(problem(file, "has no rows: want the path of an image and its label a line"))
     return rows
+
+
+def read_labels(
+    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problems: list[str], empty: list[Row]
+) -> tuple[list[list[Row]], list[Array], tuple[str, ...]]:
+    """The rows that have a label, their labels (a list's N int64, or N x C uint8), and the class names.
+
+    ``empty`` gets the rows without a label.
+    """
+    before = len(problems)
+    kind = _kind(lists, names, problems)
+    if kind == "bits":
+        kept, labels, names = multi_hot_labels(lists, names, problems, empty)
+        labels = single_labels(labels)
+    else:
+        kept, labels, names = (_indexed if kind == "indices" else _named)(lists, names, problems)
+    if len(problems) == before:
+        problems += shared_by_all(next((row.where for rows in kept for row in rows), ""), names, labels)
+    return kept, labels, names
 
 
 def multi_hot_labels(
@@ -158,6 +181,15 @@ def untrained_classes(where: str | Path, names: Sequence[str], train: Array, oth
     return [problem(where, f"class {names[c]!r} has no training sample: add some, or leave it out") for c in classes]
 
 
+def shared_by_all(where: str, names: Sequence[str], parts: Sequence[Array]) -> list[str]:
+    """A problem for every class that all samples of several labels have: each would be relevant to each other."""
+    if not sum(map(len, parts)) or any(each.ndim == 1 for each in parts):
+        return []
+    classes = np.flatnonzero(np.logical_and.reduce([each.all(axis=0) for each in parts]))
+    why = "which would make all relevant to each other: leave it out"
+    return [problem(where, f"every sample has the label {names[c]!r}, {why}") for c in classes.tolist()]
+
+
 def numbering_gaps(where: str | Path, parts: Sequence[Array], remedy: str) -> list[str]:
     """A problem where integer labels, the training samples' first, leave out a number from 1 to the highest.
 
@@ -213,6 +245,10 @@ def row_conflicts(lists: Sequence[Sequence[Row]]) -> list[str]:
 def _kind(lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problems: list[str]) -> str:
     """How the labels are read: as ``bits``, ``indices`` or ``names``, whichever most rows are."""
     rows = [row for each in lists for row in each]
+    doubt = None if names else unparted_bits([row.label for row in rows])
+    if doubt is not None:
+        problems.append(_doubtful(rows, doubt))
+        return "names"
     values = [each for row in rows if (each := numbers(row.label)) is not None]
     if 2 * len(values) < max(len(rows), 1):
         return "names"
@@ -258,15 +294,20 @@ def _named(
     lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problems: list[str]
 ) -> tuple[list[list[Row]], list[Array], tuple[str, ...]]:
     """The rows whose labels are class names, these (N int64, or N x C uint8), and the class names."""
-    split, unclear = names_in({row.label: None for rows in lists for row in rows}, names)
-    if unclear is not None:
-        where = next(row.where for rows in lists for row in rows if row.label == unclear)
-        both = f"label {unclear[:80]!r} can be one class, or several that a blank parts"
-        problems.append(problem(where, f"{both}: name the classes in classes.txt, or put commas between several"))
+    split, doubt = names_in({row.label: None for rows in lists for row in rows}, names)
+    if doubt is not None:
+        problems.append(_doubtful((row for rows in lists for row in rows), doubt))
     names = names or tuple(sorted({name for found in split.values() for name in found}))
     index = {name: c for c, name in enumerate(names)}
     codes = [[[index[name] for name in split[row.label]] for row in rows] for rows in lists]
     return *_coded(lists, codes, len(names), "want the name of a class", problems), names
+
+
+def _doubtful(rows: Iterable[Row], doubt: Doubt) -> str:
+    """The problem that a label can be read in two ways, with the first row that has it."""
+    where = next(row.where for row in rows if row.label == doubt.label)
+    wanted = f"{doubt.written}, or name the classes in classes.txt"
+    return problem(where, f"label {doubt.label[:80]!r} {doubt.both}: {wanted}")
 
 
 def _coded(

@@ -57,8 +57,8 @@ def test_names_are_classes_in_sorted_order(tmp_path, separator):
 def test_paths_may_hold_blanks_commas_and_emoji(tmp_path):
     names = ["my photo 1.JPG", "a,b 0 1.jpeg", "😀.png", "old.jpg copy.jpg"]
     touch(tmp_path, *names)
-    text = "".join(f"{name} 0 1 1\n" for name in names)
-    found = listed(tmp_path, text, rows("0 1 0"))
+    text = "".join(f"{name} {i % 2} 1 1\n" for i, name in enumerate(names))
+    found = listed(tmp_path, text, rows("1 0 0"))
     assert found.problems == ()
     assert found.train.paths == tuple(names)
 
@@ -91,6 +91,8 @@ WRITTEN_HOT = {
     ],
     "signs": ["1 -1 1", "-1 1 -1", "1 1 -1"],
     "float signs": ["1.0 -1.0 1.0", "-1.0 1.0 -1.0", "1.0 1.0 -1.0"],
+    "truth": ["True,False,True", "false,true,false", "[TRUE, TRUE, FALSE]"],
+    "answers": ["Y,N,Y", "n,y,n", "yes,yes,no"],
     "brackets": ["[1, 0, 1]", "[0 1 0]", '"[1, 1, 0]"'],
     "commas": ["1,0,1", "0,1,0", "1,1,0"],
     "bars": ["1|0|1", "0|1|0", "1|1|0"],
@@ -138,7 +140,7 @@ def test_a_blank_that_parts_names_or_belongs_to_one_is_a_problem_until_the_class
     train, test = rows("red car", "red bus", "car"), rows("car", "red car", start=3)
     both = "label 'red car' can be one class, or several that a blank parts"
     assert listed(tmp_path, train, test).problems == (
-        f"{tmp_path}/train.txt:1: {both}: name the classes in classes.txt, or put commas between several",
+        f"{tmp_path}/train.txt:1: {both}: put commas between several, or name the classes in classes.txt",
     )
     (tmp_path / "classes.txt").write_text("red car\nred bus\ncar\n")
     one = listed(tmp_path, train, test)
@@ -151,6 +153,68 @@ def test_a_blank_that_parts_names_or_belongs_to_one_is_a_problem_until_the_class
     (tmp_path / "classes.txt").unlink()
     commas = listed(tmp_path, rows("red car,red bus", "red bus", "red car"), rows("red car", start=3))
     assert (commas.problems, commas.class_names) == ((), ("red bus", "red car"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "both", "written"),
+    [
+        (["cat/dog", "cat", "dog"], "can be one class, or several that '/' parts", "put commas between several"),
+        (["cat + dog", "cat", "dog"], "can be one class, or several that '+' parts", "put commas between several"),
+        (["cat_dog", "cat,ant", "dog"], "can be one class, or several that '_' parts", "put commas between several"),
+        (["cat,.9", "dog,.8"], "can be 2 classes, or hold a value '.9' that is no class", "leave out what is no class"),
+        (["dog|cat|True", "dog|False"],
+         "can be 3 classes, or hold a value 'True' that is no class", "leave out what is no class"),
+        *(([first, "ant", "bee"], "can be class names, or names with a value each",
+           "write the names that apply with commas between, or a 0 or 1 for every class")
+          for first in ("{'cat': 1, 'dog': 0}", '{"labels": ["ant", "bee"]}', "cat:0.9 dog:0.1", "cat=1;dog=0")),
+        *(([first, other], f"can be one class, or a 0 or 1 for each of {count} classes",
+           "put blanks between the 0s and 1s")
+          for first, other, count in (("0101010101", "1101010101", 10), ("10", "01", 2), ("0/1/0", "1/0/0", 3))),
+    ],
+)  # fmt: skip
+def test_labels_that_can_be_read_in_two_ways_are_a_problem_until_the_classes_are_named(tmp_path, labels, both, written):
+    train, test = rows(*labels), rows(*labels[:1], start=3)
+    assert listed(tmp_path, train, test).problems == (
+        f"{tmp_path}/train.txt:1: label {labels[0]!r} {both}: {written}, or name the classes in classes.txt",
+    )
+    (tmp_path / "classes.txt").write_text("\n".join(labels))
+    assert listed(tmp_path, train, test).problems == ()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["GO:0008150,GO:0003674", "GO:0008150", "GO:0003674"],
+        ["001.Black_footed_Albatross", "002.Laysan_Albatross", "sea-lion"],
+        ["16:9", "4:3", "C++"],
+        ["True", "False", "True"],
+        ["yes", "no", "maybe"],
+    ],
+)
+def test_signs_numbers_and_answers_can_be_in_names(tmp_path, labels):
+    found = listed(tmp_path, rows(*labels), rows(*labels, start=3))
+    assert found.problems == ()
+    assert set(found.class_names) >= set(labels[1:])
+
+
+@pytest.mark.parametrize(
+    ("labels", "shared"),
+    [
+        (["cat,train", "dog,train", "cat,train"], "train"),
+        (["0 3", "1 3", "2,3"], "3"),
+        (["0 1 1", "0 0 1", "1 0 1"], "2"),
+    ],
+)
+def test_a_class_that_every_sample_has_is_a_problem(tmp_path, labels, shared):
+    why = "which would make all relevant to each other: leave it out"
+    assert listed(tmp_path, rows(*labels), rows(*labels, start=3)).problems == (
+        f"{tmp_path}/train.txt:1: every sample has the label {shared!r}, {why}",
+    )
+
+
+def test_answers_are_no_indices(tmp_path):
+    found = listed(tmp_path, rows("0 2", "1", "yes no"), rows("2", start=3))
+    assert found.problems == (f"{tmp_path}/train.txt:3: label 'yes no': want integers from 0 to 2, each once",)
 
 
 def test_rows_that_can_be_bits_or_indices_are_a_problem(tmp_path):

@@ -17,7 +17,7 @@ from pydantic import Field
 from crh_tune.data.listing import DataError, Listing, Part, inside
 from crh_tune.data.options import LabelOptions
 from crh_tune.data.readers.files import data_folder, files_in, missing_files, problem, too_few_classes
-from crh_tune.data.readers.lists import Row, multi_hot_labels, read_rows, row_conflicts, without_label
+from crh_tune.data.readers.lists import Row, labelled, multi_hot_labels, read_rows, row_conflicts, without_label
 from crh_tune.data.store.cache import cache_root
 from crh_tune.data.store.sources import FileImages
 from crh_tune.data.store.stored import Rows
@@ -110,6 +110,7 @@ def _listed(
             else:
                 listed[-1].append(row._replace(path=images.paths[known]))
     problems += row_conflicts(listed)
+    listed = labelled(listed, images.class_names, empty)
     listed, labels, _ = multi_hot_labels(listed, images.class_names, problems, empty)
     train, queries, database = (
         Part(tuple(row.path for row in rows), each) for rows, each in zip(listed, labels, strict=True)

@@ -12,6 +12,8 @@ _NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]*)?(?:e[+-]?[0-9]{1,2})?|[+-]?\.
 _APART = re.compile(r"[\s,;|]+")
 _MARKS = re.compile(r"\s*[,;|\t]\s*")
 _BARE = str.maketrans("", "", "[](){}\"'")
+_BETWEEN = r"[\s,;|\[\](){}\"']"
+_NOTHING = re.compile(rf"{_BETWEEN}*(?:(?:nan|none|null)(?:{_BETWEEN}+|$))*", re.IGNORECASE)
 _TRUTH = {"true": True, "yes": True, "y": True, "false": False, "no": False, "n": False}
 _SIGN = r"(?:[^\w\s,;|.']|_)"
 _SIGNS = re.compile(rf"\s*{_SIGN}\s*")
@@ -48,6 +50,13 @@ def _value(word: str) -> float | None:
 
 def _is_whole(value: float | None) -> bool:
     return isinstance(value, float) and value.is_integer()
+
+
+def says_nothing(label: str, known: Collection[str] | None) -> bool:
+    """Whether this is no label: empty, ``[]``, ``nan``, ``None`` or ``null``, other than the name of a known class."""
+    if _NOTHING.fullmatch(label) is None:
+        return False
+    return not any(word in (known or ()) for word in _APART.split(label.translate(_BARE)))
 
 
 def lowest_bit(rows: Iterable[Numbers | None]) -> int:
@@ -158,16 +167,19 @@ def _holds_values(label: str) -> bool:
 
 
 def _known_names(label: str, known: Collection[str]) -> tuple[str, ...]:
-    for names in ((label,), _parted(label), tuple(dict.fromkeys(label.translate(_BARE).split()))):
+    for names in ((label,), _parted(label, known), tuple(dict.fromkeys(label.translate(_BARE).split()))):
         if all(name in known for name in names):
             return names
     return ()
 
 
-def _parted(label: str) -> tuple[str, ...]:
-    """The names between commas, bars, semicolons and tabs, without brackets and quotes around a list of them."""
+def _parted(label: str, known: Collection[str] = ()) -> tuple[str, ...]:
+    """The names between commas, bars, semicolons and tabs, without brackets and quotes around a list of them.
+
+    What says nothing is no name: the empty cell of a table, or its ``nan``.
+    """
     inner = label.strip("\"' ")
     if inner[:1] + inner[-1:] in ("[]", "()", "{}"):
         inner = inner[1:-1]
     names = (name.strip("\"' ") if inner != label else name.strip() for name in _MARKS.split(inner))
-    return tuple(dict.fromkeys(filter(None, names))) or (label,)
+    return tuple(dict.fromkeys(name for name in names if not says_nothing(name, known))) or (label,)

@@ -30,12 +30,14 @@ from crh_tune.data.readers.label_text import (
     names_in,
     numbers,
     reading,
+    says_nothing,
     unparted_bits,
 )
 from crh_tune.data.store.stored import Array, Rows
 
 _SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
-_ROW = re.compile(rf"(.*(?:{_SUFFIX}))[\s,]+(.+)", re.IGNORECASE)
+_ROW = re.compile(rf"(.*(?:{_SUFFIX}))[\s,]+(.*[^\s,].*)", re.IGNORECASE)
+_BARE_ROW = re.compile(rf"(.*(?:{_SUFFIX}))[\s,]*()", re.IGNORECASE)
 
 
 class ListsOptions(LabelOptions):
@@ -96,7 +98,7 @@ def read_rows(file: Path, problems: list[str]) -> list[Row]:
         return []
     rows = []
     for number, line in enumerate(lines, start=1):
-        match = _ROW.fullmatch(line.strip())
+        match = _ROW.fullmatch(line.strip()) or _BARE_ROW.fullmatch(line.strip())
         if match is not None:
             rows.append(Row(f"{file}:{number}", match[1], match[2]))
         elif line.strip():
@@ -115,6 +117,7 @@ def read_labels(
     ``empty`` gets the rows without a label.
     """
     before = len(problems)
+    lists = labelled(lists, names, empty)
     kind = _kind(lists, names, problems)
     if kind == "bits":
         kept, labels, names = multi_hot_labels(lists, names, problems, empty)
@@ -124,6 +127,12 @@ def read_labels(
     if len(problems) == before:
         problems += shared_by_all(next((row.where for rows in kept for row in rows), ""), names, labels)
     return kept, labels, names
+
+
+def labelled(lists: Sequence[Sequence[Row]], names: Sequence[str] | None, empty: list[Row]) -> list[list[Row]]:
+    """The rows that say a label; ``empty`` gets the others."""
+    empty += [row for rows in lists for row in rows if says_nothing(row.label, names)]
+    return [[row for row in rows if not says_nothing(row.label, names)] for rows in lists]
 
 
 def multi_hot_labels(
@@ -161,8 +170,11 @@ def without_label(empty: Sequence[Row], options: LabelOptions, problems: list[st
     count = counted(len(empty), "row") + " without a label"
     if options.on_no_label == "skip":
         return (printable(f"{count} left out, the first of them {empty[0].where}"),)
-    what = f"has no 1: an image without a label can be neither learnt nor found ({count} in all)"
-    problems.append(problem(empty[0].where, f"{what}: mend the lists, or set dataset.on_no_label: skip"))
+    label = empty[0].label
+    what = "has no 1" if numbers(label) else f"has the label {label[:80]!r}, which is none" if label else "has no label"
+    more = ", the next " + ", ".join(row.where for row in empty[1:3]) if len(empty) > 1 else ""
+    why = f"an image without a label can be neither learnt nor found ({count} in all{more})"
+    problems.append(problem(empty[0].where, f"{what}: {why}: mend the lists, or set dataset.on_no_label: skip"))
     return ()
 
 

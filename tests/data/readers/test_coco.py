@@ -160,6 +160,17 @@ def test_rows_of_lists_that_are_wrong_are_named(coco):
     )
 
 
+def test_rows_of_lists_that_say_nothing_are_left_out_on_request(coco):
+    write_lists(coco / "split", train=[1, 2, 3], test=[6], database=[7])
+    with (coco / "split/train.txt").open("a") as file:
+        file.write(f"{name_of(8)}\n{name_of(9)} nan\n")
+    (problem,) = listed(coco, lists="split").problems
+    assert problem.startswith(f"{coco}/split/train.txt:4: has no label: ")
+    found = listed(coco, lists="split", on_no_label="skip")
+    note = f"2 rows without a label left out, the first of them {coco}/split/train.txt:4"
+    assert (found.problems, found.notes, len(found.train)) == ((), (note,), 3)
+
+
 def test_labels_in_another_order_of_classes_are_noticed(coco):
     write_lists(coco / "split", train=[1, 2, 3], test=[6], database=[7])
     for name in ("train", "test", "database"):

@@ -293,12 +293,54 @@ def test_rows_without_a_label_are_counted_and_left_out_on_request(tmp_path):
     train, test = rows("0 1 1", "0 0 0", "1 0 0"), rows("0 0 0", "0 1 1", start=3)
     (problem,) = listed(tmp_path, train, test).problems
     assert problem.startswith(f"{tmp_path}/train.txt:2: has no 1: ")
-    assert "(2 rows without a label in all)" in problem
+    assert f"(2 rows without a label in all, the next {tmp_path}/test.txt:1)" in problem
     found = listed(tmp_path, train, test, on_no_label="skip")
     assert found.problems == ()
     assert found.notes == (f"2 rows without a label left out, the first of them {tmp_path}/train.txt:2",)
     assert (found.train.paths, found.queries.paths) == ((IMAGES[0], IMAGES[2]), (IMAGES[4],))
     assert found.train.labels.tolist() == [[0, 1, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("nothing", ["", ",", "[]", "nan", "NaN", "None", "null", "['']", "[nan, None]", '""'])
+@pytest.mark.parametrize("classes", [None, "ant\nbee\n"])
+@pytest.mark.parametrize(
+    "labels", [("ant", "bee", "bee"), ("ant", "bee", "ant,bee"), ("0 1", "1 0", "1 1"), ("0", "1", "1")]
+)
+def test_a_row_that_says_nothing_is_without_a_label(tmp_path, nothing, classes, labels):
+    if classes:
+        (tmp_path / "classes.txt").write_text(classes)
+    train, test = rows(*labels[:2], nothing, nothing), rows(labels[2], nothing, start=4)
+    (problem,) = listed(tmp_path, train, test).problems
+    said = nothing.strip(",")
+    what = f"has the label {said!r}, which is none" if said else "has no label"
+    assert problem == (
+        f"{tmp_path}/train.txt:3: {what}: an image without a label can be neither learnt nor found (3 rows without a "
+        f"label in all, the next {tmp_path}/train.txt:4, {tmp_path}/test.txt:2): mend the lists, or set "
+        "dataset.on_no_label: skip"
+    )
+    found = listed(tmp_path, train, test, on_no_label="skip")
+    assert found.problems == ()
+    assert found.notes == (f"3 rows without a label left out, the first of them {tmp_path}/train.txt:3",)
+    assert (found.train.paths, found.queries.paths) == (tuple(IMAGES[:2]), (IMAGES[4],))
+    assert len(found.class_names) == 2
+
+
+def test_a_class_that_a_file_names_none_is_one(tmp_path):
+    (tmp_path / "classes.txt").write_text("None\nMild\n")
+    found = listed(tmp_path, rows("None", "Mild", "['None']", "None, Mild"), rows("None", start=4))
+    assert found.problems == ()
+    assert found.train.labels.tolist() == [[1, 0], [0, 1], [1, 0], [1, 1]]
+
+
+def test_empty_cells_of_a_table_are_no_class(tmp_path):
+    found = listed(tmp_path, rows("ant,nan", "bee,ant", "bee,,None", separator=","), rows("ant,", start=3))
+    assert (found.problems, found.class_names) == ((), ("ant", "bee"))
+    assert found.train.labels.tolist() == [[1, 0], [1, 1], [0, 1]]
+
+
+def test_lists_without_any_label_are_problems(tmp_path):
+    found = listed(tmp_path, rows("", "nan"), rows("[]", start=2), on_no_label="skip")
+    assert found.problems == (f"{tmp_path}/train.txt: 0 classes: at least 2 are needed",)
 
 
 def test_wrong_labels_are_named(tmp_path):
@@ -344,13 +386,13 @@ def test_labels_from_1_and_classes_without_training_images_are_problems(tmp_path
 
 def test_rows_that_are_none_and_paths_that_lead_out_are_named(tmp_path):
     touch(tmp_path.parent, "outside.jpg")
-    train = f"path,label\n{rows('0', '1')}img/c.jpg\n../outside.jpg 1\n/etc/x.jpg 0\nimg/../../outside.jpg 1\n"
+    train = f"path,label\n{rows('0', '1')}img/c.txt 0\n../outside.jpg 1\n/etc/x.jpg 0\nimg/../../outside.jpg 1\n"
     found = listed(tmp_path, train, rows("0", start=3))
     wanted = "want the path of an image, a blank, tab or comma, and its label (or 0 or 1 for every class)"
     where = f"{tmp_path}/train.txt"
     assert found.problems == (
         f"{where}:1: 'path,label' is no row of a list: {wanted}",
-        f"{where}:4: 'img/c.jpg' is no row of a list: {wanted}",
+        f"{where}:4: 'img/c.txt 0' is no row of a list: {wanted}",
         f"{where}:5: '../outside.jpg' leads out of the data folder {tmp_path}",
         f"{where}:6: '/etc/x.jpg' leads out of the data folder {tmp_path}",
         f"{where}:7: 'img/../../outside.jpg' leads out of the data folder {tmp_path}",

@@ -59,8 +59,8 @@ class ImageOptions(FileOptions):
     """Larger images, in million pixels, count as unreadable: a small file can hold more than fits into memory."""
 
 
-class LabelOptions(ImageOptions):
-    """What datasets take whose images can have several labels, or none."""
+class LabelOptions(FileOptions):
+    """What datasets take whose samples can have several labels, or none."""
 
     on_no_label: Literal["stop", "skip"] = "stop"
-    """What an image without a label does: it stops the search, or is left out; published lists have some."""
+    """What a sample without a label does: it stops the search, or is left out; published lists have some."""

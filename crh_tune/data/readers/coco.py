@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from crh_tune.data.listing import DataError, Listing, Part, inside
-from crh_tune.data.options import LabelOptions
+from crh_tune.data.options import ImageOptions, LabelOptions
 from crh_tune.data.readers.files import data_folder, files_in, missing_files, problem, too_few_classes
 from crh_tune.data.readers.lists import Row, labelled, multi_hot_labels, read_rows, row_conflicts, without_label
 from crh_tune.data.store.cache import cache_root
@@ -27,7 +27,7 @@ _FORMAT = 1
 _PARTS = ("train2014", "val2014")
 
 
-class CocoOptions(LabelOptions):
+class CocoOptions(ImageOptions, LabelOptions):
     """``path`` holds train2014/, val2014/ and annotations/instances_train2014.json, instances_val2014.json.
 
     Queries and training images are drawn from those with a label; the rest is the database. Where ``lists`` says the

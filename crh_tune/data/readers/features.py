@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from crh_tune.data.listing import DataError
-from crh_tune.data.options import FileOptions
+from crh_tune.data.options import FileOptions, LabelOptions
 from crh_tune.data.readers.files import (
     QUERIES_ALSO,
     duplicate_lines,
@@ -28,7 +29,7 @@ from crh_tune.data.readers.files import (
     too_few_classes,
     twins,
 )
-from crh_tune.data.readers.lists import numbering_gaps, single_labels, untrained_classes
+from crh_tune.data.readers.lists import Row, numbering_gaps, single_labels, untrained_classes, without_label
 from crh_tune.data.readers.reference import own_reference
 from crh_tune.data.splits import Dataset, Samples
 from crh_tune.data.store.cache import Say
@@ -44,7 +45,7 @@ _HIGHEST = 1e150
 _UNREADABLE = (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
-class FeaturesOptions(FileOptions):
+class FeaturesOptions(LabelOptions):
     """``path`` is a ``.npz`` file or a folder of ``.npy`` files.
 
     They hold train_features, train_labels, test_features, test_labels, and perhaps database_features and
@@ -79,6 +80,7 @@ class FeatureListing:
         database: what queries are ranked against; None: the training samples.
         problems: what is wrong with the arrays, one line each, beginning with the path. A listing with problems can
             be described but not trained on.
+        notes: what should be known of the arrays and stops nothing, one line each.
     """
 
     layout: str
@@ -88,6 +90,7 @@ class FeatureListing:
     queries: FeaturePart
     database: FeaturePart | None = None
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def labels_by_part(self) -> dict[str, Array]:
         parts = {"train": self.train, "queries": self.queries, "database": self.database}
@@ -97,6 +100,7 @@ class FeatureListing:
         """What ``crh-tune data check`` says of the features."""
         array = self.train.features
         lines = [("features", f"vectors of {array.shape[-1]} ({array.dtype})")]
+        lines += [("note", note) for note in self.notes]
         found = [] if self.problems else duplicate_lines(feature_twins(self), 1 if self.database is None else 2)
         return lines + found
 
@@ -114,6 +118,14 @@ class _Source:
         return str(self.path / f"{name}.npy") if self.path.is_dir() else f"{self.path}: {name}"
 
 
+class _Labels(NamedTuple):
+    """Each part's labels, N int64 or N x C uint8; the rows that have them, None where all have; the class names."""
+
+    labels: list[Array]
+    rows: list[Rows | None]
+    names: tuple[str, ...]
+
+
 def feature_dataset(name: str, listing: FeatureListing, options: FileOptions, say: Say | None) -> Dataset:
     """A dataset of features, which stay in their files; ``say`` hears of queries that are also elsewhere.
 
@@ -121,7 +133,7 @@ def feature_dataset(name: str, listing: FeatureListing, options: FileOptions, sa
     """
     no_problems(listing.root, listing.problems)
     if say is not None:
-        for line in feature_twins(listing):
+        for line in (*listing.notes, *feature_twins(listing)):
             say(line)
     reference = own_reference(options, listing.class_names, listing.train.labels, None)
     train, queries = _features(listing.train), _features(listing.queries)
@@ -179,26 +191,29 @@ def list_features(options: FeaturesOptions) -> FeatureListing:
     source = _read(existing_path(options))
     parts = _parts(source)
     problems: list[str] = []
-    labels, names = _labels(source, parts, problems)
+    empty: list[Row] = []
+    labels, rows, names = _labels(source, parts, problems, empty)
+    notes = without_label(empty, options, problems)
     features = [source.arrays[f"{part}features"] for part in parts]
-    for part, array, each in zip(parts, features, labels, strict=True):
-        problems += _feature_problems(source.where(f"{part}features"), array, len(each), features[0].shape[1:])
+    for part, array in zip(parts, features, strict=True):
+        count = _count(source.arrays[f"{part}labels"])
+        problems += _feature_problems(source.where(f"{part}features"), array, count, features[0].shape[1:])
     for part, each in zip(parts[1:], labels[1:], strict=True):
         problems += untrained_classes(source.where(f"{part}labels"), names, labels[0], each)
     kind = ".npy files" if source.path.is_dir() else ".npz file"
     if parts == ("",):
         drawn = stratified_draw(labels[0], options.test_fraction, options.seed)
-        train, queries = (
-            FeaturePart(features[0], rows, labels[0][rows]) for rows in (np.flatnonzero(~drawn), np.flatnonzero(drawn))
-        )
+        kept = np.arange(len(drawn)) if rows[0] is None else rows[0]
+        train, queries = (FeaturePart(features[0], kept[which], labels[0][which]) for which in (~drawn, drawn))
         if not len(queries):
             problems.append(
                 problem(source.path, "no class has two samples: one to train on and one to ask for are needed")
             )
-        return FeatureListing(f"{kind}, queries drawn", source.path, names, train, queries, problems=tuple(problems))
-    train, queries, *more = (FeaturePart(array, None, each) for array, each in zip(features, labels, strict=True))
+        layout = f"{kind}, queries drawn"
+        return FeatureListing(layout, source.path, names, train, queries, problems=tuple(problems), notes=notes)
+    train, queries, *more = itertools.starmap(FeaturePart, zip(features, rows, labels, strict=True))
     layout = f"{kind} with train, test{' and database' if more else ''}"
-    return FeatureListing(layout, source.path, names, train, queries, more[0] if more else None, tuple(problems))
+    return FeatureListing(layout, source.path, names, train, queries, more[0] if more else None, tuple(problems), notes)
 
 
 def _read(path: Path) -> _Source:
@@ -268,8 +283,8 @@ def _feature_problems(where: str, array: Array, labels: int, row: tuple[int, ...
                 return
 
 
-def _labels(source: _Source, parts: tuple[str, ...], problems: list[str]) -> tuple[list[Array], tuple[str, ...]]:
-    """Each part's labels, N int64 or N x C uint8, and the class names; labels that are none are class 0."""
+def _labels(source: _Source, parts: tuple[str, ...], problems: list[str], empty: list[Row]) -> _Labels:
+    """Labels that are none are class 0; ``empty`` gets the rows without a label."""
     names = _class_names(source, problems)
     written = {source.where(f"{part}labels"): source.arrays[f"{part}labels"] for part in parts}
     kind = next(filter(None, map(_kind, written.values())), None)
@@ -281,13 +296,19 @@ def _labels(source: _Source, parts: tuple[str, ...], problems: list[str]) -> tup
     ]
     if wrong:
         problems += wrong
-        return [np.zeros(len(array) if array.ndim else 0, dtype=np.int64) for array in written.values()], names or ()
+        labels: list[Array] = [np.zeros(_count(array), dtype=np.int64) for array in written.values()]
+        return _Labels(labels, [None] * len(parts), names or ())
     if kind == "multi-hot rows":
-        labels, names = _multi_hot(written, names, problems)
+        found = _multi_hot(written, names, problems, empty)
     else:
         labels, names = _single(written, names, problems)
-    problems += too_few_classes(source.path, names)
-    return labels, names
+        found = _Labels(labels, [None] * len(parts), names)
+    problems += too_few_classes(source.path, found.names)
+    return found
+
+
+def _count(labels: Array) -> int:
+    return len(labels) if labels.ndim else 0
 
 
 def _kind(labels: Array) -> str | None:
@@ -298,21 +319,20 @@ def _kind(labels: Array) -> str | None:
 
 
 def _multi_hot(
-    written: dict[str, Array], names: tuple[str, ...] | None, problems: list[str]
-) -> tuple[list[Array], tuple[str, ...]]:
+    written: dict[str, Array], names: tuple[str, ...] | None, problems: list[str], empty: list[Row]
+) -> _Labels:
     width = len(names) if names else next(iter(written.values())).shape[1]
-    labels = []
+    labels, rows = [], []
     for where, array in written.items():
         if array.shape[1] != width:
             problems.append(problem(where, f"has {array.shape[1]} columns: want {width}, one a class"))
-        for row in np.flatnonzero(~array.any(axis=1)):
-            problems.append(
-                problem(where, f"row {row} has no 1: a sample without a label can be neither learnt nor found")
-            )
-        fitted = np.zeros((len(array), width), dtype=np.uint8)
-        fitted[:, : array.shape[1]] = array[:, :width]
+        kept = (array == 1).any(axis=1)
+        empty += [Row(f"{where}: row {row}", str(row), "0 0") for row in np.flatnonzero(~kept).tolist()]
+        rows.append(None if kept.all() else np.flatnonzero(kept))
+        fitted = np.zeros((int(kept.sum()), width), dtype=np.uint8)
+        fitted[:, : array.shape[1]] = array[kept, :width] == 1
         labels.append(fitted)
-    return single_labels(labels), names or tuple(str(c) for c in range(width))
+    return _Labels(single_labels(labels), rows, names or tuple(str(c) for c in range(width)))
 
 
 def _single(

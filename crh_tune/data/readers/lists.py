@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crh_tune.data.listing import IMAGE_SUFFIXES, DataError, Listing, Part, inside
-from crh_tune.data.options import LabelOptions
+from crh_tune.data.options import ImageOptions, LabelOptions
 from crh_tune.data.readers.files import (
     counted,
     data_folder,
@@ -40,7 +40,7 @@ _ROW = re.compile(rf"(.*(?:{_SUFFIX}))[\s,]+(.*[^\s,].*)", re.IGNORECASE)
 _BARE_ROW = re.compile(rf"(.*(?:{_SUFFIX}))[\s,]*()", re.IGNORECASE)
 
 
-class ListsOptions(LabelOptions):
+class ListsOptions(ImageOptions, LabelOptions):
     """List files, in the data folder or by absolute path; the paths in them, relative or absolute, lead into it."""
 
     train: str = "train.txt"
@@ -173,8 +173,8 @@ def without_label(empty: Sequence[Row], options: LabelOptions, problems: list[st
     label = empty[0].label
     what = "has no 1" if numbers(label) else f"has the label {label[:80]!r}, which is none" if label else "has no label"
     more = ", the next " + ", ".join(row.where for row in empty[1:3]) if len(empty) > 1 else ""
-    why = f"an image without a label can be neither learnt nor found ({count} in all{more})"
-    problems.append(problem(empty[0].where, f"{what}: {why}: mend the lists, or set dataset.on_no_label: skip"))
+    why = f"a sample without a label can be neither learnt nor found ({count} in all{more})"
+    problems.append(problem(empty[0].where, f"{what}: {why}: give each one, or set dataset.on_no_label: skip"))
     return ()
 
 

@@ -155,8 +155,8 @@ def test_rows_of_lists_that_are_wrong_are_named(coco):
         f"{split}/train.txt:4: COCO_train2014_000000000099.jpg is no image of {coco}/annotations: leave it out",
         f"{split}/test.txt:2: {path_of(1)} is a training image ({split}/train.txt:1): want other queries",
         f"{split}/train.txt:5: has 3 values 0 or 1: want 4, one a class",
-        f"{split}/train.txt:6: has no 1: an image without a label can be neither learnt nor found "
-        "(1 row without a label in all): mend the lists, or set dataset.on_no_label: skip",
+        f"{split}/train.txt:6: has no 1: a sample without a label can be neither learnt nor found "
+        "(1 row without a label in all): give each one, or set dataset.on_no_label: skip",
     )
 
 

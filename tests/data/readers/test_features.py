@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from crh_tune.data.listing import DataError
-from crh_tune.data.readers.features import FeaturesOptions, list_features
+from crh_tune.data.readers.features import FeaturesOptions, feature_dataset, list_features
 
 
 def arrays(**changes) -> dict[str, np.ndarray]:
@@ -184,11 +184,8 @@ def test_the_first_row_that_is_not_finite_is_named(tmp_path, monkeypatch, bad):
           "want N integers, N strings, or N x C values 0 or 1"]),
         ({"test_labels": np.array(["0", "1", "0"])},
          ["test_labels: is an array of shape (3,) and dtype <U1: want N integers, like the other labels"]),
-        ({"train_labels": np.tile(np.array([[1, 1], [0, 0]]), (3, 1)), "test_labels": np.ones((3, 3), int)},
-         ["train_labels: row 1 has no 1: a sample without a label can be neither learnt nor found",
-          "train_labels: row 3 has no 1: a sample without a label can be neither learnt nor found",
-          "train_labels: row 5 has no 1: a sample without a label can be neither learnt nor found",
-          "test_labels: has 3 columns: want 2, one a class"]),
+        ({"train_labels": np.tile(np.array([[1, 1], [0, 1]]), (3, 1)), "test_labels": np.ones((3, 3), int)},
+         ["test_labels: has 3 columns: want 2, one a class"]),
         ({"class_names": np.array(["x"])},
          [*(f"train_labels: row {row} has the label '1': want an integer from 0 to 0" for row in (1, 3, 5)),
           *(f"test_labels: row {row} has the label '1': want an integer from 0 to 0" for row in (0, 2)),
@@ -203,6 +200,36 @@ def test_the_first_row_that_is_not_finite_is_named(tmp_path, monkeypatch, bad):
 def test_every_problem_names_the_array(tmp_path, changes, messages):
     path = saved(tmp_path, "npz", arrays(**changes))
     assert problems_of(path) == tuple(f"{path}: {message}" for message in messages)
+
+
+def test_rows_without_a_label_are_counted_and_left_out_on_request(tmp_path):
+    hot = {"train_labels": np.array([[1, 1], [0, 0], [0, 1], [1, 0], [0, 0], [0, 0]]), "test_labels": np.eye(3)[:, :2]}
+    path = saved(tmp_path, "npz", arrays(**hot))
+    assert problems_of(path) == (
+        f"{path}: train_labels: row 1: has no 1: a sample without a label can be neither learnt nor found "
+        f"(4 rows without a label in all, the next {path}: train_labels: row 4, {path}: train_labels: row 5): "
+        "give each one, or set dataset.on_no_label: skip",
+    )
+    found = list_features(FeaturesOptions(path=path, on_no_label="skip"))
+    note = f"4 rows without a label left out, the first of them {path}: train_labels: row 1"
+    assert (found.problems, found.notes) == ((), (note,))
+    assert (found.train.rows.tolist(), found.queries.rows.tolist()) == ([0, 2, 3], [0, 1])
+    assert found.train.labels.tolist() == [[1, 1], [0, 1], [1, 0]]
+    assert ("note", note) in found.described()
+    heard = []
+    made = feature_dataset("features", found, FeaturesOptions(path=path), heard.append)
+    assert heard == [note]
+    assert np.array_equal(made.train.inputs[0:3], arrays()["train_features"][[0, 2, 3]])
+
+
+def test_queries_are_drawn_from_the_rows_with_a_label(tmp_path):
+    labels = np.eye(3)[np.arange(60) % 3][:, :2]
+    path = saved(tmp_path, "npz", {"features": np.arange(120.0).reshape(60, 2), "labels": labels})
+    found = list_features(FeaturesOptions(path=path, on_no_label="skip"))
+    assert (found.problems, len(found.train), len(found.queries)) == ((), 32, 8)
+    assert sorted([*found.train.rows, *found.queries.rows]) == np.flatnonzero(labels.any(axis=1)).tolist()
+    for part in (found.train, found.queries):
+        assert np.array_equal(part.labels, labels[part.rows].argmax(axis=1))
 
 
 def test_problems_of_several_arrays_are_all_named(tmp_path):

@@ -282,8 +282,8 @@ def test_wrong_rows_of_bits_are_named(tmp_path):
         f"{train}:5: label '2 0 1': want 3 values, each 0 or 1",
         f"{train}:6: label 'cat': want 3 values, each 0 or 1",
         f"{tmp_path}/test.txt:1: has 4 values 0 or 1: want 3, one a class",
-        f"{train}:4: has no 1: an image without a label can be neither learnt nor found "
-        "(1 row without a label in all): mend the lists, or set dataset.on_no_label: skip",
+        f"{train}:4: has no 1: a sample without a label can be neither learnt nor found "
+        "(1 row without a label in all): give each one, or set dataset.on_no_label: skip",
     )
     assert found.train.paths == tuple(IMAGES[:2])
     assert found.train.labels.tolist() == [[0, 1, 1], [1, 0, 0]]
@@ -314,8 +314,8 @@ def test_a_row_that_says_nothing_is_without_a_label(tmp_path, nothing, classes, 
     said = nothing.strip(",")
     what = f"has the label {said!r}, which is none" if said else "has no label"
     assert problem == (
-        f"{tmp_path}/train.txt:3: {what}: an image without a label can be neither learnt nor found (3 rows without a "
-        f"label in all, the next {tmp_path}/train.txt:4, {tmp_path}/test.txt:2): mend the lists, or set "
+        f"{tmp_path}/train.txt:3: {what}: a sample without a label can be neither learnt nor found (3 rows without a "
+        f"label in all, the next {tmp_path}/train.txt:4, {tmp_path}/test.txt:2): give each one, or set "
         "dataset.on_no_label: skip"
     )
     found = listed(tmp_path, train, test, on_no_label="skip")

@@ -29,7 +29,15 @@ from crh_tune.data.readers.files import (
     too_few_classes,
     twins,
 )
-from crh_tune.data.readers.lists import Row, numbering_gaps, single_labels, untrained_classes, without_label
+from crh_tune.data.readers.lists import (
+    Row,
+    numbering_gaps,
+    read_labels,
+    shared_by_all,
+    single_labels,
+    untrained_classes,
+    without_label,
+)
 from crh_tune.data.readers.reference import own_reference
 from crh_tune.data.splits import Dataset, Samples
 from crh_tune.data.store.cache import Say
@@ -38,6 +46,7 @@ from crh_tune.ground import first_line
 
 _PARTS = ("train_", "test_", "database_")
 _NAMES = ("class_names", *(f"{part}{kind}" for part in ("", *_PARTS) for kind in ("features", "labels")))
+_NAMING = "give class_names"
 _CHUNK = 2**22
 _HIGHEST = 1e150
 """Values whose squares can be summed in float64."""
@@ -288,7 +297,7 @@ def _labels(source: _Source, parts: tuple[str, ...], problems: list[str], empty:
     names = _class_names(source, problems)
     written = {source.where(f"{part}labels"): source.arrays[f"{part}labels"] for part in parts}
     kind = next(filter(None, map(_kind, written.values())), None)
-    wanted = f"N {kind}, like the other labels" if kind else "N integers, N strings, or N x C values 0 or 1"
+    wanted = f"N {kind}, like the other labels" if kind else "N integers, N strings, or N x C values 0 or 1 (-1 or 1)"
     wrong = [
         problem(where, f"is an array of shape {array.shape} and dtype {array.dtype}: want {wanted}")
         for where, array in written.items()
@@ -300,8 +309,10 @@ def _labels(source: _Source, parts: tuple[str, ...], problems: list[str], empty:
         return _Labels(labels, [None] * len(parts), names or ())
     if kind == "multi-hot rows":
         found = _multi_hot(written, names, problems, empty)
+    elif kind == "strings":
+        found = _texts(written, names, problems, empty)
     else:
-        labels, names = _single(written, names, problems)
+        labels, names = _integers(written, names, problems)
         found = _Labels(labels, [None] * len(parts), names)
     problems += too_few_classes(source.path, found.names)
     return found
@@ -314,14 +325,18 @@ def _count(labels: Array) -> int:
 def _kind(labels: Array) -> str | None:
     if labels.ndim == 1 and labels.dtype.kind in "iuSU":
         return "integers" if labels.dtype.kind in "iu" else "strings"
-    hot = labels.ndim == 2 and labels.shape[1] >= 2 and labels.dtype.kind in "biuf"
-    return "multi-hot rows" if hot and ((labels == 0) | (labels == 1)).all() else None
+    if labels.ndim != 2 or labels.shape[1] < 2 or labels.dtype.kind not in "biuf":
+        return None
+    known = (labels == 1) | np.isnan(labels).all(axis=1, keepdims=True)
+    return "multi-hot rows" if any((known | (labels == low)).all() for low in (0, -1)) else None
 
 
 def _multi_hot(
     written: dict[str, Array], names: tuple[str, ...] | None, problems: list[str], empty: list[Row]
 ) -> _Labels:
     width = len(names) if names else next(iter(written.values())).shape[1]
+    names = names or tuple(str(c) for c in range(width))
+    before = len(problems)
     labels, rows = [], []
     for where, array in written.items():
         if array.shape[1] != width:
@@ -332,35 +347,46 @@ def _multi_hot(
         fitted = np.zeros((int(kept.sum()), width), dtype=np.uint8)
         fitted[:, : array.shape[1]] = array[kept, :width] == 1
         labels.append(fitted)
-    return _Labels(single_labels(labels), rows, names or tuple(str(c) for c in range(width)))
+    found = _Labels(single_labels(labels), rows, names)
+    if len(problems) == before:
+        problems += shared_by_all(next(iter(written)), names, found.labels)
+    return found
 
 
-def _single(
+def _texts(written: dict[str, Array], names: tuple[str, ...] | None, problems: list[str], empty: list[Row]) -> _Labels:
+    """Strings say what they say in lists."""
+    given = [
+        [Row(f"{where}: row {row}", str(row), label.strip()) for row, label in enumerate(_text(array).tolist())]
+        for where, array in written.items()
+    ]
+    kept, labels, names = read_labels(given, names, _NAMING, problems, empty)
+    rows = [
+        None if len(some) == len(each) else np.array([int(row.path) for row in some], dtype=np.int64)
+        for some, each in zip(kept, given, strict=True)
+    ]
+    return _Labels(labels, rows, names)
+
+
+def _integers(
     written: dict[str, Array], names: tuple[str, ...] | None, problems: list[str]
 ) -> tuple[list[Array], tuple[str, ...]]:
-    texts = {where: array.astype(str) if array.dtype.kind in "iu" else _text(array) for where, array in written.items()}
     first = next(iter(written))
-    if written[first].dtype.kind in "iu":
-        # A stray label must not make millions of classes: there are no more classes than samples.
-        highest = max(int(array.max(initial=0)) for array in written.values())
-        count = len(names) if names else min(highest + 1, sum(map(len, written.values())))
-        if names is None:
-            if all((array > 0).all() for array in written.values()):
-                problems.append(problem(first, "no sample has the label 0: want labels that count from 0"))
-            problems += numbering_gaps(first, list(written.values()), "give class_names")
-        index = {str(c): c for c in range(count)}
-        wanted = f"want an integer from 0 to {count - 1}"
-        names = names or tuple(index)
-    else:
-        names = names or tuple(np.unique(np.concatenate(list(texts.values()))).tolist())
-        index = {name: c for c, name in enumerate(names)}
-        wanted = "want the name of a class"
-    for where, array in texts.items():
-        unknown = [(row, label) for row, label in enumerate(array.tolist()) if label not in index]
-        problems += [problem(where, f"row {row} has the label {label!r}: {wanted}") for row, label in unknown]
-    return [
-        np.array([index.get(label, 0) for label in array.tolist()], dtype=np.int64) for array in texts.values()
-    ], names
+    # A stray label must not make millions of classes: there are no more classes than samples.
+    highest = max(int(array.max(initial=0)) for array in written.values())
+    count = len(names) if names else min(highest + 1, sum(map(len, written.values())))
+    if names is None:
+        if all((array > 0).all() for array in written.values()):
+            problems.append(problem(first, "no sample has the label 0: want labels that count from 0"))
+        problems += numbering_gaps(first, list(written.values()), _NAMING)
+    labels: list[Array] = []
+    for where, array in written.items():
+        known = (array >= 0) & (array < count)
+        problems += [
+            problem(where, f"row {row} has the label '{array[row]}': want an integer from 0 to {count - 1}")
+            for row in np.flatnonzero(~known)
+        ]
+        labels.append(np.where(known, array, 0).astype(np.int64))
+    return labels, names or tuple(str(c) for c in range(count))
 
 
 def _class_names(source: _Source, problems: list[str]) -> tuple[str, ...] | None:

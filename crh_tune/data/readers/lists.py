@@ -75,7 +75,7 @@ def list_lists(options: ListsOptions) -> Listing:
     lists = [_placed(root, read_rows(file, problems), problems) for file in files]
     problems += row_conflicts(lists)
     empty: list[Row] = []
-    lists, labels, names = read_labels(lists, names, problems, empty)
+    lists, labels, names = read_labels(lists, names, "name the classes in classes.txt", problems, empty)
     notes = without_label(empty, options, problems)
     problems += too_few_classes(files[0], names)
     for file, each in zip(files[1:], labels[1:], strict=True):
@@ -110,20 +110,24 @@ def read_rows(file: Path, problems: list[str]) -> list[Row]:
 
 
 def read_labels(
-    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problems: list[str], empty: list[Row]
+    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, naming: str, problems: list[str], empty: list[Row]
 ) -> tuple[list[list[Row]], list[Array], tuple[str, ...]]:
     """The rows that have a label, their labels (a list's N int64, or N x C uint8), and the class names.
 
     ``empty`` gets the rows without a label.
+
+    Args:
+        names: the names of the classes, where they are given.
+        naming: how they would be, as problems have it.
     """
     before = len(problems)
     lists = labelled(lists, names, empty)
-    kind = _kind(lists, names, problems)
+    kind = _kind(lists, names, naming, problems)
     if kind == "bits":
         kept, labels, names = multi_hot_labels(lists, names, problems, empty)
         labels = single_labels(labels)
     else:
-        kept, labels, names = (_indexed if kind == "indices" else _named)(lists, names, problems)
+        kept, labels, names = (_indexed if kind == "indices" else _named)(lists, names, naming, problems)
     if len(problems) == before:
         problems += shared_by_all(next((row.where for rows in kept for row in rows), ""), names, labels)
     return kept, labels, names
@@ -254,12 +258,12 @@ def row_conflicts(lists: Sequence[Sequence[Row]]) -> list[str]:
     return found
 
 
-def _kind(lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problems: list[str]) -> str:
+def _kind(lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, naming: str, problems: list[str]) -> str:
     """How the labels are read: as ``bits``, ``indices`` or ``names``, whichever most rows are."""
     rows = [row for each in lists for row in each]
     doubt = None if names else unparted_bits([row.label for row in rows])
     if doubt is not None:
-        problems.append(_doubtful(rows, doubt))
+        problems.append(_doubtful(rows, doubt, naming))
         return "names"
     values = [each for row in rows if (each := numbers(row.label)) is not None]
     if 2 * len(values) < max(len(rows), 1):
@@ -277,7 +281,7 @@ def _kind(lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problem
 
 
 def _indexed(
-    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problems: list[str]
+    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, naming: str, problems: list[str]
 ) -> tuple[list[list[Row]], list[Array], tuple[str, ...]]:
     """The rows whose labels are class indices, these (N int64, or N x C uint8), and the class names."""
     values = [[numbers(row.label) or () for row in rows] for rows in lists]
@@ -292,7 +296,7 @@ def _indexed(
         first = next(row for rows in lists for row in rows)
         if every.min() > 0:
             problems.append(problem(first.where, "no row has the label 0: want labels that count from 0"))
-        problems += numbering_gaps(first.where.rpartition(":")[0], parts, "name the classes in classes.txt")
+        problems += numbering_gaps(first.where.rpartition(":")[0], parts, naming)
         names = tuple(str(c) for c in range(count))
     codes = [[list(map(int, each)) if _are_below(each, count) else [] for each in rows] for rows in values]
     return *_coded(lists, codes, count, wanted, problems), names
@@ -303,23 +307,22 @@ def _are_below(values: tuple[float, ...], count: int) -> bool:
 
 
 def _named(
-    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, problems: list[str]
+    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, naming: str, problems: list[str]
 ) -> tuple[list[list[Row]], list[Array], tuple[str, ...]]:
     """The rows whose labels are class names, these (N int64, or N x C uint8), and the class names."""
     split, doubt = names_in({row.label: None for rows in lists for row in rows}, names)
     if doubt is not None:
-        problems.append(_doubtful((row for rows in lists for row in rows), doubt))
+        problems.append(_doubtful((row for rows in lists for row in rows), doubt, naming))
     names = names or tuple(sorted({name for found in split.values() for name in found}))
     index = {name: c for c, name in enumerate(names)}
     codes = [[[index[name] for name in split[row.label]] for row in rows] for rows in lists]
     return *_coded(lists, codes, len(names), "want the name of a class", problems), names
 
 
-def _doubtful(rows: Iterable[Row], doubt: Doubt) -> str:
+def _doubtful(rows: Iterable[Row], doubt: Doubt, naming: str) -> str:
     """The problem that a label can be read in two ways, with the first row that has it."""
     where = next(row.where for row in rows if row.label == doubt.label)
-    wanted = f"{doubt.written}, or name the classes in classes.txt"
-    return problem(where, f"label {doubt.label[:80]!r} {doubt.both}: {wanted}")
+    return problem(where, f"label {doubt.label[:80]!r} {doubt.both}: {doubt.written}, or {naming}")
 
 
 def _coded(

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from crh_tune.data.listing import DataError
 from crh_tune.data.readers.features import FeaturesOptions, feature_dataset, list_features
+from tests.data.readers.test_lists import HOT, WRITTEN_HOT, WRITTEN_SETS
 
 
 def arrays(**changes) -> dict[str, np.ndarray]:
@@ -106,6 +107,79 @@ def test_strings_are_classes_in_sorted_order(tmp_path, bytewise):
     assert found.queries.labels.tolist() == [1, 2, 0]
 
 
+@pytest.mark.parametrize("written", [*WRITTEN_HOT, *WRITTEN_SETS])
+def test_strings_say_what_they_say_in_lists(tmp_path, written):
+    labels = np.array({**WRITTEN_HOT, **WRITTEN_SETS}[written])
+    given = arrays(train_labels=np.tile(labels, 2), test_labels=np.char.encode(labels, "utf-8"))
+    found = list_features(FeaturesOptions(path=saved(tmp_path, "npz", given)))
+    assert found.problems == ()
+    assert found.class_names == (("ant", "bee", "cat") if "names" in written else ("0", "1", "2"))
+    assert found.train.labels.tolist() == HOT * 2
+    assert found.queries.labels.tolist() == HOT
+
+
+def test_strings_that_can_be_read_in_two_ways_are_a_problem_until_the_classes_are_named(tmp_path):
+    given = arrays(train_labels=np.array(["cat/dog", "cat", "dog"] * 2), test_labels=np.array(["cat", "dog", "dog"]))
+    path = saved(tmp_path, "npy", given)
+    both = "label 'cat/dog' can be one class, or several that '/' parts"
+    assert problems_of(path) == (
+        f"{path}/train_labels.npy: row 0: {both}: put commas between several, or give class_names",
+    )
+    np.save(path / "class_names.npy", np.array(["cat", "cat/dog", "dog"]))
+    assert problems_of(path) == ()
+
+
+def test_strings_that_are_wrong_are_named_with_their_row(tmp_path):
+    numbers = arrays(train_labels=np.array(["0", "1", "4"] * 2), test_labels=np.array(["4", "x", "0"]))
+    path = saved(tmp_path, "npz", numbers)
+    gaps = "labels are numbered up to 4, but training samples have only 3 of these 5"
+    assert problems_of(path) == (
+        f"{path}: train_labels: {gaps}: number them without gaps, or give class_names",
+        f"{path}: test_labels: row 1: label 'x': want an integer from 0 to 4",
+    )
+    names = np.array(["0", "1", "4", "x"])
+    np.savez(path, **numbers, class_names=names)
+    assert problems_of(path) == (f"{path}: test_labels: class 'x' has no training sample: add some, or leave it out",)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.float32])
+def test_minus_1_stands_for_0_in_rows_that_have_no_0(tmp_path, dtype):
+    signs = (2 * np.array(HOT) - 1).astype(dtype)
+    given = arrays(train_labels=np.tile(signs, (2, 1)), test_labels=signs)
+    found = list_features(FeaturesOptions(path=saved(tmp_path, "npz", given)))
+    assert (found.problems, found.train.labels.tolist(), found.queries.labels.tolist()) == ((), HOT * 2, HOT)
+    signs[0, 0] = 0
+    np.savez(tmp_path / "f.npz", **arrays(train_labels=np.tile(signs, (2, 1)), test_labels=np.sign(signs)))
+    assert "want N integers, N strings, or N x C values 0 or 1 (-1 or 1)" in problems_of(tmp_path / "f.npz")[0]
+
+
+@pytest.mark.parametrize("labels", [np.array([[0, 1, 1], [0, 0, 1], [1, 0, 1]]), np.array(["0,2", "1,2", "2"])])
+def test_a_class_that_every_sample_has_is_a_problem(tmp_path, labels):
+    path = saved(tmp_path, "npz", arrays(train_labels=np.concatenate([labels, labels]), test_labels=labels))
+    where = f"{path}: train_labels" + (": row 0" if labels.ndim == 1 else "")
+    why = "which would make all relevant to each other: leave it out"
+    assert problems_of(path) == (f"{where}: every sample has the label '2', {why}",)
+
+
+@pytest.mark.parametrize(
+    ("labels", "first"),
+    [
+        (np.array(["ant", "bee", "", "nan"]), "no label"),
+        (np.array(["0 1", "1 0", "[]", "0 0"]), "the label '[]', which is none"),
+        (np.array([[1, 0], [0, 1], [np.nan] * 2, [0, 0]]), "no 1"),
+    ],
+)
+def test_labels_that_say_nothing_are_left_out_on_request(tmp_path, labels, first):
+    path = saved(tmp_path, "npz", arrays(train_labels=labels[[0, 1, 2, 3, 1, 0]], test_labels=labels[:3]))
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"{path}: train_labels: row 2: has {first}: ")
+    assert "(3 rows without a label in all, the next " in problem
+    found = list_features(FeaturesOptions(path=path, on_no_label="skip"))
+    assert found.notes == (f"3 rows without a label left out, the first of them {path}: train_labels: row 2",)
+    assert (found.problems, found.train.rows.tolist(), found.queries.rows.tolist()) == ((), [0, 1, 4, 5], [0, 1])
+    assert np.bincount(found.train.labels).tolist() == [2, 2]
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.bool_, np.float32, np.int64])
 def test_multi_hot_labels_stay_so_unless_each_row_has_one_1(tmp_path, dtype):
     hot, one = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1]]), np.eye(3)
@@ -179,9 +253,9 @@ def test_the_first_row_that_is_not_finite_is_named(tmp_path, monkeypatch, bad):
          ["train_labels: is an array of shape (6,) and dtype float64: want N integers, like the other labels"]),
         ({"train_labels": np.ones((6, 1), int), "test_labels": np.ones((3, 2, 2))},
          ["train_labels: is an array of shape (6, 1) and dtype int64: "
-          "want N integers, N strings, or N x C values 0 or 1",
+          "want N integers, N strings, or N x C values 0 or 1 (-1 or 1)",
           "test_labels: is an array of shape (3, 2, 2) and dtype float64: "
-          "want N integers, N strings, or N x C values 0 or 1"]),
+          "want N integers, N strings, or N x C values 0 or 1 (-1 or 1)"]),
         ({"test_labels": np.array(["0", "1", "0"])},
          ["test_labels: is an array of shape (3,) and dtype <U1: want N integers, like the other labels"]),
         ({"train_labels": np.tile(np.array([[1, 1], [0, 1]]), (3, 1)), "test_labels": np.ones((3, 3), int)},

@@ -51,8 +51,8 @@ class HashNetwork(nn.Module):
         self.register_buffer("mean", mean.double().reshape(per_channel).clone())
         self.register_buffer("std", std.double().reshape(per_channel).clone())
         if open_bits:
-            self.register_buffer("open_mean", torch.zeros(math.prod(shape)))
-            self.register_buffer("open_projection", torch.zeros(math.prod(shape), open_bits))
+            self.register_buffer("open_mean", torch.zeros(math.prod(shape), dtype=torch.float64))
+            self.register_buffer("open_projection", torch.zeros(math.prod(shape), open_bits, dtype=torch.float64))
 
     def in_channels_last(self) -> None:
         """Keep images and convolution weights in channels-last order: the same numbers, another place in memory."""
@@ -71,8 +71,8 @@ class HashNetwork(nn.Module):
         trained = self.hash_layer(hidden.float())
         if trained_only or not self.open_bits:
             return trained
-        fitted = (inputs.flatten(1).float() - self.open_mean) @ self.open_projection
-        return torch.cat([trained, fitted], dim=1)
+        fitted = (inputs.flatten(1).double() - self.open_mean) @ self.open_projection
+        return torch.cat([trained, fitted.float()], dim=1)
 
     @torch.inference_mode()
     def encode(self, inputs: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from crh_tune.retrieval.average_precision import (
     mean_average_precision,
     relevance,
 )
-from crh_tune.retrieval.baselines import pca_itq, pca_rotation
+from crh_tune.retrieval.baselines import pca_itq, pca_rotation, unit_rows
 from crh_tune.retrieval.curves import retrieval_curves
 from crh_tune.retrieval.packing import hamming_distances, pack_codes
 from crh_tune.tuning.results import FLOAT_COSINE, ITQ, ROTATION
@@ -93,10 +93,10 @@ def _cosine_curves(evidence: Evidence, protocol: RankingProtocol, ranks: Sequenc
     """The curves of the features themselves, ranked by their cosine, once."""
     queries, database, at = evidence.split.queries, evidence.split.ranked, np.array(ranks)
     cutoff = check_ranking(len(database), protocol)
-    ranked = _unit(database.inputs[slice(None)])
+    ranked = unit_rows(database.inputs)
     found, every, values = [], [], []
     for rows in _blocks(len(queries), len(database)):
-        hits = _ranked(_unit(queries.inputs[rows]) @ ranked.T, relevance(queries.labels[rows], database.labels))
+        hits = _ranked(unit_rows(queries.inputs[rows]) @ ranked.T, relevance(queries.labels[rows], database.labels))
         counts, relevant = np.cumsum(hits, axis=1, dtype=np.int64), hits.sum(axis=1)
         precisions = (counts / np.arange(1, len(database) + 1) * hits)[:, :cutoff].sum(axis=1)
         precisions /= ap_divisor(counts[:, cutoff - 1], relevant, cutoff, protocol.denominator)
@@ -252,9 +252,3 @@ def _paired(first: Array, second: Array) -> npt.NDArray[np.bool_]:
 def _blocks(queries: int, database: int) -> list[slice]:
     size = max(1, _PAIRS // max(1, database))
     return [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
-
-
-def _unit(part: Array) -> npt.NDArray[np.float32]:
-    rows = np.asarray(part, dtype=np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)

@@ -1,7 +1,7 @@
 """What ranking costs and finds without training: the cosine of the features themselves, and codes of their PCA.
 
 Features are N x D, an array or anything like one that reads the rows it is asked for; they are read a few thousand
-rows at a time, as float32.
+rows at a time, as float64: float32 would lose what sets features far from zero apart, and holds no large ones.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ class Features(Protocol):
 
 @dataclass(frozen=True)
 class LinearCodes:
-    """Codes sign((x - mean) projection) with sign(0) = +1; mean: D, projection: D x K, both float32."""
+    """Codes sign((x - mean) projection) with sign(0) = +1; mean: D, projection: D x K."""
 
-    mean: npt.NDArray[np.float32]
-    projection: npt.NDArray[np.float32]
+    mean: Floats
+    projection: Floats
 
-    def project(self, features: Features) -> npt.NDArray[np.float32]:
+    def project(self, features: Features) -> Floats:
         """N x K real values, whose signs are the codes."""
-        return np.concatenate([np.empty((0, self.projection.shape[1]), dtype=np.float32), *self._projected(features)])
+        return np.concatenate([np.empty((0, self.projection.shape[1])), *self._projected(features)])
 
     def encode(self, features: Features) -> npt.NDArray[np.bool_]:
         """Codes of N x D features: N x K, True for +1."""
         nothing = np.empty((0, self.projection.shape[1]), dtype=np.bool_)
         return np.concatenate([nothing, *(part >= 0 for part in self._projected(features))])
 
-    def _projected(self, features: Features) -> Iterator[npt.NDArray[np.float32]]:
+    def _projected(self, features: Features) -> Iterator[Floats]:
         for part in _chunks(features):
-            yield _floats((part - self.mean) @ self.projection)
+            yield (part - self.mean) @ self.projection
 
 
 def pca_rotation(train_features: Features, bits: int, seed: int) -> LinearCodes:
@@ -89,9 +89,9 @@ def pca_itq(
     start = start or pca_rotation(train_features, bits, seed)
     rows = _fit_rows(len(train_features), seed)
     projected = np.concatenate([(part - start.mean) @ start.projection for part in _chunks(train_features, rows)])
-    turn = np.eye(bits, dtype=np.float32)
+    turn = np.eye(bits)
     for _ in range(iterations):
-        signs = np.where(projected @ turn >= 0, np.float32(1), np.float32(-1))
+        signs = np.where(projected @ turn >= 0, 1.0, -1.0)
         left, _, right = np.linalg.svd(projected.T @ signs)
         turn = left @ right
     return LinearCodes(start.mean, start.projection @ turn)
@@ -113,9 +113,9 @@ def cosine_average_precisions(
     for start in range(0, len(queries), asked):
         stop = min(start + asked, len(queries))
         similarities = np.empty((stop - start, len(database)), dtype=np.float32)
-        own, filled = _unit_rows(_floats(queries[start:stop])), 0
+        own, filled = unit_rows(queries[start:stop]), 0
         for part in _chunks(database):
-            similarities[:, filled : filled + len(part)] = own @ _unit_rows(part).T
+            similarities[:, filled : filled + len(part)] = own @ unit_rows(part).T
             filled += len(part)
         np.negative(similarities, out=similarities)
         for first in range(start, stop, sorted_at_once):
@@ -182,25 +182,23 @@ def bootstrap_gain(
     return Gain(float(difference.mean()), float(low), float(high))
 
 
-def _floats(part: Array) -> npt.NDArray[np.float32]:
-    return np.asarray(part, dtype=np.float32)
-
-
-def _chunks(features: Features, rows: npt.NDArray[np.int64] | None = None) -> Iterator[npt.NDArray[np.float32]]:
+def _chunks(features: Features, rows: npt.NDArray[np.int64] | None = None) -> Iterator[Floats]:
     """The features, or these rows of them, in order."""
     for start in range(0, len(features) if rows is None else len(rows), _CHUNK):
         part = slice(start, start + _CHUNK)
-        yield _floats(features[part if rows is None else rows[part]])
+        yield np.asarray(features[part if rows is None else rows[part]], dtype=np.float64)
 
 
-def _unit_rows(part: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    lengths = np.linalg.norm(part, axis=1, keepdims=True)
-    return np.divide(part, lengths, out=np.zeros_like(part), where=lengths > 0)
+def unit_rows(features: Features) -> npt.NDArray[np.float32]:
+    """The features at length 1, N x D; a zero row stays one."""
+    units = np.zeros(features.shape, dtype=np.float32)
+    for start, part in zip(range(0, len(units), _CHUNK), _chunks(features), strict=True):
+        lengths = np.linalg.norm(part, axis=1, keepdims=True)
+        units[start : start + _CHUNK] = np.divide(part, lengths, out=np.zeros_like(part), where=lengths > 0)
+    return units
 
 
-def _principal_axes(
-    features: Features, rows: npt.NDArray[np.int64], count: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _principal_axes(features: Features, rows: npt.NDArray[np.int64], count: int) -> tuple[Floats, Floats]:
     """Mean (D) and the first principal axes (D x r, largest variance first, r = min(count, D)) of some rows.
 
     The largest entry of each axis is positive, so that the axes do not depend on the eigenvalue solver.
@@ -208,19 +206,21 @@ def _principal_axes(
     size = features.shape[1]
     sums = np.zeros(size)
     for part in _chunks(features, rows):
-        sums += part.sum(axis=0, dtype=np.float64)
-    mean = (sums / len(rows)).astype(np.float32)
+        sums += part.sum(axis=0)
+    mean = sums / len(rows)
     scatter = np.zeros((size, size))
     for part in _chunks(features, rows):
         centred = part - mean
-        scatter += centred.T @ centred
+        largest = float(np.abs(centred).max()) or 1.0  # in units of which float32 holds them: products in half the time
+        scaled = (centred / largest).astype(np.float32)
+        scatter += (scaled.T @ scaled).astype(np.float64) * largest**2
     kept = min(count, size)
     import scipy.linalg  # noqa: PLC0415  # which most trials do not need
 
     _, axes = scipy.linalg.eigh(scatter, subset_by_index=(size - kept, size - 1))
     axes = axes[:, ::-1]
     axes *= np.where(axes[np.abs(axes).argmax(axis=0), np.arange(kept)] < 0, -1, 1)
-    return mean, axes.astype(np.float32)
+    return mean, axes
 
 
 def _fit_rows(count: int, seed: int) -> npt.NDArray[np.int64]:

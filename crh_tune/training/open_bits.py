@@ -42,7 +42,7 @@ class _Vectors:
         if part.ndim == 4:
             top, left = ((part.shape[axis] - self._shape[axis - 1]) // 2 for axis in (2, 3))
             part = part[:, :, top : top + self._shape[1], left : left + self._shape[2]]
-        return part.reshape(len(part), -1).astype(np.float32)
+        return part.reshape(len(part), -1)
 
 
 def fit_open_bits(samples: Samples, shape: tuple[int, ...], classes: int, bits: int, seed: int) -> LinearCodes:
@@ -69,10 +69,10 @@ def fit_open_bits(samples: Samples, shape: tuple[int, ...], classes: int, bits: 
     _, axes = scipy.linalg.eigh(wanted, within, subset_by_index=(size - kept, size - 1))
     axes = axes[:, ::-1]
     axes *= np.where(axes[np.abs(axes).argmax(axis=0), np.arange(kept)] < 0, -1, 1)
-    turned = axes.astype(np.float32) @ random_rotation(bits, seed)[:kept]
-    fitted = pca_itq(vectors, bits, seed, start=LinearCodes(mean.astype(np.float32), turned))
+    turned = axes @ random_rotation(bits, seed)[:kept]
+    fitted = pca_itq(vectors, bits, seed, start=LinearCodes(mean, turned))
     scale = float(np.abs(fitted.project(vectors)).mean()) or 1.0
-    return LinearCodes(fitted.mean, fitted.projection / np.float32(scale))
+    return LinearCodes(fitted.mean, fitted.projection / scale)
 
 
 def _scatters(vectors: _Vectors, labels: npt.NDArray[Any], classes: int) -> tuple[Matrix, Matrix, Matrix]:

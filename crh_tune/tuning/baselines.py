@@ -17,6 +17,7 @@ import torch
 
 from crh_tune.data.listing import DataError
 from crh_tune.data.splits import Samples, Split, final_split, search_split
+from crh_tune.ground import first_line
 from crh_tune.retrieval.average_precision import (
     Floats,
     LabelledCodes,
@@ -40,6 +41,8 @@ from crh_tune.tuning.progress import Say
 from crh_tune.tuning.record import COMPLETE, Outcome
 from crh_tune.tuning.results import FLOAT_COSINE, ITQ, ROTATION, Baseline, checkpoint_in
 
+_NONE = "no ranking without training is scored: "
+
 
 def validation_of_baselines(settings: SearchSettings, first: Split) -> dict[str, float]:
     """The mAP of each baseline on the search's validation queries; none where its inputs are no features."""
@@ -54,8 +57,8 @@ def compare_with_baselines(
     """Score the baselines at the code length of the winner, whose final run is ``tested``, and tell MLflow.
 
     ``first`` and ``last`` are the search's and the final split. What the board has of the validation queries is not
-    scored again. None is scored where there are no features, and a line says so. Raises SettingsError where the
-    winner's checkpoint cannot be read.
+    scored again. None is scored where there are no features, or scoring fails, and a line says so. Raises SettingsError
+    where the winner's checkpoint cannot be read.
     """
     settings = tested.trial_settings
     splits = splits_of_features(settings, first, last, say)
@@ -66,8 +69,12 @@ def compare_with_baselines(
     won = _winner_precisions(settings, checkpoint_in(place.folder, tested))
     board = place.board
     is_known = board is not None and board.untrained and board.settings.trial.bits == settings.trial.bits
-    held_out = board.untrained if board and is_known else _means(splits[0], settings.trial.bits, seed, protocol)
-    on_test = _precisions(splits[1], settings.trial.bits, seed, protocol)
+    try:
+        held_out = board.untrained if board and is_known else _means(splits[0], settings.trial.bits, seed, protocol)
+        on_test = _precisions(splits[1], settings.trial.bits, seed, protocol)
+    except (ValueError, MemoryError) as error:  # the search is done, and its result stands without them
+        say(f"{_NONE}{first_line(error)}")
+        return ()
     baselines = []
     for name, found in on_test.items():
         gain = bootstrap_gain(won, found, seed, no_relevant=protocol.no_relevant)
@@ -91,17 +98,17 @@ def splits_of_features(settings: TrialSettings, first: Split, last: Split, say: 
     """
     if first.train.inputs.ndim == 2:
         return first, last
-    none, trial = "no ranking without training is scored: ", settings.trial
+    trial = settings.trial
     if trial.weights is None:
-        say(f"{none}a network trained from scratch has no features before")
+        say(f"{_NONE}a network trained from scratch has no features before")
         return None
     say(f"{trial.backbone} as it was pretrained sees all images once, for rankings without training")
     options = {name: value for name, value in settings.dataset.options.items() if name != "size"}
     frozen = TrainingSettings(backbone=trial.backbone, weights=trial.weights, freeze=True)
     try:
         opened = open_on_cluster(DatasetSettings(name=settings.dataset.name, **options), frozen, settings.scaling, say)
-    except (DataError, SettingsError) as error:  # the search is done, and its result stands without them
-        say(f"{none}{error}")
+    except (DataError, SettingsError) as error:
+        say(f"{_NONE}{error}")
         return None
     return search_split(opened, **settings.validation.model_dump()), final_split(
         opened, **settings.validation.held_classes

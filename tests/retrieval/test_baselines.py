@@ -95,6 +95,33 @@ def test_features_without_variance_have_codes_of_ones_only(fit):
     assert fit(same, 8, 0).encode(same).all()
 
 
+FAR = [(1e8, 1.0, "f8"), (1e41, 1e39, "f8"), (0.0, 1e100, "f8"), (0.0, 1e20, "f4"), (0.0, 1e-30, "f4")]
+
+
+@pytest.mark.parametrize(("offset", "scale", "dtype"), FAR)
+@pytest.mark.parametrize("fit", [pca_rotation, pca_itq])
+def test_features_far_from_zero_large_or_small_have_the_codes_of_any_others(fit, offset, scale, dtype):
+    features = clusters()[0].astype(np.float64)
+    moved = (features * scale + offset).astype(dtype)
+    codes, axes = fit(moved, 8, 0), PCA(8, svd_solver="full").fit(features).components_.T
+    np.testing.assert_allclose(axes @ (axes.T @ codes.projection), codes.projection, atol=1e-4)
+    np.testing.assert_allclose(codes.mean, offset + scale * features.mean(axis=0), rtol=1e-6)
+    exact = (features - features.mean(axis=0)) @ codes.projection
+    sure = np.abs(exact) > 1e-4
+    np.testing.assert_array_equal(codes.encode(moved)[sure], exact[sure] >= 0)
+    assert (codes.encode(moved) == fit(features, 8, 0).encode(features)).mean() > 0.99
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [each[1:] for each in FAR[1:]])
+def test_the_cosine_of_large_and_of_small_features_is_that_of_any_others(scale, dtype):
+    features, labels = clusters(count=120)
+    moved = (features.astype(np.float64) * scale).astype(dtype)
+    values = cosine_average_precisions(moved[:20], labels[:20], moved[20:], labels[20:], RankingProtocol())
+    for row in range(20):
+        expected = by_definition(features[row], labels[row] == labels[20:], features[20:], None, "retrieved")
+        assert values[row] == pytest.approx(expected, abs=1e-3)  # two of the hundred may be as near as float32 tells
+
+
 def test_pca_wants_a_row():
     with pytest.raises(ValueError, match="at least one training row"):
         pca_itq(np.empty((0, 4), dtype=np.float32), 2, 0)

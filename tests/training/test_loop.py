@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from crh_tune.data.datasets import open_dataset
-from crh_tune.data.splits import Samples, Split, search_split
+from crh_tune.data.splits import Dataset, Samples, Split, search_split
 from crh_tune.hashing.codebook import shared_centers
+from crh_tune.retrieval.average_precision import RankingProtocol
 from crh_tune.retrieval.baselines import pca_itq
 from crh_tune.training import checkpoints, loop
 from crh_tune.training.aggregator import Round, solve_locally
 from crh_tune.training.batches import steps_per_epoch
-from crh_tune.training.evaluation import encode_share, outputs_share
+from crh_tune.training.evaluation import encode_share, outputs_share, untrained_unseen_map
 from crh_tune.training.loop import Metrics, Save, TrainingDiverged, TrainingRun
 from crh_tune.training.workers import Workers
 from tests.training.conftest import settings_for, split_of
@@ -288,6 +289,22 @@ def test_classes_held_out_are_scored_among_themselves_and_in_one_database(datase
     assert metrics["val/map_mixed"] == pytest.approx(plain_map(queries, database), abs=5e-3)
     seen, new = metrics["val/map"], metrics["val/map_unseen"]
     assert metrics["val/map_harmonic"] == pytest.approx(2 / (1 / seen + 1 / new))
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(1e8, 1), (0, 1e39)])
+def test_held_out_classes_without_training_are_found_wherever_their_features_lie(offset, scale):
+    generator, labels = np.random.default_rng(0), np.arange(160) % 8
+    near = 3 * generator.normal(size=(8, 12))[labels] + generator.normal(size=(160, 12))
+
+    def found(inputs: np.ndarray) -> float | None:
+        samples = Samples(inputs, labels)
+        split = search_split(Dataset("made", tuple("abcdefgh"), samples, samples), 0.2, 0, classes=0.5)
+        return untrained_unseen_map(split, 8, 0, RankingProtocol())
+
+    expected = found(near)
+    assert expected is not None
+    assert expected > 0.8
+    assert found(near * scale + offset) == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.parametrize(("method", "open_bits"), [("crh", 0), ("shc", 0), ("crh", 4)])

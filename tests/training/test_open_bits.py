@@ -51,7 +51,23 @@ def test_directions_are_those_of_linear_discriminant_analysis(kind):
     apart = np.linalg.norm(wanted @ found - fitted.projection, axis=0) / np.linalg.norm(fitted.projection, axis=0)
     assert apart.max() < 0.05  # the hundredth of the whole variation moves them a little
     assert np.abs(fitted.project(inputs)).mean() == pytest.approx(1, rel=1e-5)
-    assert np.array_equal(fitted.mean, exact.mean(axis=0).astype("f4"))
+    assert np.allclose(fitted.mean, exact.mean(axis=0), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("offset", "scale", "dtype"), [(1e8, 1, "f8"), (0, 1e39, "f8"), (0, 1e20, "f4")])
+def test_inputs_far_from_zero_and_large_ones_have_the_open_bits_of_any_others(offset, scale, dtype):
+    generator, labels = np.random.default_rng(0), np.arange(200) % 5
+    inputs = generator.normal(size=(5, 12))[labels] + 0.5 * generator.normal(size=(200, 12))
+    near, moved = inputs.astype("f4"), (inputs * scale + offset).astype(dtype)
+    expected = fit_open_bits(Samples(near, labels), (12,), 5, 4, 0).project(near)
+    fitted = fit_open_bits(Samples(moved, labels), (12,), 5, 4, 0)
+    network = HashNetwork(
+        "mlp", (12,), 8, torch.zeros(12), torch.full((12,), scale, dtype=torch.float64), open_bits=4
+    ).eval()
+    network.open_mean.copy_(torch.from_numpy(fitted.mean))
+    network.open_projection.copy_(torch.from_numpy(fitted.projection))
+    with torch.no_grad():
+        assert np.allclose(network(torch.from_numpy(moved))[:, 8:].numpy(), expected, atol=1e-2)
 
 
 def test_more_bits_than_classes_or_values_are_all_of_use():

@@ -127,6 +127,19 @@ class Split:
         """What the queries are answered from."""
         return self.train if self.database is None else self.database
 
+    def notes(self) -> list[str]:
+        """What should be known of the split before it is trained on, a line each."""
+        return [line for line in (self.unanswered(), self.untrained()) if line is not None]
+
+    def untrained(self) -> str | None:
+        """A line on the classes that no training sample shows; None where there are none."""
+        labels = self.train.labels
+        counts = labels.sum(axis=0) if self.multi_label else np.bincount(labels, minlength=self.classes)
+        names = [repr(self.class_names[c]) for c in np.flatnonzero(counts == 0)]
+        where = "in the search" if self.stage == "search" else "in final runs"
+        shown = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        return f"{len(names)} of {self.classes} classes have no training sample {where}: {shown}" if names else None
+
     def unanswered(self) -> str | None:
         """A line on the queries that have nothing relevant to find; None where there are none."""
         kind = "validation" if self.stage == "search" else "test"
@@ -157,8 +170,8 @@ def search_split(dataset: Dataset, fraction: float, seed: int, queries: int | No
     """Hold ``fraction`` of the training samples out as validation queries; groups stay whole.
 
     ``queries`` is the most that are held out, as near as groups come to it. What is held out is taken out of the
-    database too. Without groups, single labels are held out class by class, and the last sample of a class never is.
-    ``classes`` is the share of the classes that are held out whole (:class:`Unseen`).
+    database too. The last sample of a class never is held out; without groups, single labels are held out class by
+    class. ``classes`` is the share of the classes that are held out whole (:class:`Unseen`).
     Raises ValueError for a fraction outside (0, 1), one that leaves nothing on a side, and queries of which none has
     anything relevant to find.
     """
@@ -166,7 +179,7 @@ def search_split(dataset: Dataset, fraction: float, seed: int, queries: int | No
         raise ValueError(f"validation.fraction must lie between 0 and 1 to search, got {fraction}")
     train = dataset.train
     try:
-        kept, held = _held_out(dataset, fraction, seed, queries)
+        kept, held = _held_out(dataset, fraction, seed, queries, _held_classes(len(dataset.class_names), classes, seed))
     except ValueError as error:
         raise ValueError(f"validation.fraction = {fraction} cannot be held out of {dataset.name}: {error}") from None
     database = dataset.database
@@ -177,8 +190,8 @@ def search_split(dataset: Dataset, fraction: float, seed: int, queries: int | No
     return _answerable(_with_unseen(whole, classes, seed))
 
 
-def _held_out(dataset: Dataset, fraction: float, seed: int, queries: int | None) -> tuple[Rows, Rows]:
-    """Which training samples stay, and which are held out."""
+def _held_out(dataset: Dataset, fraction: float, seed: int, queries: int | None, whole: Array) -> tuple[Rows, Rows]:
+    """Which training samples stay, and which are held out, where these classes will be held out whole."""
     labels, count = dataset.train.labels, len(dataset.train)
     few = queries is not None and fraction * count > queries
     if dataset.groups is None and labels.ndim == 1:
@@ -187,23 +200,49 @@ def _held_out(dataset: Dataset, fraction: float, seed: int, queries: int | None)
     size: float | int = fraction
     if few and queries is not None:
         size = queries if dataset.groups is None else queries / count
+    shown = labels.astype(bool) if labels.ndim == 2 else np.eye(len(dataset.class_names), dtype=bool)[labels]
+    outside = shown[:, whole].any(axis=1)
+    shown[np.ix_(outside, np.setdiff1d(np.arange(shown.shape[1]), whole))] = False  # nothing is trained on them
     if dataset.groups is None:
-        return _drawn(count, size, seed)
+        return _drawn(shown, size, seed)
     groups, of = np.unique(dataset.groups, return_inverse=True)
-    kept, held = (np.flatnonzero(np.isin(of, part)) for part in _drawn(len(groups), size, seed))
+    counts = np.zeros((len(groups), shown.shape[1]), dtype=np.int64)
+    np.add.at(counts, of, shown)
+    kept, held = (np.flatnonzero(np.isin(of, part)) for part in _drawn(counts, size, seed))
     return kept, held
 
 
-def _drawn(count: int, size: float, seed: int) -> tuple[Rows, Rows]:
-    """Which of N stay, and the share or number of them that is held out: those of scikit-learn's ShuffleSplit.
+def _drawn(counts: Array, size: float, seed: int) -> tuple[Rows, Rows]:
+    """Which of N stay, and the share or number of them that is held out: those of scikit-learn's ShuffleSplit, less
+    what would leave a label without a sample. ``counts``, N x C, is how many samples of a label each has.
 
-    Its import takes seconds of each process that trains. Raises ValueError where none is left.
+    Its import takes seconds of each process that trains. Raises ValueError where none is left, or can be held out.
     """
-    held = math.ceil(size * count) if isinstance(size, float) else size
-    if held >= count:
-        raise ValueError(f"{held} of {count} are to be held out, and nothing is left to train on")
+    count = len(counts)
+    wanted = math.ceil(size * count) if isinstance(size, float) else size
+    if wanted >= count:
+        raise ValueError(f"{wanted} of {count} are to be held out, and nothing is left to train on")
     order = np.random.RandomState(seed).permutation(count)
-    return order[held:], order[:held]
+    held = leaving_each(order, counts, wanted)
+    if not len(held):
+        raise ValueError("each of them has a label that no other has: one to train on and one to ask for are needed")
+    return np.setdiff1d(order, held), held
+
+
+def leaving_each(order: Rows, counts: Array, wanted: int) -> Rows:
+    """The first ``wanted`` of N in an order, passing over those with the last samples of a label, as far as they go.
+
+    ``counts``, N x C, is how many samples of a label each has.
+    """
+    left = counts.sum(axis=0, dtype=np.int64)
+    taken: list[int] = []
+    for one in order.tolist():
+        if len(taken) == wanted:
+            break
+        if not (counts[one].astype(bool) & (counts[one] == left)).any():
+            left = left - counts[one]
+            taken.append(one)
+    return np.array(taken, dtype=np.int64)
 
 
 def _by_class(labels: Array, wanted: int, seed: int) -> Rows:
@@ -257,14 +296,20 @@ def _with_unseen(split: Split, share: float, seed: int) -> Split:
     """
     if not share:
         return split
-    count = max(1, round(share * split.classes))
-    if split.classes - count < 2:
-        raise ValueError(f"validation.classes = {share} leaves {split.classes - count} of {split.classes} classes")
-    held = np.random.default_rng([seed, count]).permutation(split.classes)[:count]
+    held = _held_classes(split.classes, share, seed)
+    if split.classes - len(held) < 2:
+        left = split.classes - len(held)
+        raise ValueError(f"validation.classes = {share} leaves {left} of {split.classes} classes")
     try:
-        return hold_out(split, np.sort(held))
+        return hold_out(split, held)
     except ValueError as error:
         raise ValueError(f"validation.classes = {share}: {error}") from None
+
+
+def _held_classes(classes: int, share: float, seed: int) -> Rows:
+    """Which of C classes are held out whole, ascending: a share of them, at least one, or none for share 0."""
+    count = max(1, round(share * classes)) if share else 0
+    return np.sort(np.random.default_rng([seed, count]).permutation(classes)[:count])
 
 
 def hold_out(split: Split, held: Array) -> Split:

@@ -118,7 +118,7 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
         search_split(dataset, **settings.validation.model_dump()),
         final_split(dataset, **settings.validation.held_classes),
     )
-    for line in filter(None, (first.unanswered(), last.unanswered())):
+    for line in (*first.notes(), *last.notes()):
         say(line)
     check_feasible(settings, first.classes)
     for each in studies_of(settings).values():

@@ -39,7 +39,8 @@ def test_a_hold_out_cuts_the_training_samples_in_two_and_asks_no_test_query(seed
     if kind != "single":
         splitter = (ShuffleSplit if kind == "multi" else GroupShuffleSplit)(1, test_size=fraction, random_state=seed)
         expected = next(splitter.split(np.zeros(60), groups=whole.groups))
-        assert [kept, held] == [sorted(rows.tolist()) for rows in expected]
+        if kind == "multi" or set(labels[expected[0]]) == set(labels):  # groups may be all there is of a class
+            assert [kept, held] == [sorted(rows.tolist()) for rows in expected]
     assert sorted(kept + held) == list(range(60))
     assert kept == sorted(kept)
     assert held == sorted(held)
@@ -98,6 +99,65 @@ def test_a_hold_out_of_any_classes_gives_as_many_as_asked_for_that_all_have_some
     assert len(split.queries) == wanted
     assert set(split.train.labels.tolist()) == set(range(len(sizes)))
     assert sorted(traced(split.train) + traced(split.queries)) == list(range(sum(sizes)))
+
+
+def tagged(seed: int) -> np.ndarray:
+    """600 samples with a few of 20 common labels, and 55 rare labels of two or three samples each: 600 x 75."""
+    generator = np.random.default_rng(seed)
+    labels = np.zeros((600, 75), dtype=np.uint8)
+    labels[np.arange(600), generator.integers(0, 20, 600)] = 1
+    for c in range(20, 75):
+        labels[generator.choice(600, generator.integers(2, 4), replace=False), c] = 1
+    return labels
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_several_labels_each_keeps_a_training_sample(seed):
+    whole = dataset(tagged(seed))
+    split = search_split(whole, 0.2, seed)
+    assert len(split.queries) == 120
+    assert split.train.labels.any(axis=0).all()
+    assert sorted(traced(split.train) + traced(split.queries)) == list(range(600))
+    drawn = np.random.RandomState(seed).permutation(600)[:120]
+    assert len(np.intersect1d(drawn, traced(split.queries))) > 100  # none is passed over without need
+    assert split.notes() == []
+
+
+def test_a_group_that_is_all_there_is_of_a_class_stays():
+    labels = np.repeat([0, 1, 2, 3], [10, 20, 20, 10])
+    groups = np.repeat([0, 1, 2, 1, 2, 3], 10)  # classes 0 and 3 are all of groups 0 and 3, the others share 1 and 2
+    for seed in range(8):
+        split = search_split(dataset(labels, groups), 0.5, seed)
+        assert set(split.train.labels.tolist()) == {0, 1, 2, 3}
+        assert len(split.queries) == 20
+
+
+def test_samples_that_all_have_a_label_of_their_own_cannot_be_held_out():
+    with pytest.raises(ValueError, match=r"cannot be held out of traced: each of them has a label that no other has"):
+        search_split(dataset(np.pad(np.eye(10, dtype=np.uint8), ((0, 0), (0, 1)), constant_values=1)), 0.2, 0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("stage", ["search", "final"])
+def test_classes_that_only_show_beside_held_out_ones_are_named_and_no_others_are_untrained(seed, stage):
+    whole = dataset(tagged(seed))
+    whole = replace(whole, queries=whole.train)
+    split = search_split(whole, 0.3, seed, None, 0.4) if stage == "search" else final_split(whole, 0.4, seed)
+    assert split.unseen is not None
+    held = [whole.class_names.index(name) for name in split.unseen.class_names]
+    left = whole.train.labels[~whole.train.labels[:, held].any(axis=1)]
+    gone = [
+        name
+        for c, name in enumerate(whole.class_names)
+        if name not in split.unseen.class_names and not left[:, c].any()
+    ]
+    assert [name for c, name in enumerate(split.class_names) if not split.train.labels[:, c].any()] == gone
+    where = "in the search" if stage == "search" else "in final runs"
+    shown = ", ".join(map(repr, gone[:3])) + (", ..." if len(gone) > 3 else "")
+    line = f"{len(gone)} of 45 classes have no training sample {where}: {shown}" if gone else None
+    assert split.untrained() == line
+    assert (line in split.notes()) == bool(gone)
+    assert split.unseen.database.labels[:, split.classes :].any(axis=0).all()
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])

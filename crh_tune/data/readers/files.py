@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from crh_tune.data.listing import DataError
 from crh_tune.data.options import FileOptions
+from crh_tune.data.splits import leaving_each
 from crh_tune.data.store.stored import Array
 from crh_tune.errors import counted, printable, problem
 
@@ -118,14 +119,15 @@ def missing_files(root: Path, paths: Iterable[str]) -> set[str]:
 def stratified_draw(labels: Array, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
     """Which samples become test queries: ``fraction`` of every class of two samples or more, at least one.
 
-    ``labels`` are N class indices; of N x C multi-hot labels, ``fraction`` of all samples.
+    ``labels`` are N class indices; of N x C multi-hot labels, ``fraction`` of all samples, never the last of a class.
     """
     generator = np.random.default_rng(seed)
     drawn = np.zeros(len(labels), dtype=bool)
     classes = np.zeros(len(labels), dtype=np.int64) if labels.ndim == 2 else labels
     for c in np.unique(classes):
         rows = generator.permutation(np.flatnonzero(classes == c))
-        drawn[rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)]] = True
+        wanted = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+        drawn[rows[:wanted] if labels.ndim == 1 else leaving_each(rows, labels, wanted)] = True
     return drawn
 
 

@@ -267,6 +267,18 @@ def test_missing_files_are_those_at_whose_path_there_is_no_file(tmp_path):
     assert missing_files(tmp_path, paths) == {"a", "a/2.jpg", "b/1.jpg", "2.jpg/x", "a/dead.jpg", "a\0/1.jpg"}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_of_several_labels_the_last_sample_of_none_is_drawn(seed):
+    labels = np.zeros((120, 41), dtype=np.uint8)
+    labels[:, 0] = 1
+    for c in range(1, 41):
+        labels[np.random.default_rng([seed, c]).choice(120, 2, replace=False), c] = 1
+    drawn = stratified_draw(labels, 0.3, seed)
+    assert drawn.sum() == 36
+    assert labels[~drawn].any(axis=0).all()
+    assert not stratified_draw(np.eye(8, dtype=np.uint8), 0.3, seed).any()  # the last of each
+
+
 def test_of_several_labels_a_fraction_of_all_samples_is_drawn():
     drawn = stratified_draw(np.ones((50, 3), dtype=np.uint8), 0.3, 0)
     assert drawn.sum() == 15

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from crh_tune.data.copies import QUERIES_ALSO, copies_line, duplicate_lines, twins
 from crh_tune.data.datasets import DATASETS
 from crh_tune.data.listing import Listing
-from crh_tune.data.readers.files import QUERIES_ALSO, counted, duplicate_lines, plain_line, problem, span_line, twins
+from crh_tune.data.readers.files import counted, plain_line, problem, span_line
 from crh_tune.data.splits import none_answered, unanswered_queries
 from crh_tune.data.store.cache import progress_bar
 from crh_tune.data.store.decode import MEGAPIXELS, BadImage, Span, deep_span, joined, open_image
@@ -124,7 +125,10 @@ def _check_files(listing: Listing, megapixels: float, lines: list[tuple[str, str
     }
     others = [digests[name] for name in ("train", "database") if name in digests]
     known = [twins(digests["queries"], each, where) for each, where in zip(others, QUERIES_ALSO, strict=False)]
-    lines += duplicate_lines([line for line in known if line is not None], len(others))
+    train = digests["train"]
+    ids = np.frombuffer(b"".join(digest[:8] for digest in train.values()), dtype=np.int64)
+    copies = copies_line((ids, list(train).__getitem__))
+    lines += duplicate_lines([line for line in known if line is not None], len(others), copies)
 
 
 def _look(path: Path, megapixels: float) -> _Image:

@@ -10,9 +10,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from crh_tune.data.copies import QUERIES_ALSO, twins
 from crh_tune.data.listing import DataError, ImageRows
 from crh_tune.data.options import ImageOptions
-from crh_tune.data.readers.files import QUERIES_ALSO, no_problems, plain_line, problem, span_line, twins
+from crh_tune.data.readers.files import no_problems, plain_line, problem, span_line
 from crh_tune.data.readers.reference import own_reference
 from crh_tune.data.splits import Dataset, Samples
 from crh_tune.data.store.cache import ImageCache, Say, open_cache

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from crh_tune.data.store.stored import Array, Inputs, Rows, digest_of, pick
+from crh_tune.data.copies import QUERIES_ALSO, Named, row_twins
+from crh_tune.data.store.stored import Array, Inputs, Rows, content_ids, digest_of, pick
 
 Stage = Literal["search", "final"]
 
@@ -38,6 +40,13 @@ class Samples:
 
     def __getitem__(self, rows: Rows) -> Samples:
         return Samples(pick(self.inputs, rows), self.labels[rows], None if self.items is None else self.items[rows])
+
+    def named(self, kind: str, dtype: np.dtype[Any]) -> Named:
+        """Numbers that tell their content in ``dtype``, and what each is called: its file, or a kind and its row."""
+        items = np.arange(len(self)) if self.items is None else self.items
+        return content_ids(
+            self.inputs, dtype
+        ), lambda row: items[row] if isinstance(items[row], str) else f"{kind} {items[row]}"
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits over every input and label, in order."""
@@ -129,7 +138,22 @@ class Split:
 
     def notes(self) -> list[str]:
         """What should be known of the split before it is trained on, a line each."""
-        return [line for line in (self.unanswered(), self.untrained()) if line is not None]
+        return [line for line in (self.unanswered(), self.untrained(), *self._copies()) if line is not None]
+
+    def _copies(self) -> Iterator[str | None]:
+        """On the validation queries that are also elsewhere; of test queries it is said when the data is opened."""
+        if self.stage == "final":
+            return
+        ranked = "training sample" if self.database is None else "database item"
+        pairs = [(self.queries, self.train, "training sample", QUERIES_ALSO[0])]
+        if self.database is not None:
+            pairs.append((self.queries, self.database, ranked, QUERIES_ALSO[1]))
+        if self.unseen is not None:
+            pairs.append((self.unseen.queries, self.unseen.database, ranked, "in the database of the classes held out"))
+        for queries, others, kind, where in pairs:
+            dtype = np.result_type(queries.inputs.dtype, others.inputs.dtype)
+            asked = queries.named("training sample", dtype)
+            yield row_twins(asked, others.named(kind, dtype), where, "validation ")
 
     def untrained(self) -> str | None:
         """A line on the classes that no training sample shows; None where there are none."""

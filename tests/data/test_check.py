@@ -117,6 +117,18 @@ def test_features_of_queries_that_are_elsewhere_are_named(tmp_path, dtype):
     assert said == wanted
 
 
+def test_training_features_that_are_there_again_are_counted(tmp_path):
+    vectors = np.arange(24, dtype=np.float32).reshape(6, 4)
+    train = vectors[[0, 1, 2, 0, 3, 0, 1]]
+    labels = {"train_labels": np.arange(7) % 2, "test_labels": np.arange(2)}
+    np.savez(tmp_path / "f.npz", train_features=train, test_features=vectors[4:], **labels)
+    pairs = "; ".join(f"training sample {one} = training sample {other}" for one, other in ((3, 0), (5, 0), (6, 1)))
+    lines = dict(check_data(tmp_path / "f.npz").lines)
+    assert lines["duplicates"] == NO_TWINS[1]
+    text = f"3 training samples have the content of another: {pairs}"
+    assert lines["copies"] == f"{text}: one may be held out to ask for the other"
+
+
 def test_broken_images_are_problems_with_their_paths(tmp_path):
     root = folders(tmp_path / "d")
     (root / "train/ant/2.png").write_bytes(b"no image")
@@ -235,7 +247,7 @@ def test_a_listed_image_that_is_not_there_is_told_once(tmp_path):
 
 def feature_arrays(**changes: np.ndarray) -> dict[str, np.ndarray]:
     return {
-        "train_features": np.zeros((6, 4), dtype=np.float32),
+        "train_features": np.arange(24, dtype=np.float32).reshape(6, 4),
         "train_labels": np.array([0, 1, 0, 1, 0, 0]),
         "test_features": np.ones((2, 4), dtype=np.float32),
         "test_labels": np.array([0, 1]),

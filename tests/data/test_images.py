@@ -239,6 +239,22 @@ def test_a_search_is_told_of_trained_queries_and_of_images_that_are_not_read(tmp
     ]
 
 
+def test_validation_queries_with_the_content_of_a_training_image_are_counted(tmp_path):
+    root = folders(tmp_path)
+    for file in sorted((root / "train").rglob("*.png")):
+        shutil.copy(file, file.with_name(f"copy-{file.name}"))
+    split = search_split(opened("folder", root), 0.5, 0)
+    left = {(root / item).read_bytes() for item in split.train.items}
+    also = [item for item in split.queries.items if (root / item).read_bytes() in left]
+    assert also
+    (line,) = split.notes()
+    assert line.startswith(f"{len(also)} validation quer")
+    assert f" also among the training samples: {also[0]} = " in line
+    check = dict(check_data(root).lines)
+    assert check["duplicates"] == "no query is also among the training samples"
+    assert check["copies"].startswith(f"{len(split.train) + len(split.queries) >> 1} training samples have the content")
+
+
 def test_problems_of_a_listing_point_to_the_check(tmp_path):
     root = folders(tmp_path / "d")
     (root / "test" / "dog").mkdir()

@@ -183,6 +183,38 @@ def test_queries_with_nothing_to_find_are_counted_and_refused_where_all_are():
         final_split(replace(whole, queries=queries[np.arange(3, 6)]))
 
 
+@pytest.mark.parametrize("classes", [0, 0.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_validation_queries_with_the_content_of_a_training_sample_are_counted(seed, classes):
+    inputs = np.repeat(np.arange(100, dtype=np.float32), 2)[:, None]  # each row twice
+    whole = dataset(np.repeat(np.arange(4), 50))
+    whole = replace(whole, train=Samples(inputs, whole.train.labels, np.arange(200)))
+    split = search_split(whole, 0.2, seed, None, classes)
+    parts = [(split.queries, split.train, "among the training samples")]
+    if split.unseen is not None:
+        parts.append((split.unseen.queries, split.unseen.database, "in the database of the classes held out"))
+    lines = split.notes()
+    assert len(lines) == len(parts)
+    for line, (queries, others, where) in zip(lines, parts, strict=True):
+        also = [row for row, value in zip(queries.items, traced(queries), strict=True) if value in traced(others)]
+        pair = f"training sample {also[0]} = training sample {also[0] ^ 1}; "
+        assert line.startswith(f"{len(also)} validation queries are also {where}: {pair}")
+    assert final_split(whole).notes() == []
+
+
+def test_validation_queries_with_the_content_of_a_database_item_are_counted():
+    whole = dataset(np.repeat(np.arange(4), 5))
+    rows = np.array([3, 4, 11, 60, 61, 62, 63])
+    database = Samples(rows.astype(np.float64)[:, None], np.array([0, 0, 2, 0, 1, 2, 3]), rows * 10)
+    split = search_split(replace(whole, database=database), 0.5, 1)
+    also = [row for row in traced(split.queries) if row in rows]
+    assert also
+    assert len(split.notes()) == 1
+    assert split.notes()[0].startswith(f"{len(also)} validation quer")
+    assert " also in the database: " in split.notes()[0]
+    assert f" = database item {also[0] * 10}" in split.notes()[0]
+
+
 def test_queries_of_several_labels_find_what_shares_one():
     hot = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1]], dtype=np.uint8)
     part = Samples(np.zeros((4, 1), dtype=np.float32), hot)

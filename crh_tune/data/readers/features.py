@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from crh_tune.data.copies import QUERIES_ALSO, copies_line, duplicate_lines, row_twins
 from crh_tune.data.listing import DataError
 from crh_tune.data.options import FileOptions, LabelOptions
 from crh_tune.data.readers.files import (
-    QUERIES_ALSO,
-    duplicate_lines,
     existing_path,
     no_problems,
     problem,
     read_text,
     stratified_draw,
     too_few_classes,
-    twins,
 )
 from crh_tune.data.readers.lists import (
     Row,
@@ -41,7 +39,7 @@ from crh_tune.data.readers.lists import (
 from crh_tune.data.readers.reference import own_reference
 from crh_tune.data.splits import Dataset, Samples
 from crh_tune.data.store.cache import Say
-from crh_tune.data.store.stored import Array, Inputs, Rows, StoredRows, chunks
+from crh_tune.data.store.stored import Array, Rows, StoredRows, content_ids
 from crh_tune.ground import first_line
 
 _PARTS = ("train_", "test_", "database_")
@@ -110,8 +108,11 @@ class FeatureListing:
         array = self.train.features
         lines = [("features", f"vectors of {array.shape[-1]} ({array.dtype})")]
         lines += [("note", note) for note in self.notes]
-        found = [] if self.problems else duplicate_lines(feature_twins(self), 1 if self.database is None else 2)
-        return lines + found
+        if self.problems:
+            return lines
+        train = _features(self.train)
+        copies = copies_line((content_ids(train.inputs), partial(_row_name, "training sample", self.train)))
+        return lines + duplicate_lines(feature_twins(self), 1 if self.database is None else 2, copies)
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def feature_dataset(name: str, listing: FeatureListing, options: FileOptions, sa
         return Dataset(name, listing.class_names, train, queries, reference=reference)
     database = _features(listing.database)
     dtype = np.result_type(train.inputs.dtype, database.inputs.dtype)
-    train_ids, database_ids = (_row_ids(each.inputs, dtype) for each in (train, database))
+    train_ids, database_ids = (content_ids(each.inputs, dtype) for each in (train, database))
     found = Dataset(name, listing.class_names, train, queries, database, reference)
     return replace(found, train_ids=train_ids, database_ids=database_ids)
 
@@ -160,34 +161,15 @@ def feature_twins(listing: FeatureListing) -> list[str]:
     given = {"query": listing.queries, "training sample": listing.train, "database item": listing.database}
     parts = {kind: part for kind, part in given.items() if part is not None}
     dtype = np.result_type(*(part.features.dtype for part in parts.values()))
-    ids = {kind: _row_ids(_features(part).inputs, dtype) for kind, part in parts.items()}
-    asked = ids.pop("query")
-    lines = []
-    for (kind, mine), where in zip(ids.items(), QUERIES_ALSO, strict=False):
-        pairs = (("query", asked, mine), (kind, mine, asked))
-        queries, others = (
-            {
-                _row_name(which, parts[which], row): these[row].tobytes()
-                for row in np.flatnonzero(np.isin(these, those)).tolist()
-            }
-            for which, these, those in pairs
-        )
-        lines.append(twins(queries, others, where))
+    ids = {kind: content_ids(_features(part).inputs, dtype) for kind, part in parts.items()}
+    names = {kind: partial(_row_name, kind, part) for kind, part in parts.items()}
+    asked, *others = ((ids[kind], names[kind]) for kind in parts)
+    lines = [row_twins(asked, each, where) for each, where in zip(others, QUERIES_ALSO, strict=False)]
     return [line for line in lines if line is not None]
 
 
 def _row_name(kind: str, part: FeaturePart, row: int) -> str:
     return f"{kind} {row if part.rows is None else part.rows[row]}"
-
-
-def _row_ids(inputs: Inputs, dtype: np.dtype[Any]) -> Rows:
-    """A number for each of N rows, equal for rows that are equal in ``dtype``; a few thousand are read at a time."""
-    digests = [
-        hashlib.blake2b(row.tobytes(), digest_size=8).digest()
-        for part in chunks(inputs)
-        for row in part.astype(dtype) + dtype.type(0)  # -0 becomes 0
-    ]
-    return np.frombuffer(b"".join(digests), dtype=np.int64)
 
 
 def _features(part: FeaturePart) -> Samples:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,6 @@ from crh_tune.data.options import FileOptions
 from crh_tune.data.splits import leaving_each
 from crh_tune.data.store.stored import Array
 from crh_tune.errors import counted, printable, problem
-
-QUERIES_ALSO = ("among the training samples", "in the database")
-"""Where queries should not be."""
 
 
 def existing_path(options: FileOptions) -> Path:
@@ -69,23 +66,6 @@ def too_few_classes(where: str | Path, class_names: tuple[str, ...]) -> list[str
     if len(class_names) >= 2:
         return []
     return [problem(where, f"{counted(len(class_names), 'class', 'classes')}: at least 2 are needed")]
-
-
-def twins(queries: Mapping[str, bytes], others: Mapping[str, bytes], where: str) -> str | None:
-    """A line on the queries whose digest is that of one of ``others``, both by name; None where there are none."""
-    names: dict[bytes, str] = {}
-    for name, digest in others.items():
-        names.setdefault(digest, name)
-    found = [(name, names[digest]) for name, digest in queries.items() if digest in names]
-    shown = "; ".join(f"{one} = {other}" for one, other in found[:3])
-    more = "; ..." if len(found) > 3 else ""
-    return printable(f"{counted(len(found), 'query is', 'queries are')} also {where}: {shown}{more}") if found else None
-
-
-def duplicate_lines(found: Sequence[str], parts: int) -> list[tuple[str, str]]:
-    """What is known of queries that are elsewhere, too, where so many parts were looked through."""
-    none = f"no query is also {' or '.join(QUERIES_ALSO[:parts])}"
-    return [("duplicates", line) for line in found or [none]]
 
 
 def span_line(span: tuple[float, float] | None) -> str | None:

@@ -250,7 +250,7 @@ def _drawn(counts: Array, size: float, seed: int) -> tuple[Rows, Rows]:
     held = leaving_each(order, counts, wanted)
     if not len(held):
         raise ValueError("each of them has a label that no other has: one to train on and one to ask for are needed")
-    return np.setdiff1d(order, held), held
+    return order[np.isin(order, held, invert=True)], held
 
 
 def leaving_each(order: Rows, counts: Array, wanted: int) -> Rows:

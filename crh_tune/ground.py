@@ -27,9 +27,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 into a file that is whole or as it was. Raises OSError where the disk is full or gone."""
+    write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     """Write values as JSON into a file that is whole or as it was. Raises OSError where the disk is full or gone."""
-    write_whole(path, lambda aside: aside.write_text(json.dumps(content, indent=indent), encoding="utf-8"))
+    write_text(path, json.dumps(content, indent=indent))
 
 
 def check_archive(archive: Path | BinaryIO) -> None:

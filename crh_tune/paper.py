@@ -6,6 +6,7 @@ from pathlib import Path
 
 from crh_tune.data.datasets import DATASETS
 from crh_tune.errors import SearchFailed
+from crh_tune.ground import write_text
 from crh_tune.reporting.figures import figure2, figure3, figure4
 from crh_tune.reporting.report import Section, write_report
 from crh_tune.reporting.search_report import REPORTS, TABLES
@@ -46,7 +47,7 @@ def report_lines(study: StudySettings, storage: Path) -> list[str]:
         if section.table is not None:
             printed += [to_markdown(section.table)]
             write_table(printed_table(section.table), folder / TABLES, study.name)
-            section.table.to_csv(folder / TABLES / f"{study.name}_cells.csv", index=False)
+            write_text(folder / TABLES / f"{study.name}_cells.csv", section.table.to_csv(index=False))
         printed += [*section.text, *map(str, section.figures)]
     markdown, html = write_report(study.name, study.title, sections, folder)
     return ["", *printed, "", f"reports  {markdown}  {html}"]

@@ -26,6 +26,7 @@ from crh_tune.data.store.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, dec
 from crh_tune.data.store.stored import Array, CachedImages, Inputs
 from crh_tune.errors import DataError
 from crh_tune.export.encoder_file import read_encoder, write_encoder
+from crh_tune.ground import write_text, write_whole
 from crh_tune.hashing.codebook import Codebook
 from crh_tune.hashing.network import FrozenHashNetwork, HashNetwork
 from crh_tune.retrieval.index import Index
@@ -122,7 +123,7 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
     write_trial(run.settings, folder / SETTINGS_FILE)
     name = encoder_name(write_encoder(folder / ENCODER_FILE, run, network))
     if run.has_centers:
-        np.save(folder / CENTERS_FILE, run.centers, allow_pickle=False)
+        write_whole(folder / CENTERS_FILE, lambda aside: _save(run.centers, aside))
         if isinstance(run.codebook, Codebook):
             write_codebook(folder, run.codebook.words, run.table, name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # as whoever loads it will encode queries
@@ -133,7 +134,12 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
     index = Index(np.concatenate(encoded[:-1]), labels, items)
     write_index(folder, index, About(name, root and str(root), names, run.trial.bits))
     write_reach(folder, Reach.of(index.search(encoded[-1], 1)[1]))
-    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    write_text(folder / CARD_FILE, card)
+
+
+def _save(centers: Array, path: Path) -> None:
+    with path.open("wb") as file:  # to a path of another ending, numpy would add its own
+        np.save(file, centers, allow_pickle=False)
 
 
 def _indexed(split: Split) -> tuple[list[Samples], Array, Array, tuple[str, ...]]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from crh_tune.data.store.decode import MEGAPIXELS, STRETCHED, Fit, Interpolation, Span
-from crh_tune.ground import first_line
+from crh_tune.ground import first_line, write_whole
 from crh_tune.hashing.methods import HashLayer
 from crh_tune.hashing.network import FeatureNetwork, FrozenHashNetwork, HashNetwork
 from crh_tune.settings.base import SettingsError, one_line
@@ -90,7 +90,8 @@ def write_encoder(path: Path, run: TrainingRun, network: HashNetwork) -> Mapping
         known = FrozenBackbone.model_validate(asdict(found))
         header = header.model_copy(update={"inputs": tuple(whole.shape), "pretrained": known})
         weights = whole.state_dict()
-    torch.save({**header.model_dump(), _WEIGHTS: weights}, path)
+    content = {**header.model_dump(), _WEIGHTS: weights}
+    write_whole(path, lambda aside: torch.save(content, aside))
     return weights
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from crh_tune.data.store.stored import Array
 from crh_tune.export.bundle import CARD_FILE, Encoder, encoder_name, load_encoder, model_card, write_bundle
-from crh_tune.ground import first_line, write_whole
+from crh_tune.ground import first_line, write_text, write_whole
 from crh_tune.retrieval.packing import pack_codes
 from crh_tune.serving.encoder import FORMAT, INPUT, NOTES, ONNX_FILE, OUTPUTS
 from crh_tune.serving.encoder import load_encoder as load_served
@@ -61,7 +61,7 @@ def add_onnx(folder: Path, run: TrainingRun) -> str:
     line = _written(folder, run)
     card = folder / CARD_FILE
     text = f"{card.read_text(encoding='utf-8').rstrip()}\n\n{line}\n"
-    write_whole(card, lambda aside: aside.write_text(text, encoding="utf-8"))
+    write_text(card, text)
     return line
 
 

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from crh_tune.ground import write_whole
 from crh_tune.reporting.labels import dataset_title, ordered_datasets
 
 Floats = NDArray[np.float64]
@@ -329,6 +331,6 @@ def _plain(text: str) -> str:
 def _write(figure: Figure, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    figure.savefig(paths[0], dpi=DPI)
-    figure.savefig(paths[1], metadata={"Date": None})
+    write_whole(paths[0], partial(figure.savefig, format="png", dpi=DPI))
+    write_whole(paths[1], partial(figure.savefig, format="svg", metadata={"Date": None}))
     return paths

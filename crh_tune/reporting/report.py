@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from crh_tune.ground import write_text
 from crh_tune.reporting.tables import escape_markdown, table_caption, to_html, to_markdown
 
 _STYLE = """
@@ -52,7 +53,7 @@ def write_report(study: str, title: str, sections: list[Section], folder: Path) 
     }
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
     return folder / "report.md", folder / "report.html"
 
 

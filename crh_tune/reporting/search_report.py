@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -21,6 +22,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from crh_tune.errors import DataError, counted
+from crh_tune.ground import write_text, write_whole
 from crh_tune.reporting import evidence_figures, interactive, search_figures, search_tables, summary_text
 from crh_tune.reporting.curves import (
     Curves,
@@ -83,8 +85,8 @@ class Output:
             return []
         stream = io.BytesIO()
         still.savefig(stream, format="svg", metadata={"Date": None})
-        (self.folder / FIGURES / f"{name}.svg").write_bytes(stream.getvalue())
-        still.savefig(self.folder / FIGURES / f"{name}.png")
+        write_whole(self.folder / FIGURES / f"{name}.svg", lambda aside: aside.write_bytes(stream.getvalue()))
+        write_whole(self.folder / FIGURES / f"{name}.png", partial(still.savefig, format="png"))
         if moving is not None:
             return [Card(name, title, text, plotly=_script_safe(str(moving.to_json())))]
         encoded = base64.b64encode(stream.getvalue()).decode("ascii")
@@ -141,7 +143,7 @@ def report_search(folder: Path, target: Path, say: Say) -> Path:
         warnings.simplefilter("ignore", UserWarning)  # letters that matplotlib's font has not got
         page = _page(data, findings, why, Output(target))
     path = target / PAGE
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

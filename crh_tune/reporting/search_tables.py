@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from crh_tune.ground import write_text
 from crh_tune.reporting.curves import NEAREST, CodeStatistics, Confusion, Curves
 from crh_tune.reporting.search_data import PAPER, UNSEEN, Confirmed, SearchData, Value
 from crh_tune.retrieval.average_precision import Floats
@@ -183,5 +184,5 @@ def code_table(statistics: CodeStatistics) -> pd.DataFrame:
 def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
     """Write a table as CSV and as LaTeX (booktabs) into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / f"{name}.csv", index=False)
-    (folder / f"{name}.tex").write_text(table.to_latex(index=False, escape=True), encoding="utf-8")
+    write_text(folder / f"{name}.csv", table.to_csv(index=False))
+    write_text(folder / f"{name}.tex", table.to_latex(index=False, escape=True))

@@ -14,6 +14,7 @@ import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from crh_tune.data.datasets import DATASETS
+from crh_tune.ground import write_text
 from crh_tune.hashing.methods import METHODS
 from crh_tune.hashing.objectives import OBJECTIVES, Options
 from crh_tune.retrieval.average_precision import Denominator, NoRelevant, RankingProtocol, Ties
@@ -216,4 +217,4 @@ def with_data(content: dict[str, Any], data: Path | None) -> dict[str, Any]:
 
 def write_trial(settings: TrialSettings, path: Path) -> None:
     """Write settings that :func:`read_trial` reads back equal."""
-    path.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))

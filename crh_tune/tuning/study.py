@@ -20,6 +20,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from crh_tune.data.splits import Split, Stage, final_split, search_split
 from crh_tune.errors import SearchFailed, counted
+from crh_tune.ground import write_text
 from crh_tune.serving.encoder import load_encoder
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
@@ -235,7 +236,7 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
     status = "FAILED"
     aggregator = start_aggregator(place.aggregator)
     if prepared.skipped:
-        (place.folder / SKIPPED_FILE).write_text("\n".join([*prepared.skipped, ""]), encoding="utf-8")
+        write_text(place.folder / SKIPPED_FILE, "\n".join([*prepared.skipped, ""]))
         tracker.artifact(key, place.folder / SKIPPED_FILE)
     try:
         result = _search(settings, place, prepared, uri, say)

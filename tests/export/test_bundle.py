@@ -24,6 +24,7 @@ from crh_tune.settings.trial import TrialSettings, read_trial
 from crh_tune.training.aggregator import solve_locally
 from crh_tune.training.loop import TrainingRun
 from crh_tune.training.workers import Workers
+from tests.whole_files import names_taken
 
 SIZE, CROP, BITS = 24, 16, 20
 
@@ -190,6 +191,30 @@ def test_files_have_exactly_the_codes_of_the_cached_pixels(tmp_path):
         assert np.array_equal(words, encoder.encode(samples.inputs))
         assert np.array_equal(words, encoder.encode(pixels))
         assert np.array_equal(encoder.encode_files([str(path) for path in files[2:4]]), words[2:4])
+
+
+def test_every_file_of_an_export_takes_its_name_once_it_is_whole(tmp_path):
+    with names_taken() as taken:
+        folder = exported(feature_run(tmp_path, backbone="linear"), tmp_path / "export")
+    assert {"encoder.pt", "centers.npy", "settings.yaml", "model_card.md"} <= {path.name for path in folder.iterdir()}
+    assert set(folder.iterdir()) <= taken
+
+
+def test_an_encoder_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    run = feature_run(tmp_path, backbone="linear")
+    folder = exported(run, tmp_path / "export")
+    before = (folder / "encoder.pt").read_bytes()
+    whole = torch.save
+
+    def full(content, path):
+        whole({"half": content["bits"]}, path)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        exported(run, folder)
+    assert (folder / "encoder.pt").read_bytes() == before
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
 def test_an_encoder_takes_files_of_as_many_pixels_as_its_dataset_did(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from crh_tune.reporting.report import Section, write_report
 from crh_tune.reporting.tables import study_table
 from tests.reporting.conftest import a_run
+from tests.whole_files import names_taken
 
 HOSTILE = '</title><script>alert("x")</script> & <img src=http://x/y onerror=z>'
 
@@ -49,7 +50,9 @@ def figure(tmp_path):
 def test_the_page_holds_tables_and_pictures_and_no_script(tmp_path, figure, ablation):
     table = study_table("table2", ablation, ["CRH", "CRH-M"], ["stanford_cars"], [16], "map")
     sections = [Section("Results", ["First.", "Second > third."], table, [figure, figure.with_suffix(".svg")])]
-    markdown, page = write_report("table2", "Ablation", sections, tmp_path / "report")
+    with names_taken() as taken:
+        markdown, page = write_report("table2", "Ablation", sections, tmp_path / "report")
+    assert taken == {markdown, page}  # each once it was whole
     text = page.read_text(encoding="utf-8")
     found = Page(text)
     assert found.open == []

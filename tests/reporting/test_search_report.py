@@ -18,6 +18,7 @@ from crh_tune.reporting.search_tables import leaderboard
 from crh_tune.reporting.summary_text import best_single
 from crh_tune.tuning.record import Outcome
 from tests.reporting.made_search import SCRIPT, TRIALS, keep, make_search
+from tests.whole_files import names_taken
 
 FIGURES = (
     "importance", "parallel_coordinates", "contour", "history", "learning_curves", "rungs", "epochs", "retrieval",
@@ -26,8 +27,23 @@ FIGURES = (
 
 
 @pytest.fixture(scope="module")
-def finished(searches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report_search(searches / "made-001", tmp_path_factory.mktemp("report"), lambda line: None)
+def written(searches: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[Path]]:
+    """The page of a search that is finished, and the files that took their names once they were whole."""
+    with names_taken() as taken:
+        page = report_search(searches / "made-001", tmp_path_factory.mktemp("report"), lambda line: None)
+    return page, taken
+
+
+@pytest.fixture(scope="module")
+def finished(written: tuple[Path, set[Path]]) -> Path:
+    return written[0]
+
+
+def test_every_file_of_a_report_takes_its_name_once_it_is_whole(written):
+    page, taken = written
+    files = {path for path in page.parent.rglob("*") if path.is_file()}
+    assert {path.suffix for path in files} == {".html", ".png", ".svg", ".csv", ".tex"}
+    assert files <= taken
 
 
 def outside_scripts(page: str) -> str:

@@ -195,7 +195,7 @@ def check_runs(address: str) -> None:
     pictures = {file.path.removeprefix("figures/") for file in client.list_artifacts(parent.info.run_id, "figures")}
     assert pictures >= {"history.png", "rungs.png"}
     champion = client.get_model_version_by_alias("away", "champion")
-    assert (champion.version, champion.run_id) == ("1", runs["final-best"].info.run_id)
+    assert (str(champion.version), champion.run_id) == ("1", runs["final-best"].info.run_id)
     for run in runs.values():
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id

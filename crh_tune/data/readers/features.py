@@ -336,12 +336,12 @@ def _multi_hot(
 
 
 def _texts(written: dict[str, Array], names: tuple[str, ...] | None, problems: list[str], empty: list[Row]) -> _Labels:
-    """Strings say what they say in lists."""
+    """Strings say what they say in lists, but that a comma or blank is part of a name, and a single number is one."""
     given = [
         [Row(f"{where}: row {row}", str(row), label.strip()) for row, label in enumerate(_text(array).tolist())]
         for where, array in written.items()
     ]
-    kept, labels, names = read_labels(given, names, _NAMING, problems, empty)
+    kept, labels, names = read_labels(given, names, _NAMING, problems, empty, strings=True)
     rows = [
         None if len(some) == len(each) else np.array([int(row.path) for row in some], dtype=np.int64)
         for some, each in zip(kept, given, strict=True)

@@ -11,6 +11,9 @@ from typing import NamedTuple
 _NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]*)?(?:e[+-]?[0-9]{1,2})?|[+-]?\.[0-9]+", re.IGNORECASE)
 _APART = re.compile(r"[\s,;|]+")
 _MARKS = re.compile(r"\s*[,;|\t]\s*")
+_PLAIN_MARKS = re.compile(r"\s*[;|\t]\s*")
+"""Those of strings that are labels by themselves, as ``goldfish, Carassius auratus`` is."""
+_COMMA = re.compile(r"\s*,\s*")
 _BARE = str.maketrans("", "", "[](){}\"'")
 _BETWEEN = r"[\s,;|\[\](){}\"']"
 _NOTHING = re.compile(rf"{_BETWEEN}*(?:(?:nan|none|null)(?:{_BETWEEN}+|$))*", re.IGNORECASE)
@@ -110,7 +113,9 @@ def unparted_bits(labels: Sequence[str]) -> Doubt | None:
     return Doubt(found[0], both, "put blanks between the 0s and 1s")
 
 
-def names_in(labels: Collection[str], known: Collection[str] | None) -> tuple[dict[str, tuple[str, ...]], Doubt | None]:
+def names_in(
+    labels: Collection[str], known: Collection[str] | None, *, strings: bool = False
+) -> tuple[dict[str, tuple[str, ...]], Doubt | None]:
     """The class names that each label holds, and a label that can be read in two ways, if there is such a one.
 
     A comma, bar, semicolon or tab parts names. Where none occurs, a blank does if all that it parts are labels by
@@ -118,9 +123,14 @@ def names_in(labels: Collection[str], known: Collection[str] | None) -> tuple[di
 
     Args:
         known: the names of the classes, where they are given; a label that holds another has no names.
+        strings: whether the labels are strings of an array, in which a comma or blank is part of a name. It cannot be
+            told where what a comma parts is in another name, too, or all that blanks part are names by themselves.
     """
     if known is not None:
         return {label: _known_names(label, known) for label in labels}, None
+    if strings:
+        found = {label: _parted(label, marks=_PLAIN_MARKS) for label in labels}
+        return found, _doubt(found) or _joined(found)
     found, doubt = _by_blanks({label: _parted(label) for label in labels})
     return found, _doubt(found) or doubt
 
@@ -160,6 +170,19 @@ def _doubt(found: Mapping[str, tuple[str, ...]]) -> Doubt | None:
     return None
 
 
+def _joined(found: Mapping[str, tuple[str, ...]]) -> Doubt | None:
+    """A label with a name that may be several: what a comma parts is in another, or all that blanks part are names."""
+    every = {name: label for label, names in found.items() for name in names}
+    often = Counter(part for name in every for part in set(_COMMA.split(name)))
+    for name, label in every.items():
+        parts, words = set(_COMMA.split(name)), set(name.split())
+        comma = len(parts) > 1 and any(often[part] > 1 for part in parts)
+        if comma or (len(words) > 1 and words <= every.keys()):
+            both = f"can be one class, or several that a {'comma' if comma else 'blank'} parts"
+            return Doubt(label, both, "put bars between several")
+    return None
+
+
 def _holds_values(label: str) -> bool:
     """Whether names have values, as in ``cat:0.9 dog:0.1`` or ``cat=1``; ``16:9`` has none."""
     before = _VALUE.findall(label)
@@ -173,13 +196,13 @@ def _known_names(label: str, known: Collection[str]) -> tuple[str, ...]:
     return ()
 
 
-def _parted(label: str, known: Collection[str] = ()) -> tuple[str, ...]:
-    """The names between commas, bars, semicolons and tabs, without brackets and quotes around a list of them.
+def _parted(label: str, known: Collection[str] = (), marks: re.Pattern[str] = _MARKS) -> tuple[str, ...]:
+    """The names between marks, without the brackets and quotes of a list of them, in which commas part names, too.
 
     What says nothing is no name: the empty cell of a table, or its ``nan``.
     """
     inner = label.strip("\"' ")
     if inner[:1] + inner[-1:] in ("[]", "()", "{}"):
-        inner = inner[1:-1]
-    names = (name.strip("\"' ") if inner != label else name.strip() for name in _MARKS.split(inner))
+        inner, marks = inner[1:-1], _MARKS
+    names = (name.strip("\"' ") if inner != label else name.strip() for name in marks.split(inner))
     return tuple(dict.fromkeys(name for name in names if not says_nothing(name, known))) or (label,)

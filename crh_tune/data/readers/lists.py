@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,7 +111,13 @@ def read_rows(file: Path, problems: list[str]) -> list[Row]:
 
 
 def read_labels(
-    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, naming: str, problems: list[str], empty: list[Row]
+    lists: Sequence[Sequence[Row]],
+    names: tuple[str, ...] | None,
+    naming: str,
+    problems: list[str],
+    empty: list[Row],
+    *,
+    strings: bool = False,
 ) -> tuple[list[list[Row]], list[Array], tuple[str, ...]]:
     """The rows that have a label, their labels (a list's N int64, or N x C uint8), and the class names.
 
@@ -119,15 +126,18 @@ def read_labels(
     Args:
         names: the names of the classes, where they are given.
         naming: how they would be, as problems have it.
+        strings: whether the labels are strings of an array, of which one number is a name, and a comma or blank is
+            part of one.
     """
     before = len(problems)
     lists = labelled(lists, names, empty)
-    kind = _kind(lists, names, naming, problems)
+    kind = _kind(lists, names, naming, problems, 2 if strings else 1)
     if kind == "bits":
         kept, labels, names = multi_hot_labels(lists, names, problems, empty)
         labels = single_labels(labels)
     else:
-        kept, labels, names = (_indexed if kind == "indices" else _named)(lists, names, naming, problems)
+        read = _indexed if kind == "indices" else partial(_named, strings=strings)
+        kept, labels, names = read(lists, names, naming, problems)
     if len(problems) == before:
         problems += shared_by_all(next((row.where for rows in kept for row in rows), ""), names, labels)
     return kept, labels, names
@@ -258,14 +268,19 @@ def row_conflicts(lists: Sequence[Sequence[Row]]) -> list[str]:
     return found
 
 
-def _kind(lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, naming: str, problems: list[str]) -> str:
-    """How the labels are read: as ``bits``, ``indices`` or ``names``, whichever most rows are."""
+def _kind(
+    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, naming: str, problems: list[str], fewest: int
+) -> str:
+    """How the labels are read: as ``bits``, ``indices`` or ``names``, whichever most rows are.
+
+    Fewer numbers than ``fewest`` are a name.
+    """
     rows = [row for each in lists for row in each]
     doubt = None if names else unparted_bits([row.label for row in rows])
     if doubt is not None:
         problems.append(_doubtful(rows, doubt, naming))
         return "names"
-    values = [each for row in rows if (each := numbers(row.label)) is not None]
+    values = [each for row in rows if (each := numbers(row.label)) is not None and len(each) >= fewest]
     if 2 * len(values) < max(len(rows), 1):
         return "names"
     kind = reading(values, len(names) if names else None)
@@ -307,10 +322,10 @@ def _are_below(values: tuple[float, ...], count: int) -> bool:
 
 
 def _named(
-    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, naming: str, problems: list[str]
+    lists: Sequence[Sequence[Row]], names: tuple[str, ...] | None, naming: str, problems: list[str], *, strings: bool
 ) -> tuple[list[list[Row]], list[Array], tuple[str, ...]]:
     """The rows whose labels are class names, these (N int64, or N x C uint8), and the class names."""
-    split, doubt = names_in({row.label: None for rows in lists for row in rows}, names)
+    split, doubt = names_in({row.label: None for rows in lists for row in rows}, names, strings=strings)
     if doubt is not None:
         problems.append(_doubtful((row for rows in lists for row in rows), doubt, naming))
     names = names or tuple(sorted({name for found in split.values() for name in found}))

@@ -107,7 +107,7 @@ def test_strings_are_classes_in_sorted_order(tmp_path, bytewise):
     assert found.queries.labels.tolist() == [1, 2, 0]
 
 
-@pytest.mark.parametrize("written", [*WRITTEN_HOT, *WRITTEN_SETS])
+@pytest.mark.parametrize("written", [*WRITTEN_HOT, *(each for each in WRITTEN_SETS if each != "names with commas")])
 def test_strings_say_what_they_say_in_lists(tmp_path, written):
     labels = np.array({**WRITTEN_HOT, **WRITTEN_SETS}[written])
     given = arrays(train_labels=np.tile(labels, 2), test_labels=np.char.encode(labels, "utf-8"))
@@ -130,16 +130,47 @@ def test_strings_that_can_be_read_in_two_ways_are_a_problem_until_the_classes_ar
 
 
 def test_strings_that_are_wrong_are_named_with_their_row(tmp_path):
-    numbers = arrays(train_labels=np.array(["0", "1", "4"] * 2), test_labels=np.array(["4", "x", "0"]))
+    numbers = arrays(train_labels=np.array(["0 1", "1 2", "0 4"] * 2), test_labels=np.array(["4 1", "x", "0 2"]))
     path = saved(tmp_path, "npz", numbers)
-    gaps = "labels are numbered up to 4, but training samples have only 3 of these 5"
+    gaps = "labels are numbered up to 4, but training samples have only 4 of these 5"
     assert problems_of(path) == (
         f"{path}: train_labels: {gaps}: number them without gaps, or give class_names",
-        f"{path}: test_labels: row 1: label 'x': want an integer from 0 to 4",
+        f"{path}: test_labels: row 1: label 'x': want integers from 0 to 4, each once",
     )
-    names = np.array(["0", "1", "4", "x"])
-    np.savez(path, **numbers, class_names=names)
-    assert problems_of(path) == (f"{path}: test_labels: class 'x' has no training sample: add some, or leave it out",)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["golden retriever", "labrador retriever", "tabby cat"],
+        ["class 0", "class 1", "class 2"],
+        ["tench, Tinca tinca", "goldfish, Carassius auratus", "hen"],
+        ["3", "7", "11"],
+        ["True", "False", "Maybe"],
+    ],
+)
+def test_strings_with_blanks_commas_or_a_number_are_the_names_of_classes(tmp_path, names):
+    given = arrays(train_labels=np.array(names * 2), test_labels=np.array(names))
+    found = list_features(FeaturesOptions(path=saved(tmp_path, "npz", given)))
+    assert (found.problems, found.class_names) == ((), tuple(sorted(names)))
+    assert [found.class_names[c] for c in found.train.labels] == names * 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "which"),
+    [
+        (["ant,cat", "bee", "bee, ant"], "'ant,cat' can be one class, or several that a comma parts"),
+        (["Paris, France", "Lyon, France", "Rome"], "'Paris, France' can be one class, or several that a comma parts"),
+        (["hot dog", "hot", "dog"], "'hot dog' can be one class, or several that a blank parts"),
+    ],
+)
+def test_strings_that_may_be_several_classes_are_a_problem_until_the_classes_are_named(tmp_path, labels, which):
+    given = arrays(train_labels=np.array(labels * 2), test_labels=np.array(labels))
+    path = saved(tmp_path, "npz", given)
+    both = f"label {which}: put bars between several, or give class_names"
+    assert problems_of(path) == (f"{path}: train_labels: row 0: {both}",)
+    np.savez(path, **given, class_names=np.array(sorted(labels)))
+    assert problems_of(path) == ()
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.float32])

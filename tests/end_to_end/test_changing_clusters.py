@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from crh_tune.tuning.record import read_outcomes, write_record
 from crh_tune.tuning.run import Run
 from crh_tune.tuning.stages import FixedRuns
 from crh_tune.tuning.worker import start_aggregator
+from tests.ports import free_port
 from tests.tuning.test_groups import train_undisturbed
 
 PROJECT = Path(__file__).parents[2]
@@ -203,9 +203,7 @@ class Growing:
     """
 
     def __init__(self, start: Start, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.address = f"{ray.util.get_node_ip_address()}:{port}"
         (folder / "cluster.yaml").write_text(yaml.safe_dump(self._config()))
         self.output = folder / "cluster.txt"

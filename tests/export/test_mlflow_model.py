@@ -6,9 +6,7 @@ import base64
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +26,7 @@ from crh_tune.export.mlflow_model import log_export
 from crh_tune.serving import load_index
 from crh_tune.serving.__main__ import main
 from crh_tune.serving.answers import WAYS
+from tests.ports import free_port
 from tests.serving.conftest import encoder, export, exported, photos  # noqa: F401
 
 
@@ -155,15 +154,6 @@ def test_a_server_of_mlflow_answers_as_the_command_line(logged, export, photos, 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)  # the server's own processes
         server.wait(120)
-
-
-def free_port() -> int:
-    """A port below those that are given out to whoever asks for any: nothing else takes it until it is used."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as free, contextlib.suppress(OSError):
-            free.bind(("127.0.0.1", port))
-            return port
 
 
 def wait_until_served(port: int, server: subprocess.Popen, log: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 from crh_tune.cli import main
 from crh_tune.tuning import tracking
 from crh_tune.tuning.outbox import unsent_in
+from tests.ports import free_port
 
 EPOCHS = 12
 SPACE = {
@@ -42,8 +42,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as found:
-            self.port = found.getsockname()[1]
+        self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self._running: BaseWSGIServer | None = None
 

@@ -32,6 +32,17 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
+def write_array(path: Path, array: Any) -> None:
+    """Write an array as ``.npy`` into a file that is whole or as it was. Raises OSError where the disk is full."""
+    import numpy as np  # noqa: PLC0415 - a mistake in an argument is told without it
+
+    def write(aside: Path) -> None:
+        with aside.open("wb") as file:  # to a path of another ending, numpy would add its own
+            np.save(file, array, allow_pickle=False)
+
+    write_whole(path, write)
+
+
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     """Write values as JSON into a file that is whole or as it was. Raises OSError where the disk is full or gone."""
     write_text(path, json.dumps(content, indent=indent))

@@ -44,9 +44,11 @@ class Samples:
     def named(self, kind: str, dtype: np.dtype[Any]) -> Named:
         """Numbers that tell their content in ``dtype``, and what each is called: its file, or a kind and its row."""
         items = np.arange(len(self)) if self.items is None else self.items
-        return content_ids(
-            self.inputs, dtype
-        ), lambda row: items[row] if isinstance(items[row], str) else f"{kind} {items[row]}"
+
+        def name(row: int) -> str:
+            return items[row] if isinstance(items[row], str) else f"{kind} {items[row]}"
+
+        return content_ids(self.inputs, dtype), name
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits over every input and label, in order."""

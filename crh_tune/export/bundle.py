@@ -26,7 +26,7 @@ from crh_tune.data.store.decode import MEGAPIXELS, STRETCHED, BadImage, Fit, dec
 from crh_tune.data.store.stored import Array, CachedImages, Inputs
 from crh_tune.errors import DataError
 from crh_tune.export.encoder_file import read_encoder, write_encoder
-from crh_tune.ground import write_text, write_whole
+from crh_tune.ground import write_array, write_text
 from crh_tune.hashing.codebook import Codebook
 from crh_tune.hashing.network import FrozenHashNetwork, HashNetwork
 from crh_tune.retrieval.index import Index
@@ -123,7 +123,7 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
     write_trial(run.settings, folder / SETTINGS_FILE)
     name = encoder_name(write_encoder(folder / ENCODER_FILE, run, network))
     if run.has_centers:
-        write_whole(folder / CENTERS_FILE, lambda aside: _save(run.centers, aside))
+        write_array(folder / CENTERS_FILE, run.centers)
         if isinstance(run.codebook, Codebook):
             write_codebook(folder, run.codebook.words, run.table, name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # as whoever loads it will encode queries
@@ -135,11 +135,6 @@ def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:
     write_index(folder, index, About(name, root and str(root), names, run.trial.bits))
     write_reach(folder, Reach.of(index.search(encoded[-1], 1)[1]))
     write_text(folder / CARD_FILE, card)
-
-
-def _save(centers: Array, path: Path) -> None:
-    with path.open("wb") as file:  # to a path of another ending, numpy would add its own
-        np.save(file, centers, allow_pickle=False)
 
 
 def _indexed(split: Split) -> tuple[list[Samples], Array, Array, tuple[str, ...]]:

@@ -74,10 +74,8 @@ def run_study(study: StudySettings, dataset: str, storage: Path, say: Say, stop:
     folder.mkdir(exist_ok=True)
     with held(folder):
         taken = _take_over(missing, folder, dataset)
-        said = (
-            f"study {key}: {counted(len(runs), 'run')}, {len(runs) - len(missing)} there already, {len(missing)} to do"
-        )
-        say(said + f", {taken} of them trained by another study" * bool(taken))
+        there, known_elsewhere = len(runs) - len(missing), f", {taken} of them trained by another study" * bool(taken)
+        say(f"study {key}: {counted(len(runs), 'run')}, {there} there already, {len(missing)} to do{known_elsewhere}")
         known = read_outcomes(folder)
         if any(run.name in known and known[run.name].status == COMPLETE for run in missing):
             (folder / tracking.SENT_FILE).unlink(missing_ok=True)  # MLflow has lost them: it is told all of it again

@@ -24,7 +24,7 @@ _DIGITS = re.compile(rf"[0-9](?:{_SIGN}?[0-9])+")
 _VALUE = re.compile(r"(\w)[\"']?\s*[:=]\s*(?:[01](?:\.[0-9]*)?|\.[0-9]+|true|false)(?![\w.])", re.IGNORECASE)
 
 Numbers = tuple[float, ...]
-_COMMAS = "put commas between several"
+_BARS = "put bars between several"
 
 
 class Doubt(NamedTuple):
@@ -148,7 +148,7 @@ def _by_blanks(parted: dict[str, tuple[str, ...]]) -> tuple[dict[str, tuple[str,
         return parted, None
     if all(word in alone for each in several.values() for word in each):
         return words, None
-    return parted, Doubt(shared[0], "can be one class, or several that a blank parts", _COMMAS)
+    return parted, Doubt(shared[0], "can be one class, or several that a blank parts", _BARS)
 
 
 def _doubt(found: Mapping[str, tuple[str, ...]]) -> Doubt | None:
@@ -156,7 +156,7 @@ def _doubt(found: Mapping[str, tuple[str, ...]]) -> Doubt | None:
     every = {name for names in found.values() for name in names}
     for label, names in found.items():
         if (label.startswith("{") and ":" in label) or _holds_values(label):
-            written = "write the names that apply with commas between, or a 0 or 1 for every class"
+            written = "write the names that apply with bars between, or a 0 or 1 for every class"
             return Doubt(label, "can be class names, or names with a value each", written)
         odd = [name for name in names if _value(name) is not None]
         if 0 < len(odd) < len(names):
@@ -166,7 +166,7 @@ def _doubt(found: Mapping[str, tuple[str, ...]]) -> Doubt | None:
             parts = set(_SIGNS.split(name))
             if len(parts) > 1 and parts <= every:
                 sign = _SIGNS.search(name)[0].strip()  # type: ignore[index]
-                return Doubt(label, f"can be one class, or several that {sign!r} parts", _COMMAS)
+                return Doubt(label, f"can be one class, or several that {sign!r} parts", _BARS)
     return None
 
 
@@ -179,7 +179,7 @@ def _joined(found: Mapping[str, tuple[str, ...]]) -> Doubt | None:
         comma = len(parts) > 1 and any(often[part] > 1 for part in parts)
         if comma or (len(words) > 1 and words <= every.keys()):
             both = f"can be one class, or several that a {'comma' if comma else 'blank'} parts"
-            return Doubt(label, both, "put bars between several")
+            return Doubt(label, both, _BARS)
     return None
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from crh_tune.ground import write_json, write_whole
+from crh_tune.ground import write_array, write_json
 
 Bytes = npt.NDArray[np.uint8]
 _CHECKED = "checked.json"
@@ -70,9 +70,4 @@ def read_rows(path: Path, count: int) -> Bytes | None:
 def write_rows(path: Path, rows: Bytes) -> None:
     """Write rows of 16 bytes with their own digest. Raises OSError."""
     own = np.frombuffer(file_digest(rows.tobytes()), dtype=np.uint8)
-
-    def write(aside: Path) -> None:
-        with aside.open("wb") as file:  # to a path of another ending, numpy would add its own
-            np.save(file, np.vstack([rows, own]), allow_pickle=False)
-
-    write_whole(path, write)
+    write_array(path, np.vstack([rows, own]))

@@ -123,7 +123,7 @@ def test_strings_that_can_be_read_in_two_ways_are_a_problem_until_the_classes_ar
     path = saved(tmp_path, "npy", given)
     both = "label 'cat/dog' can be one class, or several that '/' parts"
     assert problems_of(path) == (
-        f"{path}/train_labels.npy: row 0: {both}: put commas between several, or give class_names",
+        f"{path}/train_labels.npy: row 0: {both}: put bars between several, or give class_names",
     )
     np.save(path / "class_names.npy", np.array(["cat", "cat/dog", "dog"]))
     assert problems_of(path) == ()

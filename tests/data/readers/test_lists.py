@@ -140,7 +140,7 @@ def test_a_blank_that_parts_names_or_belongs_to_one_is_a_problem_until_the_class
     train, test = rows("red car", "red bus", "car"), rows("car", "red car", start=3)
     both = "label 'red car' can be one class, or several that a blank parts"
     assert listed(tmp_path, train, test).problems == (
-        f"{tmp_path}/train.txt:1: {both}: put commas between several, or name the classes in classes.txt",
+        f"{tmp_path}/train.txt:1: {both}: put bars between several, or name the classes in classes.txt",
     )
     (tmp_path / "classes.txt").write_text("red car\nred bus\ncar\n")
     one = listed(tmp_path, train, test)
@@ -158,14 +158,14 @@ def test_a_blank_that_parts_names_or_belongs_to_one_is_a_problem_until_the_class
 @pytest.mark.parametrize(
     ("labels", "both", "written"),
     [
-        (["cat/dog", "cat", "dog"], "can be one class, or several that '/' parts", "put commas between several"),
-        (["cat + dog", "cat", "dog"], "can be one class, or several that '+' parts", "put commas between several"),
-        (["cat_dog", "cat,ant", "dog"], "can be one class, or several that '_' parts", "put commas between several"),
+        (["cat/dog", "cat", "dog"], "can be one class, or several that '/' parts", "put bars between several"),
+        (["cat + dog", "cat", "dog"], "can be one class, or several that '+' parts", "put bars between several"),
+        (["cat_dog", "cat,ant", "dog"], "can be one class, or several that '_' parts", "put bars between several"),
         (["cat,.9", "dog,.8"], "can be 2 classes, or hold a value '.9' that is no class", "leave out what is no class"),
         (["dog|cat|True", "dog|False"],
          "can be 3 classes, or hold a value 'True' that is no class", "leave out what is no class"),
         *(([first, "ant", "bee"], "can be class names, or names with a value each",
-           "write the names that apply with commas between, or a 0 or 1 for every class")
+           "write the names that apply with bars between, or a 0 or 1 for every class")
           for first in ("{'cat': 1, 'dog': 0}", '{"labels": ["ant", "bee"]}', "cat:0.9 dog:0.1", "cat=1;dog=0")),
         *(([first, other], f"can be one class, or a 0 or 1 for each of {count} classes",
            "put blanks between the 0s and 1s")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 from pydantic_core import to_json
 
-from crh_tune.errors import Interrupted, complain, drop_output, problem, run_command
+from crh_tune.errors import Interrupted, complain, drop_output, problem, run_command, unless_hung_up
 
 DEFAULT_STORAGE = "crh_runs"
 _ENVIRONMENT = {
@@ -102,11 +102,15 @@ def stdout_for_json(as_json: bool) -> Iterator[Callable[[Any], None]]:
 
 
 def say(line: str) -> None:
-    """A line of progress. Raises Interrupted where what read it has gone, so that the work ends in order."""
+    """A line of progress. Raises Interrupted where what read it has gone, so that the work ends in order.
+
+    A terminal that has gone ends nothing by itself: there is SIGHUP to end the work, and ``disown`` to have it go on.
+    """
     try:
-        print(line, flush=True)
+        with unless_hung_up():
+            print(line, flush=True)
     except BrokenPipeError:
-        drop_output()
+        drop_output(sys.stdout)
         raise Interrupted from None
 
 

@@ -11,13 +11,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 INTERRUPTED_CODE = 130
 """The exit code of a command that was interrupted."""
 UNREAD_CODE = 141
 """The exit code of a command whose output nobody reads any more (``| head``), as shells have it for other programs."""
 AGAIN = "the same command starts it again"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that end a command in order: Ctrl-C, what ends a service, and a terminal or connection that is gone."""
 
 
 class Mistake(ValueError):
@@ -51,9 +53,29 @@ def printable(text: str) -> str:
     return line.replace("\n", "\\n").replace("\r", "\\r")
 
 
-def drop_output() -> None:
-    """Send to nowhere what is still printed: what read standard output has gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def drop_output(stream: TextIO) -> None:
+    """Send to nowhere what is still printed to a stream: what read it has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def unless_hung_up() -> Iterator[None]:
+    """Within it, what is printed to a terminal that has gone is dropped, and what is printed there later."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        _drop_hung_up()
+
+
+def _drop_hung_up() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            os.write(stream.fileno(), b"")
+        except OSError as error:
+            if error.errno == errno.EIO:  # as a terminal that has gone answers
+                drop_output(stream)
 
 
 def counted(count: float, name: str, several: str | None = None) -> str:
@@ -65,7 +87,7 @@ def counted(count: float, name: str, several: str | None = None) -> str:
 def leave(program: Callable[[], int]) -> NoReturn:
     """Run a program and end the process with its exit code: a signal that comes then has nothing left to interrupt."""
     code = program()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
@@ -91,7 +113,7 @@ def run_command(command: Callable[[], None], name: str) -> int:
         complain(problem(name, f"failed: {error}"))
         return 1
     except BrokenPipeError:
-        drop_output()
+        drop_output(sys.stdout)
         return UNREAD_CODE
     except Exception as error:
         return _unforeseen(error, name)
@@ -111,18 +133,40 @@ def _unforeseen(error: Exception, name: str) -> int:
 def complain(line: str) -> None:
     """A last line on standard error, red on a terminal."""
     red = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    print(f"\033[31m{line}\033[0m" if red else line, file=sys.stderr)
+    try:
+        print(f"\033[31m{line}\033[0m" if red else line, file=sys.stderr)
+    except OSError:  # nobody reads it any more
+        drop_output(sys.stderr)
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within it, SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt."""
+    """Within it, SIGTERM and SIGHUP raise Interrupted, as Ctrl-C raises KeyboardInterrupt."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise Interrupted
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    with handled(interrupt, signal.SIGTERM, signal.SIGHUP):
+        yield
+
+
+@contextmanager
+def handled(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    """Within it, signals go to a handler, but SIGHUP not where it is ignored, as ``nohup`` has it.
+
+    When a terminal goes, SIGHUP comes from the system and from the shell: the second one is ignored.
+    """
+
+    def handle(number: int, frame: Any) -> None:
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)
+            _drop_hung_up()
+        handler(number, frame)
+
+    taken = [each for each in numbers if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in taken}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

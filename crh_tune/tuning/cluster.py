@@ -60,7 +60,7 @@ def connect_ray() -> None:
         raise SettingsError(f"RAY_ADDRESS: no cluster answers at {address}: start one there, or unset RAY_ADDRESS")
     stale = not address and _left_behind() == "gone"
     try:
-        with quiet_signals(), _children_deaf_to_sigterm():
+        with quiet_signals(), _children_deaf():
             ray.init(address="local" if stale else None, log_to_driver=False, logging_level=logging.ERROR)
         end_at_once()
     except (OSError, ValueError, RuntimeError, RayError) as error:
@@ -79,13 +79,13 @@ def _refusal(error: Exception, address: str) -> str:
 
 
 @contextmanager
-def _children_deaf_to_sigterm() -> Iterator[None]:
-    """Within it, what this thread starts, and what that starts, never receives SIGTERM.
+def _children_deaf() -> Iterator[None]:
+    """Within it, what this thread starts, and what that starts, never receives SIGTERM or SIGHUP.
 
-    systemd and ``kill -- -PGID`` send it to Ray's processes too. Once they are gone, Ray ends this process without a
-    word; if they stay, it ends in order, and ends them.
+    systemd, ``kill -- -PGID`` and a terminal that goes send them to Ray's processes too. Once they are gone, Ray ends
+    this process without a word; if they stay, it ends in order, and ends them.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from crh_tune.errors import unless_hung_up
 from crh_tune.tuning.board import Board, Confirmed, counts, left_line, ranked, stage_of
 from crh_tune.tuning.pages import setting_name
 from crh_tune.tuning.record import Outcome
@@ -31,14 +32,16 @@ class LiveView:
 
     def __call__(self, line: str) -> None:
         """A line of progress, above the table."""
-        self._console.print(Text(line), soft_wrap=True)
+        with unless_hung_up():
+            self._console.print(Text(line), soft_wrap=True)
 
     def watch(self, board: Board) -> None:
         """Draw how the search stands."""
         if time.monotonic() - self._drawn < _SECONDS and board.running:
             return
         self._drawn = time.monotonic()
-        self._live.update(drawn(board), refresh=True)
+        with unless_hung_up():
+            self._live.update(drawn(board), refresh=True)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -47,8 +50,9 @@ class LiveView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.update(Text(""), refresh=True)
-        self._live.stop()
+        with unless_hung_up():
+            self._live.update(Text(""), refresh=True)
+            self._live.stop()
 
 
 def drawn(board: Board) -> Group:

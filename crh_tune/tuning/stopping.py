@@ -13,7 +13,7 @@ from typing import Any
 
 from ray import tune
 
-from crh_tune.errors import INTERRUPTED_CODE, Interrupted
+from crh_tune.errors import ENDING, INTERRUPTED_CODE, Interrupted, handled
 from crh_tune.ground import write_whole
 
 _KEEP_SECONDS = 2.0
@@ -79,15 +79,16 @@ class Stop(tune.Stopper):
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Within it, Ctrl-C and SIGTERM interrupt the search in order, a second one at once. Raises Interrupted."""
-        before = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        """Within it, Ctrl-C, SIGTERM and SIGHUP interrupt the search in order, a second one of the first two at once.
+
+        Raises Interrupted.
+        """
+        with handled(self._signalled, *ENDING):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _signalled(self, number: int, frame: Any) -> None:
+        if self.interrupted and number == signal.SIGHUP:
+            return  # systemd sends it right after SIGTERM
         if self.interrupted:
             os._exit(INTERRUPTED_CODE)  # Ray's processes end with this one
         self.interrupted = True

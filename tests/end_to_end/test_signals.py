@@ -1,8 +1,9 @@
-"""SIGTERM, and the death of Ray's node process: in every stage of a search, and as one setting is trained."""
+"""SIGTERM, a terminal that goes, and the death of Ray's node process: in a search, and as one setting is trained."""
 
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -107,6 +108,78 @@ def test_sigterm_to_all_processes_of_a_command_with_ray_ends_it_with_one_line(tm
     assert process.wait(ENDING) == 130
     assert output.read_text().splitlines() == ["up", ORDERLY, "interrupted: go on so"]
     gone_within(ENDING, below)
+
+
+class Terminal:
+    """A terminal whose programs are started as its session's first, and what they have printed."""
+
+    def __init__(self, script: str, *arguments: str) -> None:
+        self._ours, theirs = pty.openpty()
+        controlled = f"import os; os.open(os.ttyname(0), os.O_RDWR)\n{script}"  # a session has the first that it opens
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", controlled, *arguments],
+            start_new_session=True, stdin=theirs, stdout=theirs, stderr=theirs, text=True,
+        )  # fmt: skip
+        os.close(theirs)
+        self.printed = ""
+
+    def has(self, text: str) -> bool:
+        """Reads on; whether the text was printed by then."""
+        self.printed += os.read(self._ours, 10_000).decode()
+        return text in self.printed
+
+    def go(self) -> None:
+        """As when a window is closed, or an ssh connection is lost: what is in the foreground gets SIGHUP."""
+        os.close(self._ours)
+
+
+KEPT = """
+import sys
+from pathlib import Path
+def kept(line):
+    with Path(sys.argv[1]).open("a") as file:
+        print(line, file=file)
+"""
+
+
+def test_a_terminal_that_goes_ends_a_command_with_ray_in_order(tmp_path: Path):
+    """SIGHUP comes to Ray's processes, too, and nothing can be printed any more."""
+    script = KEPT + WAITING.replace("sys.exit(run_command(", "code = run_command(").replace('search"))', 'search")')
+    script = script.replace('lambda stop: "go on so"', 'lambda stop: kept("go on") or "go on so"')
+    terminal = Terminal(script + "kept(code)\nsys.exit(code)\n", str(tmp_path / "kept.txt"))
+    until(lambda: terminal.has("up"), terminal.process)
+    below = processes_below(terminal.process.pid)
+    terminal.go()
+    assert terminal.process.wait(ENDING) == 130
+    assert (tmp_path / "kept.txt").read_text() == "go on\n130\n"
+    gone_within(ENDING, below)
+
+
+def test_work_that_has_left_its_terminal_goes_on_when_that_goes(tmp_path: Path):
+    """As with ``disown`` and ``nohup``: there is no SIGHUP, and what it prints is lost."""
+    script = f"""{KEPT}
+import signal, time
+from rich.console import Console
+from crh_tune.command import say
+from crh_tune.errors import handled, terminable
+from crh_tune.tuning.live import LiveView
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with terminable(), handled(print, signal.SIGHUP), LiveView(Console(file=sys.stdout)) as view:
+    view("up")
+    while Path(sys.argv[1]).exists():
+        time.sleep(0.01)
+    view("lost")
+    say("lost")
+    kept("done")
+kept("left")
+"""
+    (tmp_path / "kept.txt").touch()
+    terminal = Terminal(script, str(tmp_path / "kept.txt"))
+    until(lambda: terminal.has("up"), terminal.process)
+    terminal.go()
+    (tmp_path / "kept.txt").unlink()
+    assert terminal.process.wait(ENDING) == 0
+    assert (tmp_path / "kept.txt").read_text() == "done\nleft\n"
 
 
 def test_progress_that_nobody_reads_any_more_ends_a_search_in_order(tmp_path: Path):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -274,14 +275,16 @@ def test_a_name_that_the_terminal_cannot_show_is_written_out(export, photos, tmp
     assert terminal.buffer.getvalue().decode().splitlines()[0] == f"{tmp_path}/\\xe9.png"
 
 
-def test_sigterm_ends_a_command_in_one_line(export, photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("crh_tune.serving.encoder.Encoder.encode", lambda *_: signal.raise_signal(signal.SIGTERM))
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_in_one_line(export, photos, tmp_path, monkeypatch, capsys, number):
+    monkeypatch.setattr("crh_tune.serving.encoder.Encoder.encode", lambda *_: signal.raise_signal(number))
+    mine = Mock()
+    before = signal.signal(number, mine)
     try:
         assert run("encode", export, photos, "-o", tmp_path / "codes.npz") == 130
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+        assert signal.getsignal(number) == mine
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
     assert capsys.readouterr().err == "interrupted: the same command starts it again\n"
 
 

@@ -212,5 +212,8 @@ def test_a_second_interruption_ends_the_process_at_once():
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "stopping\n"
+    process.send_signal(signal.SIGHUP)  # which systemd sends with the first one
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
     process.send_signal(signal.SIGINT)
     assert process.wait(120) == 130  # and it would have gone on for ever

@@ -160,7 +160,6 @@ def _run(settings: SearchSettings, where: str, storage: Path, resume: Path | Non
 
     prepared = None if settings.trial.freeze and cluster_runs() else _prepared(settings, where, tell)
     with interruptible_ray("crh-tune search", again) as stop:
-        stop.raise_if_interrupted()
         prepared = prepared or _prepared(settings, where, tell)
         return study.run_search(settings, prepared, storage, tell, stop, resume, study.After(export, draw))
 
@@ -301,6 +300,7 @@ def interruptible_ray(command: str, go_on: Callable[[Stop], str]) -> Iterator[St
         with stop.in_order():
             connect_ray()
         try:
+            stop.raise_if_interrupted()
             with node_watched(node_died):
                 yield stop
         except KeyboardInterrupt:  # what Ray makes of Interrupted, too
@@ -344,7 +344,6 @@ def _study(
     from crh_tune.paper import report_lines, search_study
 
     with interruptible_ray("crh-tune search", lambda stop: f"the same command resumes study {study.name}") as stop:
-        stop.raise_if_interrupted()
         search_study(study, dataset, storage, say, stop)
     if say is silent:
         print("\n".join(report_lines(study, storage)))

@@ -77,8 +77,9 @@ def train(
         if trial.scaling.workers_per_trial == 1:
             metrics = run.train(progress)
         else:
-            with interruptible_ray("crh-tune train", lambda stop: AGAIN):
+            with interruptible_ray("crh-tune train", lambda stop: AGAIN) as stop:
                 metrics = train_group(trial, split.fingerprint, run)
+            stop.raise_if_interrupted()
     except TrainingDiverged as error:
         raise SearchFailed(str(error)) from None
     say("encoding the database for the index")

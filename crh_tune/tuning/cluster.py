@@ -15,7 +15,6 @@ from pathlib import Path
 import ray
 import torch
 from ray import tune
-from ray.exceptions import RayError
 from ray.util.placement_group import remove_placement_group
 
 from crh_tune.errors import counted
@@ -58,12 +57,14 @@ def connect_ray() -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     if ":" in address and not _is_cluster(address.rpartition("://")[2]):
         raise SettingsError(f"RAY_ADDRESS: no cluster answers at {address}: start one there, or unset RAY_ADDRESS")
-    stale = not address and _left_behind() == "gone"
+    stale = address in ("", "auto") and _left_behind() == "gone"
+    if stale and address:
+        raise SettingsError("RAY_ADDRESS: no cluster answers on this machine: start one, or unset RAY_ADDRESS")
     try:
         with quiet_signals(), _children_deaf():
             ray.init(address="local" if stale else None, log_to_driver=False, logging_level=logging.ERROR)
         end_at_once()
-    except (OSError, ValueError, RuntimeError, RayError) as error:
+    except Exception as error:  # of a node that takes too long to start, Ray raises a bare one
         raise SettingsError(_refusal(error, address)) from None
 
 
@@ -239,11 +240,14 @@ def free_groups() -> int:
 
 
 def device_of(scaling: ScalingSettings) -> torch.device:
-    """The device of a lone worker. Raises SettingsError where more GPUs are asked for than there are."""
-    asked = scaling.gpus_per_worker
-    if asked == 0:
-        return torch.device("cpu")
+    """The device of a lone worker, or of the process that a worker group's network comes to in the end.
+
+    That process needs no GPU. Raises SettingsError where a lone worker asks for more GPUs than there are.
+    """
+    asked, alone = scaling.gpus_per_worker, scaling.workers_per_trial == 1
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked > there:
+    if asked == 0 or not (there or alone):
+        return torch.device("cpu")
+    if alone and asked > there:
         raise SettingsError(f"scaling.gpus_per_worker: {asked:g} asked for, there are {there}")
     return torch.device("cuda")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -10,15 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import ray
 import torch
 
+from crh_tune.errors import Interrupted
+from crh_tune.search import interruptible_ray
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.course import BudgetSettings
 from crh_tune.settings.trial import ScalingSettings, TrialSettings
-from crh_tune.tuning.cluster import _is_cluster, concurrency, device_of, trial_resources
+from crh_tune.tuning.cluster import _is_cluster, concurrency, connect_ray, device_of, trial_resources
 from crh_tune.tuning.groups import train_group
 
 CODE = """
@@ -76,6 +80,14 @@ def test_what_ray_refuses_at_its_start_is_one_line_that_names_the_variable(tmp_p
     assert said[3].startswith("RAY_ADDRESS: no cluster can be joined with 'nonsense': start one, or unset ")
 
 
+def test_a_signal_that_comes_while_ray_starts_ends_what_ray_was_to_do(monkeypatch: pytest.MonkeyPatch):
+    """``crh-tune train`` with a worker group said that it ends, and trained."""
+    monkeypatch.setattr("crh_tune.tuning.cluster.connect_ray", lambda: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with pytest.raises(Interrupted, match=r"^go on so$"), interruptible_ray("crh-tune train", lambda stop: "go on so"):
+        pytest.fail("begun")
+
+
 def test_a_cluster_that_runs_is_told_from_other_services(ray_session):
     assert _is_cluster(ray.get_runtime_context().gcs_address)
 
@@ -99,6 +111,37 @@ def test_a_lone_worker_with_more_gpus_than_there_are_is_refused(monkeypatch: pyt
     assert device_of(settings(gpus_per_worker=1).scaling).type == "cuda"
     with pytest.raises(SettingsError, match=r"^scaling.gpus_per_worker: 2 asked for, there are 1$"):
         device_of(settings(gpus_per_worker=2).scaling)
+
+
+def test_the_driver_of_a_worker_group_needs_no_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    group = settings(workers_per_trial=2, gpus_per_worker=1).scaling
+    assert device_of(group).type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert device_of(group).type == "cuda"
+
+
+@pytest.mark.parametrize("kind", [Exception, OSError, AssertionError])
+def test_whatever_ray_raises_as_it_starts_is_one_line(monkeypatch: pytest.MonkeyPatch, kind):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("crh_tune.tuning.cluster.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("crh_tune.tuning.cluster.ray.init", Mock(side_effect=kind("it timed\nout")))
+    with pytest.raises(SettingsError, match=r"^Ray does not start on this machine: it timed out$"):
+        connect_ray()
+
+
+def test_the_address_of_a_cluster_that_was_killed_is_no_cluster_to_join(tmp_path: Path, monkeypatch):
+    """Ray itself would try for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr("crh_tune.tuning.cluster.ray.is_initialized", lambda: False)
+    with pytest.raises(SettingsError, match=r"^RAY_ADDRESS: no cluster answers on this machine: start one, or unset "):
+        connect_ray()
 
 
 def cluster(monkeypatch, *nodes: dict[str, float], dead: tuple[dict[str, float], ...] = ()) -> None:

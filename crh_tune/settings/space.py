@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -20,6 +20,10 @@ from crh_tune.settings.used import is_given
 
 if TYPE_CHECKING:
     from crh_tune.settings.search import SearchSettings, Value
+
+
+_TOGETHER = ("backbone", "weights", "freeze", "crop")
+"""What a setting of the network's inputs and layers is possible with; all else is checked by itself."""
 
 
 def check_space(settings: SearchSettings) -> None:
@@ -49,7 +53,8 @@ def _check_frozen(settings: SearchSettings) -> None:
     """Raises ValueError where the trials of a search would not all see the same inputs."""
     if settings.confirm.freeze is False and not settings.trial.freeze:
         raise ValueError("confirm.freeze: false is for a search on a frozen backbone: set trial.freeze: true")
-    names = ("freeze", *(("backbone", "weights", "flip") if settings.trial.freeze else ()))
+    once = ("backbone", "weights", "flip", "precision", "channels_last", "compile")
+    names = ("freeze", *(once if settings.trial.freeze else ()))
     fixed = next((name for name in names if name in settings.search), None)
     if fixed is not None:
         raise ValueError(f"search.{fixed}: features of a frozen backbone are computed once: set {fixed} in trial")
@@ -130,12 +135,25 @@ def _check_value(settings: SearchSettings, name: str, value: Any) -> None:
     learned = [k - free for k, free in itertools.product(bits, settings.drawn("open_bits"))]
     if name == "head_dim" and isinstance(value, int) and value >= 1 and any(k % value == 0 for k in learned):
         return
-    try:
-        made = TrainingSettings(**{"bits": max(bits), name: value})
-    except ValidationError as error:
-        raise ValueError(one_line(error, TrainingSettings).removeprefix(f"{name}: ")) from None
-    if getattr(made, name) != value:
-        raise ValueError(f"expected {getattr(made, name)!r}, got {value!r}")
+    errors = []
+    for others in _combined(settings, [each for each in _TOGETHER if each != name]):
+        try:
+            made = TrainingSettings(**{"bits": max(bits), **others, name: value})
+        except ValidationError as error:
+            errors.append(one_line(error, TrainingSettings).removeprefix(f"{name}: "))
+            continue
+        if getattr(made, name) != value:
+            raise ValueError(f"expected {getattr(made, name)!r}, got {value!r}")
+        return
+    raise ValueError(errors[0])
+
+
+def _combined(settings: SearchSettings, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """All that these settings can be together: what is fixed, or the values (of a range, its ends) searched over."""
+    values = [
+        settings.search[name].values if name in settings.search else [getattr(settings.trial, name)] for name in names
+    ]
+    return (dict(zip(names, each, strict=True)) for each in itertools.product(*values))
 
 
 def _check_start(settings: SearchSettings, index: int, start: str | dict[str, Value]) -> None:
@@ -196,17 +214,21 @@ def check_feasible(settings: SearchSettings, classes: int) -> None:
             except SettingsError as error:
                 raise SettingsError(f"search: {cell}: {error}") from None
         return
-    named = [name for name in ("reassignment", "objective", "hash_layer", "open_bits") if name in settings.search]
+    named: list[str] = [
+        name for name in ("reassignment", "objective", "hash_layer", "open_bits") if name in settings.search
+    ]
     others = [settings.drawn(name) for name in named]
+    if "accumulate" in settings.search:  # more than one part is what some objectives refuse
+        named, others = [*named, "accumulate"], [*others, [max(settings.drawn("accumulate"))]]
     parts = itertools.product(settings.drawn("bits"), _drawn_methods(settings), settings.drawn("centers"), *others)
     for bits, method, centers, *rest in parts:
         values = {"bits": bits, "method": method, "centers": centers, **dict(zip(named, rest, strict=True))}
-        if settings.uses_codebook(values):
-            for ratio_or_size in _drawn_codebook(settings):
-                _check_codebook(settings, {**values, **ratio_or_size}, classes)
-            continue
+        uses = settings.uses_codebook(values)
+        drawable = [{**values, **each} for each in _drawn_codebook(settings)] if uses else [values]
+        found = [{**each, **_head_dim_for(settings, each, classes)} if uses else each for each in drawable]
         try:
-            settings.trial_settings(values, settings.seed).resolve(classes, False)
+            for each in found:
+                settings.trial_settings(each, settings.seed).resolve(classes, False)
         except SettingsError as error:
             which = ", ".join(f"{name} {value}" for name, value in zip(named, rest, strict=True))
             raise SettingsError(f"search: method {method}{f' with {which}' if which else ''}: {error}") from None
@@ -216,7 +238,11 @@ def _drawn_methods(settings: SearchSettings) -> list[str]:
     return list(settings.search["method"].values) if "method" in settings.search else [settings.method]
 
 
-def _check_codebook(settings: SearchSettings, values: dict[str, Any], classes: int) -> None:
+def _head_dim_for(settings: SearchSettings, values: dict[str, Any], classes: int) -> dict[str, Any]:
+    """A head dimension that can be drawn beside these values; none where it is not searched over.
+
+    Raises SettingsError where there is no such codebook.
+    """
     searched = {"head_dim": None} if "head_dim" in settings.search else {}
     made = settings.trial_settings({**values, **searched}, settings.seed)
     trial = made.trial
@@ -227,11 +253,13 @@ def _check_codebook(settings: SearchSettings, values: dict[str, Any], classes: i
         raise SettingsError(f"search: {error}") from None
     bits = trial.learned_bits
     divided = f"bits K = {bits}{f' and nested {list(trial.nested)}' if trial.nested else ''}"
-    if not allowed_head_dims(settings, bits, size):
+    allowed = allowed_head_dims(settings, bits, size)
+    if not allowed:
         raise SettingsError(
             f"search.head_dim: none of {list(settings.search['head_dim'].values)} divides {divided} and "
             f"holds M = {size} codewords: one of {feasible_head_dims(math.gcd(bits, *trial.nested), int(size))}"
         )
+    return {"head_dim": allowed[0]} if searched else {}
 
 
 def _is_whole(name: str) -> bool:

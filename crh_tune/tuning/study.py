@@ -26,7 +26,7 @@ from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.settings.space import check_feasible, without_effect
 from crh_tune.training.evaluation import reference_similarity
-from crh_tune.training.models import build_network
+from crh_tune.training.models import build_network, input_shape
 from crh_tune.training.opening import open_data
 from crh_tune.tuning import tracking
 from crh_tune.tuning.address import shown, ui_command
@@ -125,9 +125,12 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
     for each in studies_of(settings).values():
         for _, values in start_points(each, first.classes, first.multi_label):
             each.trial_settings(values, settings.seed).resolve(first.classes, first.multi_label)
+    for crop, flip in itertools.product(settings.drawn("crop"), settings.drawn("flip")):
+        input_shape(settings.trial.model_copy(update={"crop": crop, "flip": flip}), first)
     if not settings.trial.freeze:
         for backbone, weights in itertools.product(settings.drawn("backbone"), settings.drawn("weights")):
-            build_network(settings.trial.model_copy(update={"backbone": backbone, "weights": weights}), first, 2)
+            trial = settings.trial_settings({"backbone": backbone, "weights": weights}, settings.seed).trial
+            build_network(trial, first, 2)
     return Prepared(first, last, dataset.skipped, _whole_splits(settings, say))
 
 

@@ -206,6 +206,21 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible, smallest"
             "sampler: ",
             ["cmaes takes one objective"],
         ),
+        (
+            "trial: {weights: DEFAULT, backbone: resnet18}\nsearch: {backbone: {choice: [resnet18, small_cnn]}}",
+            "search.backbone: ",
+            ["small_cnn has no pretrained weights"],
+        ),
+        (
+            "trial: {weights: DEFAULT, backbone: resnet18, freeze: true}\nsearch: {crop: {choice: [24, 32]}}",
+            "search.crop: ",
+            ["features of whole images"],
+        ),
+        (
+            "trial: {weights: DEFAULT, backbone: resnet18, freeze: true}\nsearch: {precision: {choice: [fp32, bf16]}}",
+            "search.precision: ",
+            ["set precision in trial"],
+        ),
         ("scheduler: {short: {epochs: 0}}", "scheduler.short.epochs: ", ["got 0"]),
         ("scheduler: {asha: {reduction: 1}}", "scheduler.asha.reduction: ", ["greater than 1", "got 1"]),
         ("validation: {fraction: 0}", "validation.fraction: ", ["greater than 0", "got 0"]),
@@ -277,6 +292,25 @@ def test_what_has_no_default_is_required(tmp_path, missing):
             "reassignment",
             ["hungarian", "codebook_size full", "greedy"],
         ),
+        (  # of which the range is drawn from first: nothing is listed
+            {
+                "method": "dtsh",
+                "search": {"accumulate": {"choice": [1, 2]}, "learning_rate": {"log_uniform": [1e-4, 1e-2]}},
+            },
+            "method dtsh with accumulate 2",
+            ["compares the samples of a whole batch"],
+        ),
+        (
+            {
+                "search": {
+                    "accumulate": {"int": [1, 4]},
+                    "objective": {"choice": ["margin_cross_entropy", "triplet_likelihood"]},
+                    "head_dim": {"feasible": True},
+                }
+            },
+            "objective triplet_likelihood, accumulate 4",
+            ["compares the samples of a whole batch"],
+        ),
     ],
 )
 def test_what_100_classes_make_impossible_is_told_in_one_line_before_a_trial_starts(changes, field, parts):
@@ -301,12 +335,27 @@ def test_what_100_classes_make_impossible_is_told_in_one_line_before_a_trial_sta
         {"bits": {"choice": [16, 24]}, "head_dim": {"choice": [16, 24]}},  # each K has one of them
         {"method": {"grid": ["crh", "crh_m", "crh_u"]}, "bits": {"grid": [16, 32, 64]}},
         {"quantization_weight": {"choice": [0, 0.1]}, "scale": {"choice": [None, 8]}},
+        {"accumulate": {"choice": [1, 2]}, "head_dim": {"feasible": True}},
+        {"padding": {"choice": [0, 4]}, "crop": {"choice": [24, 32]}},
+        {"weights": {"choice": ["DEFAULT", "IMAGENET1K_V2"]}, "backbone": {"choice": ["resnet50", "wide_resnet50_2"]}},
     ],
 )
 def test_possible_spaces_are_accepted(tmp_path, search):
     path = tmp_path / "space.yaml"
     path.write_text(yaml.safe_dump({**BASE, "search": search}))
     check_feasible(read_search(path), 100)
+
+
+@pytest.mark.parametrize(
+    ("trial", "search"),
+    [
+        ({"crop": 24}, {"padding": {"choice": [0, 4]}}),
+        ({"backbone": "resnet50"}, {"weights": {"choice": ["IMAGENET1K_V1", "IMAGENET1K_V2"]}}),
+        ({"backbone": "resnet18", "weights": "DEFAULT", "freeze": True}, {"head": {"choice": ["linear", "mlp"]}}),
+    ],
+)
+def test_what_is_searched_over_is_possible_with_what_is_fixed(trial, search):
+    check_feasible(space(trial={"bits": 16, **trial}, search=search), 100)
 
 
 @pytest.mark.parametrize("ends", ["[1e-3, 1]", "[1.0e-3, 1]", "[0.001, 1e0]"])

@@ -14,6 +14,7 @@ from crh_tune.settings.space import check_feasible
 from crh_tune.settings.study import read_study
 from crh_tune.settings.trial import ScalingSettings
 from crh_tune.tuning.proposals import enqueue, propose
+from crh_tune.tuning.study import prepare
 
 CODEBOOK = {"codebook_ratio": {"choice": [1, 2]}, "head_dim": {"feasible": True}}
 PAPER = sorted((Path(__file__).parents[2] / "search_spaces" / "paper").glob("*.yaml"))
@@ -99,3 +100,21 @@ def test_a_mistake_in_a_study_names_the_cell(tmp_path: Path):
     path.write_text(f"{text}\nbudget: {{hours: 2}}\n")
     with pytest.raises(SettingsError, match=r"s\.yaml: budget: hours: a study runs all its cells: leave it out"):
         read_study(path)
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ({"crop": {"choice": [8, 28]}}, "trial.crop: 28 pixels asked for"),
+        (
+            {"backbone": {"choice": ["resnet18", "resnet50"]}, "weights": {"choice": ["DEFAULT", "IMAGENET1K_V2"]}},
+            "unknown weights 'IMAGENET1K_V2' of resnet18",
+        ),
+    ],
+)
+def test_what_the_images_or_backbones_do_not_allow_is_refused_before_anything_starts(monkeypatch, search, said):
+    """A value that is drawn later failed its trial, or ended the search with it."""
+    monkeypatch.setattr("crh_tune.tuning.study.build_network", lambda *_: None)
+    content = {**space(**search).model_dump(), "dataset": {"name": "digits"}}  # of squares
+    with pytest.raises(SettingsError, match=said):
+        prepare(SearchSettings.model_validate(content), lambda line: None)

@@ -14,6 +14,7 @@ from pydantic import Field
 from crh_tune.data.listing import IMAGE_SUFFIXES, OTHER_SUFFIXES, DataError, Listing, Part
 from crh_tune.data.options import ImageOptions
 from crh_tune.data.readers.files import data_folder, is_file, printable, problem, stratified_draw, too_few_classes
+from crh_tune.errors import counted
 
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
@@ -61,7 +62,8 @@ def list_train_and_test(root: Path) -> Listing | None:
     left = ", ".join(f"{entry.name}/" for entry in (*trains, *tests) if entry.name not in (train, test))
     layout = f"class folders under {train}/ and {test}/" + (f" ({left} left out)" if left else "")
     parts = _part(names, trained), _part(names, asked)
-    return Listing(layout, root, names, *parts, problems=tuple(problems), notes=_notes(unread, links))
+    notes = _notes(unread, links, _deeper({train: trained, test: asked}))
+    return Listing(layout, root, names, *parts, problems=tuple(problems), notes=notes)
 
 
 def _called(root: Path, names: Sequence[str]) -> list[os.DirEntry[str]]:
@@ -96,7 +98,8 @@ def _list_and_draw(root: Path, fraction: float, seed: int) -> Listing:
     if not len(parts[1]):
         problems.append(problem(root, "no class has two images: one to train on and one to ask for are needed"))
     layout = "class folders, test queries drawn"
-    return Listing(layout, root, names, *parts, problems=tuple(problems), notes=_notes(unread, links))
+    notes = _notes(unread, links, _deeper({"": found}))
+    return Listing(layout, root, names, *parts, problems=tuple(problems), notes=notes)
 
 
 def _refuse_half_a_split(root: Path) -> None:
@@ -163,7 +166,22 @@ def _nested(root: Path, part: str, found: Mapping[str, list[str]]) -> list[str]:
     likely = sorted(whole & tests) or [folder for folder, _ in above.most_common(2)]
     shown = " or ".join(str(root / folder) for folder in likely)
     what = "the folders here hold folders and no images: if their folders are the classes"
-    return [problem(root / part, f"{what}, set path to what holds these, such as {shown}")]
+    otherwise = "otherwise move the images up into the folder of their class"
+    return [problem(root / part, f"{what}, set path to what holds these, such as {shown}; {otherwise}")]
+
+
+def _deeper(parts: Mapping[str, Mapping[str, list[str]]]) -> str | None:
+    """A line on the class folders, by the folder they are in, that hold folders and no images, where others do."""
+    found = [
+        f"{PurePosixPath(part, name)}/"
+        for part, classes in parts.items()
+        for name, paths in classes.items()
+        if paths and not any(len(PurePosixPath(path).parts) == len(PurePosixPath(part).parts) + 2 for path in paths)
+    ]
+    if not found or len(found) == sum(map(len, parts.values())):
+        return None
+    several = f"{counted(len(found), 'class folder holds', 'class folders hold')} folders and no images"
+    return printable(f"{several}, and what is below is one class: {', '.join(found[:3])}{', ...' * (len(found) > 3)}")
 
 
 def _holds(path: str, folder: str | Path) -> bool:
@@ -171,10 +189,10 @@ def _holds(path: str, folder: str | Path) -> bool:
     return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(path))
 
 
-def _notes(unread: Sequence[str], links: Sequence[str]) -> tuple[str, ...]:
-    """A line on links left out, and one on images of kinds that are not read, with an example of each."""
+def _notes(unread: Sequence[str], links: Sequence[str], deeper: str | None) -> tuple[str, ...]:
+    """A line on links left out, one on folders in class folders, and one on images of kinds that are not read."""
     back = f"links back to the data folder are left out: {', '.join(sorted(links)[:3])}"
-    return (*([printable(back)] if links else []), *_unread(unread))
+    return (*([printable(back)] if links else []), *([deeper] if deeper else []), *_unread(unread))
 
 
 def _unread(unread: Sequence[str]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ _BETWEEN = r"[\s,;|\[\](){}\"']"
 _NOTHING = re.compile(rf"{_BETWEEN}*(?:(?:nan|none|null)(?:{_BETWEEN}+|$))*", re.IGNORECASE)
 _TRUTH = {"true": True, "yes": True, "y": True, "false": False, "no": False, "n": False}
 _SIGN = r"(?:[^\w\s,;|.']|_)"
+_OR = re.compile(r"\s*[/&+]\s*")
 _SIGNS = re.compile(rf"\s*{_SIGN}\s*")
 _DIGITS = re.compile(rf"[0-9](?:{_SIGN}?[0-9])+")
 _VALUE = re.compile(r"(\w)[\"']?\s*[:=]\s*(?:[01](?:\.[0-9]*)?|\.[0-9]+|true|false)(?![\w.])", re.IGNORECASE)
@@ -152,8 +153,9 @@ def _by_blanks(parted: dict[str, tuple[str, ...]]) -> tuple[dict[str, tuple[str,
 
 
 def _doubt(found: Mapping[str, tuple[str, ...]]) -> Doubt | None:
-    """A label that holds names with values, names beside numbers, or a name that joins other names by a sign."""
+    """A label that holds names with values, names beside numbers, or a name that joins others by a sign."""
     every = {name for names in found.values() for name in names}
+    combined = _combined({name: _OR.split(name) for name in every})
     for label, names in found.items():
         if (label.startswith("{") and ":" in label) or _holds_values(label):
             written = "write the names that apply with bars between, or a 0 or 1 for every class"
@@ -164,20 +166,32 @@ def _doubt(found: Mapping[str, tuple[str, ...]]) -> Doubt | None:
             return Doubt(label, both, "leave out what is no class")
         for name in names:
             parts = set(_SIGNS.split(name))
-            if len(parts) > 1 and parts <= every:
+            if len(parts) > 1 and (parts <= every or name in combined):
                 sign = _SIGNS.search(name)[0].strip()  # type: ignore[index]
                 return Doubt(label, f"can be one class, or several that {sign!r} parts", _BARS)
     return None
+
+
+def _combined(parted: Mapping[str, Sequence[str]]) -> set[str]:
+    """The names of several parts, where each of these is in other names, too: ``cat/dog``, ``dog/ant``, ``cat/ant``.
+
+    None where a name has a part of its own, or one twice.
+    """
+    often = Counter(part for parts in parted.values() for part in parts)
+    several = {name: parts for name, parts in parted.items() if len(parts) > 1}
+    alike = all(often[part] > 1 and parts.count(part) == 1 for parts in several.values() for part in parts)
+    return set(several) if alike else set()
 
 
 def _joined(found: Mapping[str, tuple[str, ...]]) -> Doubt | None:
     """A label with a name that may be several: what a comma parts is in another, or all that blanks part are names."""
     every = {name: label for label, names in found.items() for name in names}
     often = Counter(part for name in every for part in set(_COMMA.split(name)))
+    combined = _combined({name: name.split() for name in every})
     for name, label in every.items():
         parts, words = set(_COMMA.split(name)), set(name.split())
         comma = len(parts) > 1 and any(often[part] > 1 for part in parts)
-        if comma or (len(words) > 1 and words <= every.keys()):
+        if comma or (len(words) > 1 and (words <= every.keys() or name in combined)):
             both = f"can be one class, or several that a {'comma' if comma else 'blank'} parts"
             return Doubt(label, both, _BARS)
     return None

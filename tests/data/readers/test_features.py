@@ -162,6 +162,7 @@ def test_strings_with_blanks_commas_or_a_number_are_the_names_of_classes(tmp_pat
         (["ant,cat", "bee", "bee, ant"], "'ant,cat' can be one class, or several that a comma parts"),
         (["Paris, France", "Lyon, France", "Rome"], "'Paris, France' can be one class, or several that a comma parts"),
         (["hot dog", "hot", "dog"], "'hot dog' can be one class, or several that a blank parts"),
+        (["cat dog", "dog ant", "cat ant"], "'cat dog' can be one class, or several that a blank parts"),
     ],
 )
 def test_strings_that_may_be_several_classes_are_a_problem_until_the_classes_are_named(tmp_path, labels, which):

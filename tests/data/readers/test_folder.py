@@ -203,9 +203,24 @@ def test_class_folders_that_hold_folders_only_are_a_problem_that_says_where_the_
     touch(tmp_path, *files)
     found = [line for line in listed(tmp_path).problems if "hold folders and no images" in line]
     assert found == [
-        f"{tmp_path / part}: {NESTED}, such as {tmp_path}/{likely.format(root=tmp_path)}"
+        f"{tmp_path / part}: {NESTED}, such as {tmp_path}/{likely.format(root=tmp_path)}; "
+        "otherwise move the images up into the folder of their class"
         for part, likely in problems.items()
     ]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["images/a/1.jpg", "images/b/2.jpg", "masks/1.png", "masks/2.png"], "1 class folder holds {}: images/"),
+        (["train/a/1.jpg", "train/b/x/1.jpg", "test/a/y/1.jpg", "test/b/1.jpg"],
+         "2 class folders hold {}: train/b/, test/a/"),
+    ],
+)  # fmt: skip
+def test_class_folders_that_alone_hold_folders_only_are_noted(tmp_path, files, said):
+    touch(tmp_path, *files)
+    found = listed(tmp_path)
+    assert found.notes == (said.format("folders and no images, and what is below is one class"),)
 
 
 def test_links_back_to_the_data_folder_are_left_out_with_a_note(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from crh_tune.data.listing import DataError
+from crh_tune.data.readers.label_text import names_in
 from crh_tune.data.readers.lists import ListsOptions, list_lists
 from tests.data.readers.test_folder import touch
 
@@ -161,6 +162,8 @@ def test_a_blank_that_parts_names_or_belongs_to_one_is_a_problem_until_the_class
         (["cat/dog", "cat", "dog"], "can be one class, or several that '/' parts", "put bars between several"),
         (["cat + dog", "cat", "dog"], "can be one class, or several that '+' parts", "put bars between several"),
         (["cat_dog", "cat,ant", "dog"], "can be one class, or several that '_' parts", "put bars between several"),
+        (["cat/dog", "dog/ant", "cat/ant"], "can be one class, or several that '/' parts", "put bars between several"),
+        (["0 & 1", "2 & 0", "1 & 2"], "can be one class, or several that '&' parts", "put bars between several"),
         (["cat,.9", "dog,.8"], "can be 2 classes, or hold a value '.9' that is no class", "leave out what is no class"),
         (["dog|cat|True", "dog|False"],
          "can be 3 classes, or hold a value 'True' that is no class", "leave out what is no class"),
@@ -187,6 +190,7 @@ def test_labels_that_can_be_read_in_two_ways_are_a_problem_until_the_classes_are
         ["GO:0008150,GO:0003674", "GO:0008150", "GO:0003674"],
         ["001.Black_footed_Albatross", "002.Laysan_Albatross", "sea-lion"],
         ["16:9", "4:3", "C++"],
+        ["animal/cat", "animal/dog", "R&B"],
         ["True", "False", "True"],
         ["yes", "no", "maybe"],
     ],
@@ -195,6 +199,11 @@ def test_signs_numbers_and_answers_can_be_in_names(tmp_path, labels):
     found = listed(tmp_path, rows(*labels), rows(*labels, start=3))
     assert found.problems == ()
     assert set(found.class_names) >= set(labels[1:])
+
+
+def test_names_of_two_words_that_all_come_again_are_names():
+    names = {"red_square", "red_disc", "blue_square", "blue_disc"}
+    assert names_in(names, None) == ({name: (name,) for name in names}, None)
 
 
 @pytest.mark.parametrize(

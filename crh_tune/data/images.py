@@ -34,6 +34,10 @@ class ImageStore(Protocol):
         """Which rows are no images, and why."""
 
     @property
+    def plain(self) -> Rows:
+        """The images of which every pixel is the same grey."""
+
+    @property
     def span(self) -> Span | None:
         """What became 0 and 255 in images of more than 8 bits a channel."""
 
@@ -80,8 +84,7 @@ def image_dataset(
     images = listing.images_to_decode(options)
     names, rows, labels, items = images.source.names, images.rows, images.labels, images.items
     cache = store(images.source, options, say)
-    plain = plain_line([names[row] for row in cache.plain()]) if isinstance(cache, ImageCache) else None
-    for line in (span_line(cache.span), plain):
+    for line in (span_line(cache.span), plain_line([names[row] for row in cache.plain])):
         if line is not None:
             say(line)
     reference = own_reference(options, listing.class_names, labels[0], listing.reference)

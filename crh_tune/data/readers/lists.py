@@ -77,7 +77,7 @@ def list_lists(options: ListsOptions) -> Listing:
     problems += row_conflicts(lists)
     empty: list[Row] = []
     lists, labels, names = read_labels(lists, names, "name the classes in classes.txt", problems, empty)
-    notes = without_label(empty, options, problems)
+    notes = (*without_label(empty, options, problems), *repeated(lists))
     problems += too_few_classes(files[0], names)
     for file, each in zip(files[1:], labels[1:], strict=True):
         problems += untrained_classes(file, names, labels[0], each)
@@ -266,6 +266,21 @@ def row_conflicts(lists: Sequence[Sequence[Row]]) -> list[str]:
     for row in (row for rows in lists[2:] for row in rows if row.path in asked):
         found.append(problem(row.where, f"{row.path} is a query ({asked[row.path]}): want it in one of the two lists"))
     return found
+
+
+def repeated(lists: Sequence[Sequence[Row]]) -> list[str]:
+    """A line on the rows whose image the same list has already: it counts as often in training and in mAP."""
+    again = []
+    for rows in lists:
+        first: dict[str, Row] = {}
+        again += [row for row in rows if first.setdefault(row.path, row) is not row]
+    shown = "; ".join(f"{row.where} {row.path}" for row in again[:3]) + ("; ..." if len(again) > 3 else "")
+    several = counted(
+        len(again),
+        "row names an image that its list has already",
+        "rows each name an image that their list has already",
+    )
+    return [printable(f"{several}, so that it counts more than once: {shown}")] if again else []
 
 
 def _kind(

@@ -73,6 +73,7 @@ class ImageCache:
         """Some of the images, to train on."""
         return CachedImages(self.images, rows, self.digests, self.moments, self.thumbnails, self.span)
 
+    @property
     def plain(self) -> Rows:
         """The images of which every pixel is the same grey: they tell nothing, and something may be wrong with them."""
         pixels = self.images.shape[1] * self.images.shape[2]

@@ -17,7 +17,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PLANAR_CONFIGURATION, TiffImageFi
 
 from crh_tune.ground import first_line
 
-DECODER = 3
+DECODER = 4
 """Part of the name of whatever is kept of decoded images: to be raised when the same file gives other pixels."""
 _AVIF = {".avif"} if "avif" in features.modules and features.check("avif") else set[str]()
 IMAGE_SUFFIXES = frozenset(
@@ -196,6 +196,10 @@ def _deep(image: ImageFile, content: bytes) -> _Deep | None:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _Deep((image,), lambda values: values, (height, width))
     layouts = {_layout(tile) for tile in image.tile}
+    scaled = [tile.args for tile in image.tile if tile.codec_name == "ppm" and isinstance(tile.args, tuple)]
+    if image.mode == "RGB" and any(highest > 255 for _, highest in scaled):
+        parts = tuple(_read_as(content, {"RGB": layout}) for layout in ("RGB;16B", "RGB;16L"))
+        return _Deep(parts, lambda upper, lower: 256 * upper + lower, (height, width, 3))
     if layouts == {_GREY_AND_ALPHA}:
         both = _read_as(content, {_GREY_AND_ALPHA: "RGBA"})
         return _Deep((both,), lambda each: 256 * each[..., 0] + each[..., 1], (height, width))
@@ -219,7 +223,10 @@ def _read_as(content: bytes, layouts: Mapping[str, str]) -> Image.Image:
     image = _opened(content)
     for i, tile in enumerate(image.tile):
         layout = layouts[_layout(tile)]
-        image.tile[i] = tile._replace(args=(layout, *tile.args[1:]) if isinstance(tile.args, tuple) else layout)
+        if tile.codec_name == "ppm":  # it scales by what is behind the layout
+            image.tile[i] = tile._replace(codec_name="raw", args=(layout, 0, 1))
+        else:
+            image.tile[i] = tile._replace(args=(layout, *tile.args[1:]) if isinstance(tile.args, tuple) else layout)
     return image
 
 

@@ -76,6 +76,8 @@ class FeatureCache:
     mirrors: Rows | None
     digests: Bytes
     bad: dict[int, str]
+    plain: Rows
+    """The images of which every pixel was found to be the same grey as their features were computed."""
     span: Span | None = None
     """What became 0 and 255 in images of more than 8 bits a channel; None where there are none."""
 
@@ -87,12 +89,13 @@ class FeatureCache:
 
 @dataclass
 class _Store:
-    """What a cache's files hold: where each digest's features are, and which images are no images."""
+    """What a cache's files hold: where each digest's features are, which images are no images, and which are plain."""
 
     folder: Path
     width: int
     places: dict[bytes, int] = field(default_factory=dict)
     bad: dict[bytes, str] = field(default_factory=dict)
+    plain: set[bytes] = field(default_factory=set)
     lines: list[bytes] = field(default_factory=list)
     damaged: int = 0
     length: int = 0
@@ -103,6 +106,7 @@ class _Store:
         keys = (digests[_DIGEST * place : _DIGEST * (place + 1)] for place in range(count))
         self.places.update(zip(keys, range(block["first"], block["first"] + count), strict=True))
         self.bad.update({bytes.fromhex(digest): str(reason) for digest, reason in block["bad"].items()})
+        self.plain.update(map(bytes.fromhex, block.get("plain", ())))  # blocks of earlier versions do not say
         self.length = max(self.length, block["first"] + count)
 
     def missing(self, digests: Sequence[bytes], mirrored: bool) -> list[int]:
@@ -161,7 +165,8 @@ def _opened(source: ImageSource, recipe: Recipe, store: _Store, digests: Bytes, 
     shape = (store.length, recipe.features)
     array: Any = np.memmap(store.folder / _ROWS, np.float32, "r", shape=shape) if store.length else np.empty(shape)
     mirrors = _places(store, [mirror(key) for key in keys]) if recipe.mirrored else None
-    return FeatureCache(recipe.key, array, _places(store, keys), mirrors, digests, bad, source.span)
+    plain = np.flatnonzero([key in store.plain for key in keys])
+    return FeatureCache(recipe.key, array, _places(store, keys), mirrors, digests, bad, plain, source.span)
 
 
 def _places(store: _Store, keys: Sequence[bytes]) -> Rows:
@@ -247,7 +252,8 @@ def _compute(
             for each in (file, lines):
                 each.flush()
                 os.fsync(each.fileno())
-            entry = {"first": store.length, "digests": digests.hex(), "bad": bad}
+            plain = [key.hex() for key, pixels in good.items() if (pixels == pixels[0, 0, 0]).all()]
+            entry = {"first": store.length, "digests": digests.hex(), "bad": bad, "plain": plain}
             entry["checksum"] = _checksum_of(digests, found.tobytes(), bad)
             lines.write(json.dumps(entry).encode() + b"\n")
             lines.flush()

@@ -461,3 +461,13 @@ def test_empty_lists_and_repeated_class_names_are_problems(tmp_path):
         f"{tmp_path}/classes.txt:3: class 'x' is in line 1 already",
         f"{tmp_path}/test.txt: has no rows: want the path of an image and its label a line",
     )
+
+
+def test_images_that_a_list_has_twice_are_noted(tmp_path):
+    train = rows("cat", "dog") + rows("cat")
+    found = listed(tmp_path, train, rows("cat", "dog", start=3))
+    assert found.problems == ()
+    assert found.notes == (
+        "1 row names an image that its list has already, so that it counts more than once: "
+        f"{tmp_path}/train.txt:3 {IMAGES[0]}",
+    )

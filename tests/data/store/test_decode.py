@@ -351,6 +351,11 @@ def png_of_16_bits(values: np.ndarray) -> bytes:
     )
 
 
+def ppm_of_16_bits(values: np.ndarray, top: int = 65535) -> bytes:
+    height, width, _ = values.shape
+    return f"P6\n{width} {height}\n{top}\n".encode() + values.astype(">u2").tobytes()
+
+
 def tiff_of_16_bits(
     values: np.ndarray, order: str = "<", photometric: int = 2, planar: int = 1, deflate: bool = False, alpha: int = 2
 ) -> bytes:
@@ -378,6 +383,8 @@ DEEP_COLOUR = {
     "TIFF of RGB": lambda values: tiff_of_16_bits(values[..., :3]),
     "TIFF of RGB, big-endian": lambda values: tiff_of_16_bits(values[..., :3], ">"),
     "TIFF of RGBA, deflated": lambda values: tiff_of_16_bits(values, deflate=True),
+    "PPM": lambda values: ppm_of_16_bits(values[..., :3]),
+    "PPM, of which the header has a range": lambda values: ppm_of_16_bits(values[..., :3], 40000),
     "TIFF of RGB and something, deflated, big-endian": lambda values: tiff_of_16_bits(values, ">", 2, 1, True, 0),
 }
 

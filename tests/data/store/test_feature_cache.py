@@ -264,7 +264,7 @@ def test_the_fingerprint_is_of_files_and_backbone_not_of_floats(tmp_path, cache)
     names = photos(tmp_path / "d", 4)
     rows = np.arange(4)
     one = Colours().open(tmp_path / "d", names).rows(rows)
-    other_floats = FeatureCache(one.key, one.array + 1, one.rows, None, one.digests, {}).rows(rows)
+    other_floats = FeatureCache(one.key, one.array + 1, one.rows, None, one.digests, {}, np.array([])).rows(rows)
     assert digest_of(one) == digest_of(other_floats)
     assert digest_of(one) != digest_of(Colours(key="other").open(tmp_path / "d", names).rows(rows))
     assert digest_of(one) != digest_of(one.pick(rows[::-1]))
@@ -313,3 +313,11 @@ def test_two_processes_at_once_compute_every_image_once(tmp_path):
     answers = [json.loads(process.communicate()[0]) for process in both]
     assert sorted(computed for computed, _ in answers) == [0, 2 * BLOCK]
     assert answers[0][1] == answers[1][1]
+
+
+def test_images_of_a_single_grey_value_are_known_again(tmp_path):
+    names = photos(tmp_path / "d", 3)
+    Image.new("L", (9, 9), 7).save(tmp_path / "d" / names[1])
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "d" / names[2])
+    for _ in range(2):
+        assert Colours().open(tmp_path / "d", names).plain.tolist() == [1]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from crh_tune.command import DEFAULT_STORAGE
+from crh_tune.errors import counted
 from crh_tune.export.bundle import on_unseen_classes
 from crh_tune.settings.search import SearchSettings
 from crh_tune.training.evaluation import shorter_test_maps
@@ -50,7 +51,7 @@ def last_lines(settings: SearchSettings, result: SearchResult, target: Path) -> 
         lines.append(f"MLflow           {result.unsent_why}")
     if result.unsent:
         lines.append(
-            f"MLflow           {result.unsent} entries are still unsent, and kept: "
+            f"MLflow           {counted(result.unsent, 'entry is', 'entries are')} still unsent, and kept: "
             f"crh-tune sync {result.search_id}{storage_option(result.folder.parent)} sends them"
         )
     return [*lines, *_pages(settings, result), result.ended]

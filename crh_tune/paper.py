@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from crh_tune.data.datasets import DATASETS
-from crh_tune.errors import SearchFailed
+from crh_tune.errors import SearchFailed, counted
 from crh_tune.ground import write_text
 from crh_tune.reporting.figures import figure2, figure3, figure4
 from crh_tune.reporting.report import Section, write_report
@@ -32,7 +32,7 @@ def search_study(study: StudySettings, dataset: str | None, storage: Path, say: 
     failed = sum(run_study(study, name, storage, say, stop or Stop()) for name in datasets)
     say("\n".join(report_lines(study, storage)))
     if failed:
-        raise SearchFailed(f"{failed} runs of study {study.name} did not finish; run it again for these")
+        raise SearchFailed(f"{counted(failed, 'run')} of study {study.name} did not finish: run it again for the rest")
 
 
 def report_lines(study: StudySettings, storage: Path) -> list[str]:

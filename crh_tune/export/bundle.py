@@ -98,15 +98,13 @@ class Encoder:
         Raises TypeError for one path in place of several, ValueError for an encoder of something else than square RGB
         images, or a file that is no image.
         """
-        if isinstance(paths, str | Path):
-            raise TypeError(f"encode_files takes a list of files, got {str(paths)!r}: encode_files([{str(paths)!r}])")
-        if len(self.shape) != 3 or self.shape[0] != 3 or self.shape[1] != self.shape[2]:
-            raise ValueError(f"image files are for encoders of square RGB images, this one takes {self.shape}")
+        self._want_files(paths, "encode_files")
         codes = [self.encode(self.decoded(paths[i : i + _FILES])) for i in range(0, len(paths), _FILES)]
         return np.concatenate(codes) if codes else self.encode(np.empty((0, *self.shape), dtype=np.uint8))
 
     def decoded(self, paths: Sequence[str | Path]) -> npt.NDArray[np.uint8]:
-        """N image files as inputs, N x 3 x S x S. Raises ValueError, naming the file, where one is no image."""
+        """N image files as inputs, N x 3 x S x S; raises what ``encode_files`` does."""
+        self._want_files(paths, "decoded")
         images = []
         for path in paths:
             try:
@@ -114,6 +112,13 @@ class Encoder:
             except (BadImage, OSError) as error:
                 raise ValueError(f"{path}: {error}") from None
         return np.stack(images).transpose(0, 3, 1, 2)
+
+    def _want_files(self, paths: Sequence[str | Path], name: str) -> None:
+        """Raises TypeError for one path in place of several, ValueError where files are not what is encoded."""
+        if isinstance(paths, str | Path):
+            raise TypeError(f"{name} takes a list of files, got {str(paths)!r}: {name}([{str(paths)!r}])")
+        if len(self.shape) != 3 or self.shape[0] != 3 or self.shape[1] != self.shape[2]:
+            raise ValueError(f"image files are for encoders of square RGB images, this one takes {self.shape}")
 
 
 def write_bundle(folder: Path, run: TrainingRun, card: str) -> None:

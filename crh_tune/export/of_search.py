@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crh_tune.data.splits import Stage
+from crh_tune.errors import counted
 from crh_tune.export.onnx_file import export_run
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.trial import TrialSettings
@@ -78,8 +79,8 @@ def _verdict(result: SearchResult) -> list[str]:
         "",
         "| | validation, fresh seeds | test |",
         "|---|---|---|",
-        f"| this | {best.mean:.4f} ± {best.std:.4f} ({len(best.values)} seeds) | {tested['test/map']:.4f} |",
-        f"| the paper's setting | {paper.mean:.4f} ± {paper.std:.4f} ({len(paper.values)} seeds) "
+        f"| this | {best.mean:.4f} ± {best.std:.4f} ({counted(len(best.values), 'seed')}) | {tested['test/map']:.4f} |",
+        f"| the paper's setting | {paper.mean:.4f} ± {paper.std:.4f} ({counted(len(paper.values), 'seed')}) "
         f"| {paper_tested['test/map']:.4f} |",
         *card_lines(result.baselines),
         *_what_was_frozen(best),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from crh_tune.errors import counted
 from crh_tune.ground import aligned
 from crh_tune.settings.base import SettingsError
 from crh_tune.tuning.record import (
@@ -74,7 +75,7 @@ def _state(folder: Path) -> tuple[str, str]:
     trials = [outcome for outcome in outcomes if outcome.start != "fixed"]
     fixed = len(outcomes) - len(trials)
     state = f"{'running' if is_held(folder) else 'stopped'}, {len(trials)} of {settings.trials} trials"
-    state += f" and {fixed} runs of finalists" if fixed else ""
+    state += f" and {counted(fixed, 'run')} of finalists" if fixed else ""
     best = max(filter(None, (_value(trial, metric, sign) for trial in trials)), default=None)
     return state, f"{metric} {sign * best[0]:.4f} ({best[1]})" if best else ""
 

@@ -472,8 +472,9 @@ def test_one_path_in_place_of_several_is_refused_in_plain_words(tmp_path: Path):
     """A string would be taken for a list of its letters."""
     encoder = Encoder.__new__(Encoder)
     for path in ("folder", Path("folder")):
-        with pytest.raises(TypeError, match=r"takes a list of files, got 'folder': encode_files\(\['folder'\]\)"):
-            encoder.encode_files(path)  # type: ignore[arg-type]
+        for name in ("encode_files", "decoded"):
+            with pytest.raises(TypeError, match=rf"takes a list of files, got 'folder': {name}\(\['folder'\]\)"):
+                getattr(encoder, name)(path)
 
 
 def test_a_card_always_says_what_is_known_of_classes_never_seen(tmp_path):

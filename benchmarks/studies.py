@@ -54,11 +54,17 @@ def write_pages(storage: Path, folder: Path, photos: Path | None) -> None:
     html.unlink()
     text = markdown.read_text(encoding="utf-8")
     markdown.unlink()
-    command = f"Measured on {date.today()} with `python -m benchmarks.studies --photos DIR`."
+    command = (
+        "`crh-tune search table1 --dataset digit_pairs` runs one of these studies, on other data with `--dataset "
+        "folder --data DIR`, and `crh-tune report table1` shows what is there of it. A study trains all its cells and "
+        "takes no budget; the same command goes on where it was interrupted.\n\n"
+        f"Measured on {date.today()} with `python -m benchmarks.studies --photos DIR`."
+    )
     if photos is not None:
         files = [path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
+        classes = len({path.parent.name for path in files})
         command += (
-            f" `folder` is such a DIR: {len(files):,} photos in {len({path.parent.name for path in files})} classes, "
+            f" `folder` below is a folder of photos: {len(files):,} in {classes} classes, "
             "seen by a small pretrained network that is not trained."
         )
     (folder / "studies.md").write_text(text.replace("Study: studies", command), encoding="utf-8")

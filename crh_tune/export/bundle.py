@@ -239,7 +239,7 @@ def on_unseen_classes(metrics: dict[str, float], held: int | None = None) -> str
     if "map_unseen" not in found:
         return (
             "On classes it has not seen: not measured. One more training does: `crh-tune train settings.yaml` with "
-            "`validation.classes: 0.2` in that file, which holds every fifth class out."
+            "`validation.classes: 0.2` in that file, which holds a fifth of the classes out."
         )
     free = f", training-free (PCA + ITQ): {found['map_unseen_itq']:.4f}" if "map_unseen_itq" in found else ""
     which = "" if held is None else f" ({held} held out)"

@@ -50,7 +50,7 @@ class SchedulerSettings(Settings):
     """What ends trials early: one of these, or its name alone; ``scheduler: none`` ends none."""
 
     asha: AshaSettings | None = None
-    """Successive halving, the default; a grid has none unless it says so."""
+    """Successive halving; what runs where a file has no `scheduler`, but for a grid, which then has none."""
     hyperband: HyperbandSettings | None = None
     """Several brackets of successive halving."""
     median_stopping: MedianStoppingSettings | None = None

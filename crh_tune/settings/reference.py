@@ -140,7 +140,7 @@ def range_of(field: FieldInfo) -> str:
     return " or ".join(dict.fromkeys(_kinds(field.annotation, field.metadata)))
 
 
-_WORDS = {bool: ["`true`", "`false`"], str: ["a name"], Path: ["a path"], dict: ["a mapping"]}
+_WORDS = {bool: ["`true`", "`false`"], str: ["text"], Path: ["a path"], dict: ["a mapping"]}
 _SIGNS = {
     annotated_types.Ge: ("ge", ">="),
     annotated_types.Gt: ("gt", ">"),

@@ -81,7 +81,7 @@ class Sample(BaseModel):
         ("either", "full", "whole number >= 2 or `full`"),
         ("pair", "[0.5, 1]", "a list of: number"),
         ("flag", "false", "`true` or `false`"),
-        ("needed", "required", "a name"),
+        ("needed", "required", "text"),
     ],
 )
 def test_a_default_and_a_range_in_words(name, default, values):

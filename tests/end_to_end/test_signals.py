@@ -109,14 +109,20 @@ def test_sigterm_to_all_processes_of_a_command_with_ray_ends_it_with_one_line(tm
     gone_within(ENDING, below)
 
 
+CONTROLLED = """
+import os, signal
+os.open(os.ttyname(0), os.O_RDWR)  # the first that its session opens
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may be run with nohup
+"""
+
+
 class Terminal:
     """A terminal whose programs are started as its session's first, and what they have printed."""
 
     def __init__(self, script: str, *arguments: str) -> None:
         self._ours, theirs = pty.openpty()
-        controlled = f"import os; os.open(os.ttyname(0), os.O_RDWR)\n{script}"  # a session has the first that it opens
         self.process = subprocess.Popen(
-            [sys.executable, "-c", controlled, *arguments],
+            [sys.executable, "-c", CONTROLLED + script, *arguments],
             start_new_session=True, stdin=theirs, stdout=theirs, stderr=theirs, text=True,
         )  # fmt: skip
         os.close(theirs)

@@ -193,9 +193,10 @@ def test_two_processes_never_run_the_same_search(tmp_path: Path):
 
 
 WAITING = """
-import sys, time
+import signal, sys, time
 from crh_tune.tuning.stopping import Stop
 stop = Stop()
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 with stop.on_signals(), stop.while_running():
     print("up", flush=True)
     while not stop.stop_all():

@@ -125,7 +125,8 @@ def _unforeseen(error: Exception, name: str) -> int:
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a name that was given, wherever it went
         complain(problem(name, f"{error.filename}: {error.strerror}"))
         return 2
-    traceback.print_exception(error)  # where it comes from matters too
+    with unless_hung_up():
+        traceback.print_exception(error)  # where it comes from matters too
     complain(f"{name}: failed: {type(error).__name__}: {error}")
     return 1
 

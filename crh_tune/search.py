@@ -31,7 +31,7 @@ from crh_tune.command import (
     silent,
     stdout_for_json,
 )
-from crh_tune.errors import AGAIN, INTERRUPTED_CODE, Interrupted, leave, problem
+from crh_tune.errors import AGAIN, INTERRUPTED_CODE, Interrupted, complain, leave, problem, unless_hung_up
 from crh_tune.settings.base import SettingsError, read_yaml
 from crh_tune.spaces import find_space, is_study, space_names
 
@@ -78,8 +78,8 @@ def run_search(
 ) -> SearchResult:
     """Search for the best settings, confirm and test them, and export them to ``export/`` in the search's folder.
 
-    It starts Ray, or joins the cluster of this machine, and takes Ctrl-C and SIGTERM for itself while it runs: call it
-    from the main thread.
+    It starts Ray, or joins the cluster of this machine, and takes Ctrl-C, SIGTERM and SIGHUP for itself while it runs:
+    call it from the main thread.
 
     Args:
         space: a search space: the name of one in ``search_spaces/``, a YAML file, or its content as a mapping.
@@ -253,7 +253,8 @@ def search(
         else:
             from crh_tune.last_lines import last_lines
 
-            print("\n".join(last_lines(_settings_of(result), result, result.folder / "export")), flush=True)
+            with unless_hung_up():
+                print("\n".join(last_lines(_settings_of(result), result, result.folder / "export")), flush=True)
 
 
 @contextmanager
@@ -290,10 +291,9 @@ def interruptible_ray(command: str, go_on: Callable[[Stop], str]) -> Iterator[St
 
     def node_died() -> None:
         line = f"failed: Ray's node process (raylet) died; what was done is kept: {go_on(stop)}"
-        print(
-            f"interrupted: {go_on(stop)}" if stop.interrupted else problem(command, line), file=sys.stderr, flush=True
-        )
-        sys.stdout.flush()
+        complain(f"interrupted: {go_on(stop)}" if stop.interrupted else problem(command, line))
+        with unless_hung_up():
+            sys.stdout.flush()
         os._exit(INTERRUPTED_CODE if stop.interrupted else 1)  # what else Ray has started here ends with this process
 
     with stop.on_signals():
@@ -346,7 +346,8 @@ def _study(
     with interruptible_ray("crh-tune search", lambda stop: f"the same command resumes study {study.name}") as stop:
         search_study(study, dataset, storage, say, stop)
     if say is silent:
-        print("\n".join(report_lines(study, storage)))
+        with unless_hung_up():
+            print("\n".join(report_lines(study, storage)), flush=True)
 
 
 def _folder(path: str | Path) -> Path:

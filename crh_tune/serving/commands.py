@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crh_tune.errors import DataError, counted, printable
+from crh_tune.errors import DataError, counted, printable, unless_hung_up
 from crh_tune.serving.answers import WAYS, By, open_answers, want_own
 from crh_tune.serving.codes import Codes, encode_source, find_source, joined, read_codes
 from crh_tune.serving.duplicates import near_identical
@@ -190,7 +190,8 @@ def _list_unreadable(codes: Codes, output: Path) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    with unless_hung_up():
+        print(line, flush=True)
 
 
 def add_commands(commands: Any) -> None:

@@ -35,7 +35,7 @@ def check_space(settings: SearchSettings) -> None:
         raise ValueError("search: a grid cannot be mixed with other distributions")
     if "codebook_ratio" in settings.search and "codebook_size" in settings.search:
         raise ValueError("search: give codebook_size or codebook_ratio, not both")
-    for name in sorted(settings.search, key=lambda name: name != "bits"):  # the others are checked against the bits
+    for name in sorted(settings.search, key=lambda name: (name != "bits", name not in _TOGETHER)):
         _check_searched(settings, name, settings.search[name])
     _check_read(settings)
     for index, start in enumerate(settings.start_from):
@@ -136,7 +136,7 @@ def _check_value(settings: SearchSettings, name: str, value: Any) -> None:
     if name == "head_dim" and isinstance(value, int) and value >= 1 and any(k % value == 0 for k in learned):
         return
     errors = []
-    for others in _combined(settings, [each for each in _TOGETHER if each != name]):
+    for others in combined(settings, [each for each in _TOGETHER if each != name]):
         try:
             made = TrainingSettings(**{"bits": max(bits), **others, name: value})
         except ValidationError as error:
@@ -148,7 +148,7 @@ def _check_value(settings: SearchSettings, name: str, value: Any) -> None:
     raise ValueError(errors[0])
 
 
-def _combined(settings: SearchSettings, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def combined(settings: SearchSettings, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """All that these settings can be together: what is fixed, or the values (of a range, its ends) searched over."""
     values = [
         settings.search[name].values if name in settings.search else [getattr(settings.trial, name)] for name in names

@@ -22,7 +22,7 @@ from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from crh_tune.data.listing import DataError
 from crh_tune.data.splits import Dataset
 from crh_tune.data.store.cache import cache_root, disk_errors
-from crh_tune.errors import counted
+from crh_tune.errors import counted, unless_hung_up
 from crh_tune.ground import first_line
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.training import TrainingSettings
@@ -124,8 +124,9 @@ def _followed(running: Any, say: Say) -> str | None:
             if line:
                 say(text)
             else:
-                sys.stderr.write(text)
-                sys.stderr.flush()
+                with unless_hung_up():
+                    sys.stderr.write(text)
+                    sys.stderr.flush()
     except RayTaskError as error:
         raise (error.cause or error) from None
     except TaskCancelledError:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray import tune
 
-from crh_tune.errors import ENDING, INTERRUPTED_CODE, Interrupted, handled
+from crh_tune.errors import ENDING, INTERRUPTED_CODE, Interrupted, handled, unless_hung_up
 from crh_tune.ground import write_whole
 
 _KEEP_SECONDS = 2.0
@@ -48,7 +48,7 @@ class Stop(tune.Stopper):
         """The search that can be resumed; empty before there is one."""
         self.failure: Exception | None = None
         """Why it makes no sense to continue."""
-        self._running = False
+        self._running = self._asked = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -87,12 +87,15 @@ class Stop(tune.Stopper):
             yield
 
     def _signalled(self, number: int, frame: Any) -> None:
-        if self.interrupted and number == signal.SIGHUP:
-            return  # systemd sends it right after SIGTERM
-        if self.interrupted:
+        asked = number != signal.SIGHUP  # which comes together with SIGTERM at a logout
+        if asked and self._asked:
             os._exit(INTERRUPTED_CODE)  # Ray's processes end with this one
+        self._asked |= asked
+        if self.interrupted:
+            return
         self.interrupted = True
-        print("interrupted: ending in order; once more ends it at once", file=sys.stderr, flush=True)
+        with unless_hung_up():
+            print("interrupted: ending in order; once more ends it at once", file=sys.stderr, flush=True)
         if not self._running:
             raise Interrupted
 

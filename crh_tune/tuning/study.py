@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 import warnings
@@ -22,9 +21,10 @@ from crh_tune.data.splits import Split, Stage, final_split, search_split
 from crh_tune.errors import SearchFailed, counted
 from crh_tune.ground import write_text
 from crh_tune.serving.encoder import load_encoder
-from crh_tune.settings.base import SettingsError
+from crh_tune.settings.base import SettingsError, validated
 from crh_tune.settings.search import SearchSettings
-from crh_tune.settings.space import check_feasible, without_effect
+from crh_tune.settings.space import check_feasible, combined, without_effect
+from crh_tune.settings.training import TrainingSettings
 from crh_tune.training.evaluation import reference_similarity
 from crh_tune.training.models import build_network, input_shape
 from crh_tune.training.opening import open_data
@@ -125,12 +125,12 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
     for each in studies_of(settings).values():
         for _, values in start_points(each, first.classes, first.multi_label):
             each.trial_settings(values, settings.seed).resolve(first.classes, first.multi_label)
-    for crop, flip in itertools.product(settings.drawn("crop"), settings.drawn("flip")):
-        input_shape(settings.trial.model_copy(update={"crop": crop, "flip": flip}), first)
+    fixed = settings.trial.model_dump()
+    for views in combined(settings, ("crop", "padding", "flip")):
+        input_shape(validated(TrainingSettings, {**fixed, **views}, "search"), first)
     if not settings.trial.freeze:
-        for backbone, weights in itertools.product(settings.drawn("backbone"), settings.drawn("weights")):
-            trial = settings.trial_settings({"backbone": backbone, "weights": weights}, settings.seed).trial
-            build_network(trial, first, 2)
+        for network in combined(settings, ("backbone", "weights")):
+            build_network(validated(TrainingSettings, {**fixed, **network}, "search"), first, 2)
     return Prepared(first, last, dataset.skipped, _whole_splits(settings, say))
 
 

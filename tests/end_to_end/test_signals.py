@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -130,7 +131,8 @@ class Terminal:
 
     def has(self, text: str) -> bool:
         """Reads on; whether the text was printed by then."""
-        self.printed += os.read(self._ours, 10_000).decode()
+        if select.select([self._ours], [], [], 0)[0]:
+            self.printed += os.read(self._ours, 10_000).decode(errors="replace")
         return text in self.printed
 
     def go(self) -> None:

@@ -217,6 +217,12 @@ KINDS = "choice, grid, uniform, log_uniform, int, feasible, smallest"
             ["features of whole images"],
         ),
         (
+            "search: {learning_rate: {choice: [1, 2]}, backbone: {choice: [resnet99, resnet18]}}",
+            "search.backbone: ",
+            ["resnet99"],
+        ),
+        ("search: {margin: {choice: [0, 1]}, crop: {choice: [2, 8]}}", "search.crop: ", ["got 2"]),
+        (
             "trial: {weights: DEFAULT, backbone: resnet18, freeze: true}\nsearch: {precision: {choice: [fp32, bf16]}}",
             "search.precision: ",
             ["set precision in trial"],

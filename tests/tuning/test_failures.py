@@ -207,6 +207,27 @@ with stop.on_signals(), stop.while_running():
 """
 
 
+BOTH = """
+import os, signal
+from crh_tune.tuning.stopping import Stop
+stop, both = Stop(), (signal.SIGTERM, signal.SIGHUP)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+with stop.on_signals(), stop.in_order():
+    signal.pthread_sigmask(signal.SIG_BLOCK, both)
+    for number in both:
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+    print("in order" if stop.interrupted else "not interrupted")
+"""
+
+
+def test_sigterm_and_sighup_at_once_are_one_interruption():
+    """As at a logout. Python calls the handlers in the order of the signals' numbers."""
+    done = subprocess.run([sys.executable, "-c", BOTH], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "in order\n")
+    assert done.stderr == "interrupted: ending in order; once more ends it at once\n"
+
+
 def test_a_second_interruption_ends_the_process_at_once():
     process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

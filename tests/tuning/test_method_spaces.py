@@ -107,6 +107,10 @@ def test_a_mistake_in_a_study_names_the_cell(tmp_path: Path):
     [
         ({"crop": {"choice": [8, 28]}}, "trial.crop: 28 pixels asked for"),
         (
+            {"padding": {"int": [0, 4]}, "crop": {"choice": [None, 8]}, "learning_rate": {"log_uniform": [1e-4, 1e-2]}},
+            "search: padding 4 is for crops",
+        ),
+        (
             {"backbone": {"choice": ["resnet18", "resnet50"]}, "weights": {"choice": ["DEFAULT", "IMAGENET1K_V2"]}},
             "unknown weights 'IMAGENET1K_V2' of resnet18",
         ),

@@ -175,12 +175,13 @@ def _doubt(found: Mapping[str, tuple[str, ...]]) -> Doubt | None:
 def _combined(parted: Mapping[str, Sequence[str]]) -> set[str]:
     """The names of several parts, where each of these is in other names, too: ``cat/dog``, ``dog/ant``, ``cat/ant``.
 
-    None where a name has a part of its own, or one twice.
+    None where a name has a part of its own, or one twice, or where each part has its place, as in ``red/round``.
     """
     often = Counter(part for parts in parted.values() for part in parts)
     several = {name: parts for name, parts in parted.items() if len(parts) > 1}
     alike = all(often[part] > 1 and parts.count(part) == 1 for parts in several.values() for part in parts)
-    return set(several) if alike else set()
+    places = {(part, place) for parts in several.values() for place, part in enumerate(parts)}
+    return set(several) if alike and len(places) > len({part for part, _ in places}) else set()
 
 
 def _joined(found: Mapping[str, tuple[str, ...]]) -> Doubt | None:

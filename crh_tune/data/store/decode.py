@@ -196,8 +196,9 @@ def _deep(image: ImageFile, content: bytes) -> _Deep | None:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _Deep((image,), lambda values: values, (height, width))
     layouts = {_layout(tile) for tile in image.tile}
-    scaled = [tile.args for tile in image.tile if tile.codec_name == "ppm" and isinstance(tile.args, tuple)]
-    if image.mode == "RGB" and any(highest > 255 for _, highest in scaled):
+    args = {tile.codec_name: tile.args for tile in image.tile if tile.codec_name in ("ppm", "ppm_plain")}
+    scaled = [name for name, each in args.items() if isinstance(each, tuple) and each[1] > 255]
+    if scaled == ["ppm"]:
         parts = tuple(_read_as(content, {"RGB": layout}) for layout in ("RGB;16B", "RGB;16L"))
         return _Deep(parts, lambda upper, lower: 256 * upper + lower, (height, width, 3))
     if layouts == {_GREY_AND_ALPHA}:
@@ -207,7 +208,7 @@ def _deep(image: ImageFile, content: bytes) -> _Deep | None:
     if layouts and layouts <= _OTHER_ORDER.keys() and tags.get(PLANAR_CONFIGURATION, 1) == 1:
         parts = image, _read_as(content, _OTHER_ORDER)
         return _Deep(parts, lambda upper, lower: (256 * upper + lower)[..., :3], (height, width, 3))
-    if max(tags.get(BITSPERSAMPLE, (1,))) > 8 or any(";16" in layout for layout in layouts):
+    if scaled or max(tags.get(BITSPERSAMPLE, (1,))) > 8 or any(";16" in layout for layout in layouts):
         how = "convert it to 8 bits a channel, or to grey"
         raise BadImage(f"more than 8 bits a channel in a layout that is not read ({image.mode}): {how}")
     return None

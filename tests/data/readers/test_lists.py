@@ -202,8 +202,11 @@ def test_signs_numbers_and_answers_can_be_in_names(tmp_path, labels):
 
 
 def test_names_of_two_words_that_all_come_again_are_names():
-    names = {"red_square", "red_disc", "blue_square", "blue_disc"}
-    assert names_in(names, None) == ({name: (name,) for name in names}, None)
+    for names in (
+        {"red_square", "red_disc", "blue_square", "blue_disc"},
+        {"in/day", "in/night", "out/day", "out/night"},
+    ):
+        assert names_in(names, None) == ({name: (name,) for name in names}, None)
 
 
 @pytest.mark.parametrize(

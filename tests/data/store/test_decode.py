@@ -422,6 +422,12 @@ def test_colour_of_16_bits_of_which_the_lower_bytes_cannot_be_had_is_refused(lay
     assert deep_span(content) is None
 
 
+def test_colour_of_16_bits_that_is_written_out_is_refused():
+    content = b"P3\n2 1\n65535\n1 2 3 4095 0 65535\n"
+    assert refused(content).startswith("more than 8 bits a channel in a layout that is not read (RGB): convert it")
+    assert decode(b"P3\n2 1\n255\n1 2 3 4 0 255\n", 8)[0, 0].tolist() == [1, 2, 3]
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
 def test_images_of_8_bits_have_no_span(kind):
     for mode in ("L", "RGB"):

@@ -35,6 +35,7 @@ def check_space(settings: SearchSettings) -> None:
         raise ValueError("search: a grid cannot be mixed with other distributions")
     if "codebook_ratio" in settings.search and "codebook_size" in settings.search:
         raise ValueError("search: give codebook_size or codebook_ratio, not both")
+    # what others are checked with comes first, so that each mistake is told of its own setting
     for name in sorted(settings.search, key=lambda name: (name != "bits", name not in _TOGETHER)):
         _check_searched(settings, name, settings.search[name])
     _check_read(settings)

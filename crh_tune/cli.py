@@ -158,6 +158,7 @@ def sync(
 ) -> None:
     """Send MLflow what its server missed of a search."""
     from crh_tune.tuning.address import shown
+    from crh_tune.tuning.outbox import unsent_in
     from crh_tune.tuning.record import find_folder, held, read_settings
     from crh_tune.tuning.tracking import Tracker, default_tracking_uri
 
@@ -165,8 +166,8 @@ def sync(
     folder = find_folder(storage, search)
     experiment, uri = read_settings(folder).name, default_tracking_uri(storage)
     with held(folder):
+        before = unsent_in(folder, uri)  # not asked of the tracker, which begins to send as it is made
         tracker = Tracker(uri, experiment, storage, folder)
-        before = tracker.unsent()
         remaining = tracker.drain(SYNC_PATIENCE)
     print(f"{counted(before - remaining, 'entry', 'entries')} sent to {shown(uri)}, {remaining} remain")
     if remaining:

@@ -150,7 +150,7 @@ class Tracker:
         self._wake = threading.Condition()
         self._closing, self._until = False, math.inf
         self._errors = dict.fromkeys(LANES, "")
-        self._uploading = False
+        self._uploading, self._last_sent = False, -math.inf
         self._lines, self._unsent = 0, dict.fromkeys(LANES, 0)
         for line in lines:
             self._note(*json.loads(line))
@@ -228,11 +228,9 @@ class Tracker:
 
         A file that is on its way is waited for, however large it is: a server that says nothing ends that by itself.
         """
-        last, since = self.unsent(), time.monotonic()
-        while self.unsent() and (self._uploading or time.monotonic() - since < patience):
+        begun = time.monotonic()
+        while self.unsent() and (self._uploading or time.monotonic() - max(begun, self._last_sent) < patience):
             time.sleep(0.05)
-            if self.unsent() != last:
-                last, since = self.unsent(), time.monotonic()
         self.close(0)
         for thread in self._threads:
             thread.join(_REQUEST_SECONDS)  # what is under way now
@@ -334,6 +332,7 @@ class Tracker:
         try:
             self._experiment_id = self._experiment_id or self._connect()
             getattr(self, f"_send_{kind}")(key, content)
+            self._last_sent = time.monotonic()  # while it still counts as uploading: `drain` looks at both
         except Exception as error:
             self._errors[lane] = reason(error, self._uri)
             return self._was_deleted(key, error)

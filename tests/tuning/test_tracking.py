@@ -9,6 +9,8 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -108,6 +110,17 @@ def test_a_slow_server_does_not_keep_the_end_waiting(tmp_path: Path):
     server.shutdown()
 
 
+class FastTracker(Tracker):
+    """One that has sent everything before it is asked anything."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        deadline = time.monotonic() + 120
+        while self.unsent():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
 def test_sync_sends_what_was_left_and_says_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     settings = SearchSettings.model_validate(SPACE)
     folder = new_folder(tmp_path, settings)
@@ -121,6 +134,7 @@ def test_sync_sends_what_was_left_and_says_how_much(tmp_path: Path, monkeypatch:
     assert said.out.startswith(f"0 entries sent to {NOWHERE}, 6 remain")
     assert "failed: 6 entries not sent: MLFLOW_TRACKING_URI: the tracking server at" in said.err
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setattr("crh_tune.tuning.tracking.Tracker", FastTracker)
     assert main(["sync", "outbox-001", "--storage", str(tmp_path)]) == 0
     uri = default_tracking_uri(tmp_path)
     assert capsys.readouterr().out == f"6 entries sent to {uri}, 0 remain\n"
@@ -340,7 +354,11 @@ def files(uri: str) -> dict[str, str]:
 def test_files_that_are_refused_or_slow_do_not_hold_up_metrics(tmp_path: Path, monkeypatch, refused: bool):
     uri = default_tracking_uri(tmp_path)
     tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
-    ready, uploads, upload = threading.Event(), [], tracker._client.log_artifact
+    drawn, ready, uploads, upload = threading.Event(), threading.Event(), [], tracker._client.log_artifact
+
+    def when_all_are_drawn() -> str:
+        assert drawn.wait(120)
+        return connect(uri, "outbox", tmp_path)
 
     def slow(*arguments: str) -> None:
         uploads.append(arguments)
@@ -349,10 +367,12 @@ def test_files_that_are_refused_or_slow_do_not_hold_up_metrics(tmp_path: Path, m
         assert ready.wait(120)
         upload(*arguments)
 
+    tracker._connect = when_all_are_drawn
     monkeypatch.setattr(tracker._client, "log_artifact", slow)
     tracker.start_run("a", "a")
     for number in range(5):  # drawn anew: what was not sent yet need not be
         tracker.artifact("a", a_file(tmp_path, f"drawing {number}"), "figures")
+    drawn.set()
     log_a_run(tracker)
     deadline = time.monotonic() + 120
     while tracker._unsent[WORDS] or not uploads:
@@ -395,18 +415,37 @@ def test_what_version_0_1_has_sent_is_not_sent_again(tmp_path: Path):
     assert files(uri) == {"history.png": "picture"}
 
 
-def test_sync_waits_for_a_file_that_takes_longer_than_its_patience(tmp_path: Path, monkeypatch):
+def test_sync_waits_for_files_that_each_take_longer_than_its_patience(tmp_path: Path, monkeypatch):
     uri = default_tracking_uri(tmp_path)
     tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
-    upload = tracker._client.log_artifact
-    monkeypatch.setattr(tracker._client, "log_artifact", lambda *given: (time.sleep(2), upload(*given)))
+    under_way, waited_for, upload, hours = threading.Event(), threading.Event(), tracker._client.log_artifact, [0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600 * hours[0], time=time.time, sleep=time.sleep)
+
+    def hold_up_what_counts(held: threading.Event) -> None:
+        with tracker._wake:
+            held.set()
+            time.sleep(0.3)
+
+    def slow(*arguments: str) -> None:
+        under_way.set()
+        assert waited_for.wait(120)
+        hours[0] += 1
+        time.sleep(0.3)
+        upload(*arguments)
+        held = threading.Event()
+        threading.Thread(target=hold_up_what_counts, args=(held,)).start()
+        assert held.wait(120)
+
+    monkeypatch.setattr("crh_tune.tuning.tracking.time", clock)
+    monkeypatch.setattr(tracker._client, "log_artifact", slow)
     tracker.start_run("a", "a")
-    tracker.artifact("a", a_file(tmp_path))
-    deadline = time.monotonic() + 120
-    while not tracker._uploading:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert tracker.drain(0.2) == 0
+    for name in ("one", "two", "three"):
+        (tmp_path / name).write_text("picture")
+        tracker.artifact("a", tmp_path / name)
+    assert under_way.wait(120)
+    threading.Timer(0.3, waited_for.set).start()
+    assert tracker.drain(60) == 0
+    assert set(files(uri)) == {"one", "two", "three"}
 
 
 def test_an_experiment_of_an_earlier_version_gets_its_view_and_keeps_its_own_description(tmp_path: Path):

@@ -351,7 +351,8 @@ class Tracker:
             return False
 
     def _search(self, key: str, view: int = ViewType.ACTIVE_ONLY) -> list[Any]:
-        return self._client.search_runs([self._experiment_id], f"tags.`{KEY_TAG}` = '{key}'", view, max_results=1)
+        """The runs of this key, the newest first."""
+        return self._client.search_runs([self._experiment_id], f"tags.`{KEY_TAG}` = '{key}'", view)
 
     def _find(self, key: str) -> str | None:
         if key not in self._run_ids:
@@ -412,7 +413,11 @@ class Tracker:
         send_champion(self._client, self._experiment_id, self._run_id(key), key, Champion(**content))
 
     def _send_end(self, key: str, content: dict[str, Any]) -> None:
-        self._client.set_terminated(self._run_id(key), status=content["status"], end_time=content["time"])
+        run_id = self._run_id(key)
+        self._client.set_terminated(run_id, status=content["status"], end_time=content["time"])
+        for run in self._search(key):  # made by a request that was given up, and answered later
+            if run.info.run_id != run_id and run.info.status == "RUNNING" and not run.data.metrics:
+                self._client.delete_run(run.info.run_id)
 
 
 @cache

@@ -273,6 +273,39 @@ def test_a_tracker_that_was_closed_sends_nothing_more_when_a_slow_server_answers
     assert history(uri) == ("FINISHED", [(1, 0.1), (2, 0.2), (3, 0.3)])
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_that_is_made_after_its_request_was_given_up_is_there_once(tmp_path: Path, resumed: bool):
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
+    create, given_up = tracker._client.create_run, []
+
+    def late(*given: Any, **more: Any) -> Any:
+        if not given_up:
+            given_up.append((given, {**more, "start_time": int(time.time() * 1000)}))  # as the client has it
+            raise TimeoutError
+        made = create(*given, **more)
+        if len(given_up) == 1:  # of the request before it
+            given_up.append(create(*given_up[0][0], **given_up[0][1]))
+        return made
+
+    tracker._client.create_run = late
+    tracker.start_run("a", "a")
+    tracker.metrics("a", {"val/map": 0.1}, 1)
+    if resumed:
+        assert tracker.drain(120) == 0
+        tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
+    tracker.start_run("b", "b", parent="a")
+    log_a_run(tracker)
+    assert tracker.drain(120) == 0
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("outbox").experiment_id
+    runs = {run.data.tags["crh_tune.run"]: run for run in client.search_runs([experiment])}
+    assert len(client.search_runs([experiment])) == len(runs) == 2
+    assert runs["a"].info.status == "FINISHED"
+    assert runs["a"].data.metrics == {"val/map": 0.3}
+    assert runs["b"].data.tags["mlflow.parentRunId"] == runs["a"].info.run_id
+
+
 def test_an_interruption_while_the_server_is_asked_is_no_answer_of_its():
     with pytest.raises(Interrupted), answering(NOWHERE):
         raise Interrupted

@@ -39,6 +39,8 @@ from crh_tune.data.store.stored import Array, Rows
 _SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
 _ROW = re.compile(rf"(.*(?:{_SUFFIX}))[\s,]+(.*[^\s,].*)", re.IGNORECASE)
 _BARE_ROW = re.compile(rf"(.*(?:{_SUFFIX}))[\s,]*()", re.IGNORECASE)
+_QUOTED = re.compile(rf'"((?:[^"]|"")*(?:{_SUFFIX}))"(.*)', re.IGNORECASE)
+"""A row whose path is in double quotes, as tables are written where a field holds a comma, or all of them."""
 
 
 class ListsOptions(ImageOptions, LabelOptions):
@@ -91,7 +93,10 @@ def list_lists(options: ListsOptions) -> Listing:
 
 
 def read_rows(file: Path, problems: list[str]) -> list[Row]:
-    """The rows of a list file: the path up to the last image suffix, then a blank, a tab or a comma, then the label."""
+    """The rows of a list file: the path up to the last image suffix, then a blank, a tab or a comma, then the label.
+
+    The path may be in double quotes, in which two stand for one.
+    """
     try:
         lines = read_text(file).split("\n")
     except DataError as error:
@@ -99,10 +104,12 @@ def read_rows(file: Path, problems: list[str]) -> list[Row]:
         return []
     rows = []
     for number, line in enumerate(lines, start=1):
-        match = _ROW.fullmatch(line.strip()) or _BARE_ROW.fullmatch(line.strip())
+        quoted = _QUOTED.fullmatch(line.strip())
+        row = quoted[1].replace('""', '"') + quoted[2] if quoted else line.strip()
+        match = _ROW.fullmatch(row) or _BARE_ROW.fullmatch(row)
         if match is not None:
             rows.append(Row(f"{file}:{number}", match[1], match[2]))
-        elif line.strip():
+        elif row:
             wanted = "want the path of an image, a blank, tab or comma, and its label (or 0 or 1 for every class)"
             problems.append(problem(f"{file}:{number}", f"{line.strip()[:80]!r} is no row of a list: {wanted}"))
     if not rows:

@@ -64,6 +64,28 @@ def test_paths_may_hold_blanks_commas_and_emoji(tmp_path):
     assert found.train.paths == tuple(names)
 
 
+@pytest.mark.parametrize(
+    ("labels", "names", "train"),
+    [
+        (['"bee"', '"ant"', "bee"], ("ant", "bee"), [1, 0, 1]),
+        (["2", '"0"', '"1"'], ("0", "1", "2"), [2, 0, 1]),
+        (['"bee","ant"', '"cat",""', '"bee"'], ("ant", "bee", "cat"), [[1, 1, 0], [0, 0, 1], [0, 1, 0]]),
+        (['"0","1","0"', '"1","0","1"', '"1","0","0"'], ("0", "1", "2"), [[0, 1, 0], [1, 0, 1], [1, 0, 0]]),
+    ],
+)
+@pytest.mark.parametrize("separator", [",", "\t", " "])
+def test_paths_and_labels_may_be_in_quotes_as_tables_write_them(tmp_path, labels, names, train, separator):
+    paths = ["a,b.jpg", 'the "old" one.jpg', "in/.jpg folder/c.jpg"]
+    touch(tmp_path, *paths)
+    written = ['"' + path.replace('"', '""') + '"' for path in paths]
+    text = "".join(f"{path}{separator}{label}\n" for path, label in zip(written, labels, strict=True))
+    found = listed(tmp_path, text, rows(labels[1]))
+    assert found.problems == ()
+    assert found.train.paths == tuple(paths)
+    assert found.class_names == names
+    assert found.train.labels.tolist() == train
+
+
 def test_several_ones_in_a_row_make_multi_hot_labels(tmp_path):
     found = listed(tmp_path, rows("0 1 1", "1 0 0"), rows("0 0 1", start=2), rows("1 1 1", "0\t1,0", start=3))
     assert found.problems == ()

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ UNREAD_CODE = 141
 AGAIN = "the same command starts it again"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that end a command in order: Ctrl-C, what ends a service, and a terminal or connection that is gone."""
+_LEAVES, _ALL_DONE = threading.Event(), threading.Event()
+"""Whether the process ends with its command, and whether that has only to say what it did."""
+_LOST, _AGAIN_SECONDS = threading.Event(), 0.05
+"""Whether what a signal's handler raised was lost, and how soon it is raised again."""
 
 
 class Mistake(ValueError):
@@ -86,10 +91,18 @@ def counted(count: float, name: str, several: str | None = None) -> str:
 
 def leave(program: Callable[[], int]) -> NoReturn:
     """Run a program and end the process with its exit code: a signal that comes then has nothing left to interrupt."""
+    _LEAVES.set()
     code = program()
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
+    all_is_done()
     sys.exit(code)
+
+
+def all_is_done() -> None:
+    """What is left is to say it: where the process ends with its command, a signal has nothing left to interrupt."""
+    if _LEAVES.is_set():
+        _ALL_DONE.set()
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def run_command(command: Callable[[], None], name: str) -> int:
@@ -167,7 +180,48 @@ def handled(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None
     taken = [each for each in numbers if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in taken}
     try:
-        yield
+        with _nothing_lost():
+            yield
     finally:
         for number, earlier in before.items():
-            signal.signal(number, earlier)
+            if not _ALL_DONE.is_set():
+                signal.signal(number, earlier)
+
+
+@contextmanager
+def _nothing_lost() -> Iterator[None]:
+    """Within it, what a signal's handler raises where Python lets nothing out is raised again: SIGTERM comes anew.
+
+    That is so in finalizers and in callbacks of weak references, some of which every import has.
+    """
+    before, over, lock = sys.unraisablehook, threading.Event(), threading.Lock()
+
+    def again() -> None:
+        with lock:
+            if not over.is_set():
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            before(lost)
+            return
+        _LOST.set()
+        timer = threading.Timer(_AGAIN_SECONDS, again)
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        with lock:
+            over.set()
+        sys.unraisablehook = before
+        _LOST.clear()
+
+
+def was_lost() -> bool:
+    """Whether a signal only repeats one: what the handler of that raised was lost. To be asked once a signal."""
+    lost = _LOST.is_set()
+    _LOST.clear()
+    return lost

@@ -31,7 +31,7 @@ from crh_tune.command import (
     silent,
     stdout_for_json,
 )
-from crh_tune.errors import AGAIN, INTERRUPTED_CODE, Interrupted, complain, leave, problem, unless_hung_up
+from crh_tune.errors import AGAIN, INTERRUPTED_CODE, Interrupted, all_is_done, complain, leave, problem, unless_hung_up
 from crh_tune.settings.base import SettingsError, read_yaml
 from crh_tune.spaces import find_space, is_study, space_names
 
@@ -248,13 +248,15 @@ def search(
                     storage=storage,
                     say=tell,
                 )
+        from crh_tune.last_lines import last_lines
+
+        lines = [] if as_json else last_lines(_settings_of(result), result, result.folder / "export")
+        all_is_done()
         if as_json:
             print_json(result)
         else:
-            from crh_tune.last_lines import last_lines
-
             with unless_hung_up():
-                print("\n".join(last_lines(_settings_of(result), result, result.folder / "export")), flush=True)
+                print("\n".join(lines), flush=True)
 
 
 @contextmanager

@@ -120,7 +120,8 @@ def node_watched(died: Callable[[], None]) -> Iterator[None]:
 
     def look() -> None:
         while not done.wait(_LOOK_SECONDS):
-            if process is not None and not _lives(process):
+            # looked at again: Ray may have been ended in order since, after `done` was set
+            if process is not None and not _lives(process) and not done.is_set():
                 died()
                 return
 

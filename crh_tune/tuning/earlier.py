@@ -81,8 +81,9 @@ def known_before(folder: Path, settings: SearchSettings, split: Split, say: Say,
 
 def _look(folder: Path, settings: SearchSettings, split: Split) -> Earlier:
     """The searches that agree, the latest first. A trial is taken where this search would run it as it was run."""
-    searches = dict(_agreeing(folder, settings, split.fingerprint))
-    winners = [outcomes.get(read_result(other).best.trial) for other, outcomes in searches.items()]
+    agreeing = _agreeing(folder, settings, split.fingerprint)
+    searches = {other: outcomes for other, _, outcomes in agreeing}
+    winners = [outcomes.get(best) for _, best, outcomes in agreeing]
     starts: list[dict[str, Any]] = []
     for values in (_drawable(settings, won, split.classes) for won in winners if won is not None):
         if values is not None and values not in starts and len(starts) < MOST_STARTS:
@@ -100,10 +101,10 @@ def _look(folder: Path, settings: SearchSettings, split: Split) -> Earlier:
     return Earlier([other.name for other in searches], starts, list(trials.values()))
 
 
-def _agreeing(folder: Path, settings: SearchSettings, fingerprint: str) -> list[tuple[Path, dict[str, Outcome]]]:
+def _agreeing(folder: Path, settings: SearchSettings, fingerprint: str) -> list[tuple[Path, str, dict[str, Outcome]]]:
     """The finished searches beside a search that saw the same split by the same method and protocol, latest first.
 
-    Each is its folder and its outcomes. One that this version cannot read is left out.
+    Each is its folder, the name of its best trial, and its outcomes. One that this version cannot read is left out.
     """
     found = []
     for path in folder.parent.glob(f"*/{SUMMARY_FILE}"):
@@ -111,12 +112,12 @@ def _agreeing(folder: Path, settings: SearchSettings, fingerprint: str) -> list[
         try:
             theirs = read_settings(other)
             split = read_record(dict[str, str], other / SPLITS_FILE)["search"]
-            read_result(other)
+            best = read_result(other).best.trial
             agrees = other != folder and split == fingerprint and _protocol(theirs) == _protocol(settings)
-            found += [(other, read_outcomes(other))] if agrees else []
-        except SettingsError:  # of another version
+            found += [(path.stat().st_mtime, other, best, read_outcomes(other))] if agrees else []
+        except (SettingsError, FileNotFoundError):  # of another version; gone on with just now
             continue
-    return sorted(found, key=lambda each: ((each[0] / SUMMARY_FILE).stat().st_mtime, each[0].name), reverse=True)
+    return [each[1:] for each in sorted(found, key=lambda each: each[:2], reverse=True)]
 
 
 def _protocol(settings: SearchSettings) -> tuple[object, ...]:

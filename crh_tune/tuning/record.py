@@ -8,11 +8,12 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
@@ -35,6 +36,8 @@ COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
 FINISHED = "finished"
 """How a search ended whose budget let it come to its end."""
 Kind = TypeVar("Kind")
+_HELD_SECONDS = 0.5
+"""How long another process may hold a folder, or look whether one does, before it counts as at work there."""
 
 
 @dataclass
@@ -223,8 +226,17 @@ def same_splits(folder: Path, splits: Mapping[Stage, str]) -> None:
 def held(folder: Path) -> Iterator[None]:
     """Hold a folder while it is worked in. Raises SettingsError where another process does."""
     with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SettingsError(f"{folder.name} is being run by another process") from None
+        until = time.monotonic() + _HELD_SECONDS
+        while not _locked(lock):
+            if time.monotonic() > until:
+                raise SettingsError(f"{folder.name} is being run by another process")
+            time.sleep(_HELD_SECONDS / 10)
         yield
+
+
+def _locked(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

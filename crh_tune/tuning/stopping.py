@@ -13,7 +13,7 @@ from typing import Any
 
 from ray import tune
 
-from crh_tune.errors import ENDING, INTERRUPTED_CODE, Interrupted, handled, unless_hung_up
+from crh_tune.errors import ENDING, INTERRUPTED_CODE, Interrupted, handled, unless_hung_up, was_lost
 from crh_tune.ground import write_whole
 
 _KEEP_SECONDS = 2.0
@@ -87,15 +87,16 @@ class Stop(tune.Stopper):
             yield
 
     def _signalled(self, number: int, frame: Any) -> None:
-        asked = number != signal.SIGHUP  # which comes together with SIGTERM at a logout
-        if asked and self._asked:
-            os._exit(INTERRUPTED_CODE)  # Ray's processes end with this one
-        self._asked |= asked
-        if self.interrupted:
-            return
-        self.interrupted = True
-        with unless_hung_up():
-            print("interrupted: ending in order; once more ends it at once", file=sys.stderr, flush=True)
+        if not was_lost():
+            asked = number != signal.SIGHUP  # which comes together with SIGTERM at a logout
+            if asked and self._asked:
+                os._exit(INTERRUPTED_CODE)  # Ray's processes end with this one
+            self._asked |= asked
+            if self.interrupted:
+                return
+            self.interrupted = True
+            with unless_hung_up():
+                print("interrupted: ending in order; once more ends it at once", file=sys.stderr, flush=True)
         if not self._running:
             raise Interrupted
 

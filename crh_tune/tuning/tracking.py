@@ -229,12 +229,16 @@ class Tracker:
         A file that is on its way is waited for, however large it is: a server that says nothing ends that by itself.
         """
         begun = time.monotonic()
-        while self.unsent() and (self._uploading or time.monotonic() - max(begun, self._last_sent) < patience):
+        while not self._all_past() and (self._uploading or time.monotonic() - max(begun, self._last_sent) < patience):
             time.sleep(0.05)
         self.close(0)
         for thread in self._threads:
             thread.join(_REQUEST_SECONDS)  # what is under way now
         return self.unsent()
+
+    def _all_past(self) -> bool:
+        """Whether each lane is past every line, those of the other lane too."""
+        return min(self._sent.past.values()) == self._lines
 
     def unsent(self) -> int:
         return sum(self._unsent.values())

@@ -50,6 +50,75 @@ def until(condition: Callable[[], object], process: subprocess.Popen[str], secon
         time.sleep(0.05)
 
 
+def test_a_signal_that_comes_as_a_result_is_said_interrupts_nothing(tmp_path: Path):
+    """Only where the process ends with its command: a program that calls it keeps its handlers."""
+    script = """
+import signal, sys
+from crh_tune.errors import ENDING, all_is_done, leave, run_command
+def command():
+    all_is_done()
+    for number in ENDING if sys.argv[1:] else ():
+        signal.raise_signal(number)
+        print(number.name)
+def program():
+    code = run_command(command, "crh-tune search")
+    for number in ENDING if sys.argv[1:] else ():
+        signal.raise_signal(number)
+    return code
+before = [signal.getsignal(number) for number in ENDING]
+program() if not sys.argv[1:] else leave(program)
+assert [signal.getsignal(number) for number in ENDING] == before
+"""
+    alone = subprocess.run([sys.executable, "-c", script, "leave"], capture_output=True, text=True, check=False)
+    assert (alone.returncode, alone.stdout, alone.stderr) == (0, "SIGINT\nSIGTERM\nSIGHUP\n", "")
+    called = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (called.returncode, called.stderr) == (0, "")
+
+
+LOST = """
+import signal, sys, time, weakref
+from contextlib import nullcontext
+from crh_tune.errors import run_command
+from crh_tune.tuning.stopping import Stop
+class Kept:
+    pass
+class Finalized:
+    def __del__(self):
+        signal.raise_signal(number)
+number, place, within = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def command():
+    stop = Stop()
+    with stop.on_signals() if within == "search" else nullcontext():
+        if place == "finalizer":
+            Finalized()
+        else:
+            kept = Kept()
+            callback = weakref.ref(kept, lambda gone: signal.raise_signal(number))
+            del kept
+        with stop.in_order():
+            time.sleep(0.3)
+            print("in order", flush=True)
+        time.sleep(1000 if within == "command" else 0)
+        stop.raise_if_interrupted()
+        time.sleep(1000)
+sys.exit(run_command(command, "crh-tune search"))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("place", ["finalizer", "weak reference"])
+@pytest.mark.parametrize("within", ["search", "command"])
+def test_a_signal_that_comes_where_python_lets_nothing_out_ends_a_command_all_the_same(number, place, within):
+    """Such as in the callback of a lock that an import lets go of: there it was printed, and the command went on."""
+    asked = [sys.executable, "-c", LOST, str(int(number)), place, within]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=400)
+    lines = [ORDERLY] * (within == "search") + ["interrupted: the same command starts it again"]
+    assert (done.returncode, done.stderr.splitlines()) == (130, lines)
+    assert done.stdout == ("in order\n" if within == "search" else "")
+
+
 def raylet_below(process: int) -> int | None:
     return next((pid for pid, title in processes_below(process).items() if "raylet/raylet" in title), None)
 

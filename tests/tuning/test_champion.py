@@ -34,7 +34,7 @@ def send(storage: Path, uri: str, export: Path, search: str, ended: int) -> int:
     about = f"Winner of {search}"
     tracker.model(f"{search}/final-best", Champion("birds", str(export), load_encoder(export).name, ended, about))
     tracker.metrics(f"{search}/final-best", {"test/map": 0.5}, 1)
-    return tracker.close(20 if uri != NOWHERE else 0)
+    return tracker.drain(120) if uri != NOWHERE else tracker.close(0)
 
 
 def versions(uri: str) -> dict[str, str]:
@@ -53,13 +53,13 @@ def test_the_champion_is_the_winner_of_the_search_that_ended_last(export, tmp_pa
     assert champion(uri) == "Winner of birds-002"
     assert send(tmp_path, uri, export, "birds-003", ended=30) == 0
     assert champion(uri) == "Winner of birds-003"
-    assert Tracker(uri, "birds", tmp_path, tmp_path / "birds-001").drain(20) == 0  # as crh-tune sync does, later
+    assert Tracker(uri, "birds", tmp_path, tmp_path / "birds-001").drain(120) == 0  # as crh-tune sync does, later
     assert champion(uri) == "Winner of birds-003"
     found = versions(uri)
     assert set(found) == {f"Winner of birds-00{number}" for number in (1, 2, 3)}
     for number in (1, 2, 3):  # sent again, it is there once, and the alias stays
         (tmp_path / f"birds-00{number}" / "mlflow_sent").unlink()
-        assert Tracker(uri, "birds", tmp_path, tmp_path / f"birds-00{number}").drain(20) == 0
+        assert Tracker(uri, "birds", tmp_path, tmp_path / f"birds-00{number}").drain(120) == 0
     assert (versions(uri), champion(uri)) == (found, "Winner of birds-003")
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("birds").experiment_id

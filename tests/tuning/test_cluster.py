@@ -22,7 +22,7 @@ from crh_tune.search import interruptible_ray
 from crh_tune.settings.base import SettingsError
 from crh_tune.settings.course import BudgetSettings
 from crh_tune.settings.trial import ScalingSettings, TrialSettings
-from crh_tune.tuning.cluster import _is_cluster, concurrency, connect_ray, device_of, trial_resources
+from crh_tune.tuning.cluster import _is_cluster, concurrency, connect_ray, device_of, node_watched, trial_resources
 from crh_tune.tuning.groups import train_group
 
 CODE = """
@@ -92,6 +92,28 @@ def test_a_cluster_that_runs_is_told_from_other_services(ray_session):
     assert _is_cluster(ray.get_runtime_context().gcs_address)
 
 
+def test_a_node_process_that_ends_in_order_has_not_died(monkeypatch: pytest.MonkeyPatch):
+    """The watch may look between the end of what it watches over and the end of Ray, and be told of both too late."""
+    looking, over, died = threading.Event(), threading.Event(), []
+
+    def late(process: int) -> bool:
+        looking.set()
+        over.wait(60)
+        return False
+
+    monkeypatch.setattr("crh_tune.tuning.cluster._node_process", lambda: 1)
+    monkeypatch.setattr("crh_tune.tuning.cluster._lives", late)
+    with node_watched(lambda: died.append("in order")):
+        assert looking.wait(60)
+    over.set()
+    for watch in [each for each in threading.enumerate() if each.name == "ray-node-watch"]:
+        watch.join(60)
+    assert died == []
+    told = threading.Event()
+    with node_watched(told.set):
+        assert told.wait(60)
+
+
 def settings(**scaling: float) -> TrialSettings:
     return TrialSettings.model_validate(
         {"dataset": {"name": "digits"}, "trial": {"bits": 16, "epochs": 1}, "scaling": scaling}
@@ -133,10 +155,8 @@ def test_whatever_ray_raises_as_it_starts_is_one_line(monkeypatch: pytest.Monkey
 
 def test_the_address_of_a_cluster_that_was_killed_is_no_cluster_to_join(tmp_path: Path, monkeypatch):
     """Ray itself would try for minutes."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
     (tmp_path / "ray").mkdir()
-    (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr("crh_tune.tuning.cluster.ray.is_initialized", lambda: False)

@@ -26,7 +26,7 @@ from crh_tune.tuning.record import (
     write_outcome,
     write_record,
 )
-from crh_tune.tuning.results import Candidate, SearchResult
+from crh_tune.tuning.results import Candidate, SearchResult, read_result
 from crh_tune.tuning.schedulers import Asha, scheduler_of
 from crh_tune.tuning.searcher import OptunaSearcher
 from crh_tune.tuning.study import sampler_of
@@ -80,6 +80,19 @@ def finished(storage: Path, number: int, fingerprint: str = SPLIT.fingerprint, *
 def margins(folder: Path, status: str = "") -> list[float]:
     outcomes = read_outcomes(folder).values()
     return sorted(each.settings["trial"]["margin"] for each in outcomes if status in ("", each.status))
+
+
+def test_a_search_that_is_gone_on_with_just_now_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first, second = finished(tmp_path, 1), finished(tmp_path, 2)
+
+    def and_gone_on_with(folder: Path) -> SearchResult:
+        result = read_result(folder)
+        if folder == second:
+            (second / SUMMARY_FILE).unlink()
+        return result
+
+    monkeypatch.setattr("crh_tune.tuning.earlier.read_result", and_gone_on_with)
+    assert known_before(new_folder(tmp_path, space(**LATER)), space(**LATER), SPLIT, print).searches == [first.name]
 
 
 def begin(storage: Path, settings: SearchSettings, folder: Path | None = None, said: list[str] | None = None):

@@ -23,7 +23,7 @@ from crh_tune.settings.base import SettingsError
 from crh_tune.settings.search import SearchSettings
 from crh_tune.training import checkpoints
 from crh_tune.tuning import stopping, study
-from crh_tune.tuning.events import Place
+from crh_tune.tuning.events import Place, RunEvents
 from crh_tune.tuning.record import Outcome, held, read_outcomes
 from crh_tune.tuning.results import SearchResult
 from crh_tune.tuning.stopping import Clock
@@ -101,14 +101,18 @@ def test_a_search_whose_first_trials_all_fail_stops_early_with_the_reason(ray_se
 def test_hours_that_are_over_stop_the_trials_that_run_and_everyone_is_told(
     ray_session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The hour is over as soon as the trial has its second checkpoint, however fast the machine is."""
-    folder, asked = tmp_path / "failing-001", []
+    """The hour is over as soon as the driver was told of the trial's second epoch, however fast the machine is."""
+    folder, told = tmp_path / "failing-001", []
+    reported = RunEvents.on_trial_result
+
+    def note(*given, **info) -> None:
+        reported(*given, **info)
+        told.append(given)
 
     def monotonic() -> float:
-        trained = len(list(folder.glob("runs/trial-0000/checkpoint_*/checkpoint.pt"))) >= 2
-        asked.append(trained)
-        return time.monotonic() + 3600 * (trained and len(asked) > 1)  # the clock runs from the first time it is asked
+        return time.monotonic() + 3600 * (len(told) >= 2)
 
+    monkeypatch.setattr(RunEvents, "on_trial_result", note)
     monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=monotonic))
     long = {**SPACE["trial"], "epochs": 100_000}
     with pytest.raises(SearchFailed, match="none of 1 trials came to its end: stopped by budget"):

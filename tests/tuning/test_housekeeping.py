@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -37,6 +39,34 @@ def test_a_search_that_cannot_be_read_is_listed_with_the_reason(searches, tmp_pa
     states = [each.state for each in list_searches(tmp_path)]
     assert all(state.startswith("not readable: ") for state in states)
     assert list_lines(tmp_path / "nothing") == [f"no search in {tmp_path / 'nothing'}"]
+
+
+def test_a_folder_that_goes_while_sizes_are_taken_counts_as_nothing(tmp_path, monkeypatch):
+    """A search beside it removes a checkpoint after every epoch."""
+    for name in ("checkpoint_1", "checkpoint_2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint.pt").write_text("12345")
+    (tmp_path / "link").symlink_to(tmp_path / "checkpoint_2" / "checkpoint.pt")
+    listed = os.scandir
+
+    def late(path):
+        if str(path).endswith("checkpoint_1"):
+            (tmp_path / "checkpoint_1").rename(tmp_path.parent / "gone")
+        return listed(path)
+
+    assert size_of(tmp_path) == 10
+    monkeypatch.setattr(os, "scandir", late)
+    assert size_of(tmp_path) == 5
+
+
+def test_whoever_looks_whether_a_folder_is_held_stops_nobody_from_holding_it(tmp_path, monkeypatch):
+    with held(tmp_path), pytest.raises(SettingsError, match="is being run by another process"), held(tmp_path):
+        pytest.fail("held twice")
+    with (tmp_path / "lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr("crh_tune.tuning.record.time.sleep", lambda seconds: looking.close())
+        with held(tmp_path):
+            assert looking.closed
 
 
 def test_a_cleaned_search_is_smaller_and_exports_the_same(searches, tmp_path):

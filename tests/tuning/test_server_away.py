@@ -118,6 +118,7 @@ def test_a_search_ends_without_its_tracking_server_and_sync_sends_the_rest(
     monkeypatch.setattr(tracking, "PATIENCE", 1.0)
     monkeypatch.setattr(tracking, "SHORT_PATIENCE", 0.5)
     monkeypatch.setattr("crh_tune.cli.SYNC_PATIENCE", 1.0)
+    monkeypatch.setattr("crh_tune.tuning.tracking._REQUEST_SECONDS", 60.0)
     space, storage = tmp_path / "away.yaml", tmp_path / "runs"
     space.write_text(yaml.safe_dump(SPACE))
     folder = storage / "away-001"

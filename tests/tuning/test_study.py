@@ -94,7 +94,8 @@ def finished(ray_session, tmp_path_factory) -> Finished:
 
 def test_the_processes_of_trials_are_kept_from_stage_to_stage(finished: Finished):
     assert set(finished.processes) == {"search", "confirm", "test"}
-    assert finished.processes["confirm"] | finished.processes["test"] <= finished.processes["search"]
+    # two at a time; one that starts more slowly than a trial lasts is given up, and started again
+    assert len(set().union(*finished.processes.values())) <= 4 < len(finished.runs) / 2
 
 
 def test_mlflow_has_one_parent_and_every_run_once_with_its_status(finished: Finished):

@@ -46,7 +46,7 @@ NAME = "groups"
 SHM = "/dev/shm/"
 KEPT = ("Aggregator", "_AutoscalingCoordinatorActor")
 """Actors that are there once, however many trials there are: the search's own, and one that Ray Train starts."""
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds that what is left has to go."""
 
 

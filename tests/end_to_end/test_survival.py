@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from contextlib import suppress
@@ -46,8 +47,10 @@ class Survived:
         self.before.append({path.name: path.stat().st_mtime_ns for path in (folder / "outcomes").glob("*.json")})
         for run in sorted((folder / "runs").iterdir()):
             files = sorted(run.glob(f"checkpoint_*/{CHECKPOINT_FILE}"))
-            if f"{run.name}.json" not in self.before[-1] and len(files) == 2:
-                older, newest = files
+            if f"{run.name}.json" not in self.before[-1] and len(files) >= 2:
+                for between in files[1:-1]:  # it was to be removed as the driver died
+                    shutil.rmtree(between.parent)
+                older, newest = files[0], files[-1]
                 newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
                 content = torch.load(older, weights_only=True)
                 content["seconds"] = {phase: seconds + MARK for phase, seconds in content["seconds"].items()}

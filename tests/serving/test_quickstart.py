@@ -19,7 +19,14 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # crh-tune lies there
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=600,
+        startup_timeout=600,
+        iopub_timeout=120,
+        raise_on_iopub_timeout=True,
+        resources={"metadata": {"path": str(tmp_path)}},
+    )
     with_this_python(client)
     client.execute()
     text = "\n".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))

@@ -66,7 +66,8 @@ def test_trials_that_diverge_die_or_hang_fail_alone_and_the_search_goes_on(ray_s
     threads = [threading.Thread(target=send_once_it_trains, args=(folder, *danger)) for danger in dangers]
     for thread in threads:
         thread.start()
-    result = search(tmp_path, budget={"concurrent": 1, "hang_minutes": 2})
+    epochs = {**SPACE["trial"], "epochs": 60}  # enough that each still trains when its signal comes
+    result = search(tmp_path, trial=epochs, budget={"concurrent": 1, "hang_minutes": 2})
     for thread in threads:
         thread.join()
     outcomes = read_outcomes(folder)

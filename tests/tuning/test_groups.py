@@ -33,7 +33,7 @@ from crh_tune.tuning.worker import start_aggregator
 SPACE = {
     "name": "groups",
     "dataset": {"name": "digits"},
-    "trial": {"bits": 16, "epochs": 30, "batch_size": 128, "learning_rate": 2.0e-3},
+    "trial": {"bits": 16, "epochs": 50, "batch_size": 128, "learning_rate": 2.0e-3},
     "search": {"margin": {"grid": [0.2]}},
     "scaling": {"workers_per_trial": 2},
 }
@@ -75,20 +75,28 @@ def test_a_group_ends_as_if_undisturbed_whichever_process_of_it_is_killed(ray_se
     in_group(2, train_undisturbed, content, tmp_path / "undisturbed.json")
     expected = json.loads((tmp_path / "undisturbed.json").read_text())
     killed: list[str] = []
+    ended = threading.Event()
 
     def kill_each_after(dangers: list[tuple[int, str]]) -> None:
         for epoch, title in dangers:
             while max((int(path.name[-6:]) for path in tmp_path.glob("runs/group/checkpoint_*")), default=0) < epoch:
-                time.sleep(0.01)
+                if ended.wait(0.01):
+                    return
             while not (found := [pid for pid, name in processes_below(os.getpid()).items() if name.startswith(title)]):
-                time.sleep(0.01)
+                if ended.wait(0.01):
+                    return
             os.kill(found[0], signal.SIGKILL)
             killed.append(title)
 
     titles = ["ray::RayTrainWorker", "ray::Aggregator", "ray::TrainController", "ray::ImplicitFunc"]
     dangers = list(zip((3, 10, 17, 24), titles, strict=True))
-    threading.Thread(target=kill_each_after, args=(dangers,), daemon=True).start()
-    outcome = run_group(tmp_path, settings, content)
+    killer = threading.Thread(target=kill_each_after, args=(dangers,), daemon=True)
+    killer.start()
+    try:
+        outcome = run_group(tmp_path, settings, content)
+    finally:
+        ended.set()
+        killer.join(60)
     assert killed == titles
     assert outcome.status == "complete"
     names = {name for name in expected if "/" in name and not name.startswith("seconds/")}

@@ -31,8 +31,12 @@ def in_parts(work: Callable[[int, int], Any], size: int, threads: int | None, pe
     step = -(-size // (threads * per_thread))
     starts = range(0, size, step)
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, start, min(start + step, size)) for start in starts]:
-            done.result()
+        try:
+            for done in [pool.submit(work, start, min(start + step, size)) for start in starts]:
+                done.result()
+        except BaseException:  # Ctrl-C waits for the parts that have begun, and not for all
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:

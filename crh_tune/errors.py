@@ -12,7 +12,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from types import CodeType, FrameType
+from typing import Any, ClassVar, NoReturn, TextIO
 
 INTERRUPTED_CODE = 130
 """The exit code of a command that was interrupted."""
@@ -23,8 +24,8 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that end a command in order: Ctrl-C, what ends a service, and a terminal or connection that is gone."""
 _LEAVES, _ALL_DONE = threading.Event(), threading.Event()
 """Whether the process ends with its command, and whether that has only to say what it did."""
-_LOST, _AGAIN_SECONDS = threading.Event(), 0.05
-"""Whether what a signal's handler raised was lost, and how soon it is raised again."""
+_AGAIN_SECONDS = 0.05
+"""How soon an interruption that was lost comes again."""
 
 
 class Mistake(ValueError):
@@ -160,68 +161,97 @@ def terminable() -> Iterator[None]:
     def interrupt(number: int, frame: Any) -> None:
         raise Interrupted
 
-    with handled(interrupt, signal.SIGTERM, signal.SIGHUP):
+    with Handled(interrupt, signal.SIGTERM, signal.SIGHUP):
         yield
 
 
-@contextmanager
-def handled(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+class Handled:
     """Within it, signals go to a handler, but SIGHUP not where it is ignored, as ``nohup`` has it.
 
     When a terminal goes, SIGHUP comes from the system and from the shell: the second one is ignored.
+
+    What the handler raises where Python lets nothing out, in a finalizer or in the callback of a weak reference (every
+    import has one), is raised again: SIGTERM, which is to be among the signals, comes anew.
     """
 
-    def handle(number: int, frame: Any) -> None:
-        if number == signal.SIGHUP:
-            signal.signal(number, signal.SIG_IGN)
-            _drop_hung_up()
-        handler(number, frame)
+    _repeats = False
+    """Whether the next SIGTERM repeats a signal."""
+    _late: ClassVar[list[int]] = []
+    """The signals that came while handlers were put back."""
 
-    taken = [each for each in numbers if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in taken}
-    try:
-        with _nothing_lost():
-            yield
-    finally:
-        for number, earlier in before.items():
+    def __init__(self, handler: Callable[[int, Any], None], *numbers: int) -> None:
+        self._handler, self._numbers = handler, numbers
+        self._earlier: dict[int, Any] = {}
+        self._hook = sys.unraisablehook
+        self._lock, self._over = threading.Lock(), False
+
+    @classmethod
+    def is_repeated(cls, number: int) -> bool:
+        """Whether a signal only repeats one whose interruption was lost. To be asked once for each signal."""
+        repeated = cls._repeats and number == signal.SIGTERM
+        cls._repeats = cls._repeats and not repeated
+        return repeated
+
+    def __enter__(self) -> None:
+        try:
+            self._begin()
+        except BaseException:
+            self._end()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+        while Handled._late:
+            signal.raise_signal(Handled._late.pop())
+
+    def _begin(self) -> None:
+        sys.unraisablehook = self._unraisable
+        for number in self._numbers:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._earlier[number] = signal.getsignal(number)
+                signal.signal(number, self._handle)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._over = True
+        sys.unraisablehook = self._hook
+        for number, earlier in self._earlier.items():
             if not _ALL_DONE.is_set():
                 signal.signal(number, earlier)
 
-
-@contextmanager
-def _nothing_lost() -> Iterator[None]:
-    """Within it, what a signal's handler raises where Python lets nothing out is raised again: SIGTERM comes anew.
-
-    That is so in finalizers and in callbacks of weak references, some of which every import has.
-    """
-    before, over, lock = sys.unraisablehook, threading.Event(), threading.Lock()
-
-    def again() -> None:
-        with lock:
-            if not over.is_set():
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-
-    def hook(lost: sys.UnraisableHookArgs) -> None:
-        if not issubclass(lost.exc_type, KeyboardInterrupt):
-            before(lost)
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        running = _running(frame)
+        if Handled._end.__code__ in running:  # what is put back there is put back to its end
+            Handled._late.append(number)
             return
-        _LOST.set()
-        timer = threading.Timer(_AGAIN_SECONDS, again)
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)
+            _drop_hung_up()
+        try:
+            self._handler(number, frame)
+        except KeyboardInterrupt:
+            if Handled._unraisable.__code__ not in running:  # which would lose it, and repeats the one before it
+                raise
+
+    def _unraisable(self, lost: sys.UnraisableHookArgs) -> None:
+        if not (isinstance(lost.exc_type, type) and issubclass(lost.exc_type, KeyboardInterrupt)):
+            self._hook(lost)
+            return
+        timer = threading.Timer(_AGAIN_SECONDS, self._again)
         timer.daemon = True
         timer.start()
 
-    sys.unraisablehook = hook
-    try:
-        yield
-    finally:
-        with lock:
-            over.set()
-        sys.unraisablehook = before
-        _LOST.clear()
+    def _again(self) -> None:
+        with self._lock:
+            if not self._over:
+                Handled._repeats = True
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
-def was_lost() -> bool:
-    """Whether a signal only repeats one: what the handler of that raised was lost. To be asked once a signal."""
-    lost = _LOST.is_set()
-    _LOST.clear()
-    return lost
+def _running(frame: FrameType | None) -> set[CodeType]:
+    """The code of a frame and of all that called it."""
+    found = set()
+    while frame is not None:
+        found.add(frame.f_code)
+        frame = frame.f_back
+    return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,24 @@ for labels in (np.arange(300) % 7, np.eye(90, dtype=np.uint8)[np.arange(300) % 9
 """
     run(program, NUMBA_CACHE_DIR=kept)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.nb?")} == files
+
+
+def test_an_interruption_waits_for_the_parts_that_have_begun_alone(monkeypatch):
+    begun, over, end = [], threading.Event(), ThreadPoolExecutor.shutdown
+
+    def work(start: int, stop: int) -> None:
+        begun.append(start)
+        if start == 0:
+            raise KeyboardInterrupt
+        assert over.wait(60)
+
+    def shutdown(pool, *given, **more) -> None:
+        if more.get("cancel_futures"):
+            end(pool, *given, **more)
+        over.set()
+        end(pool)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
+    with pytest.raises(KeyboardInterrupt):
+        in_parts(work, 100, threads=2, per_thread=8)
+    assert len(begun) <= 3  # of 16: the first, and one in each thread

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray import tune
 
-from crh_tune.errors import ENDING, INTERRUPTED_CODE, Interrupted, handled, unless_hung_up, was_lost
+from crh_tune.errors import ENDING, INTERRUPTED_CODE, Handled, Interrupted, unless_hung_up
 from crh_tune.ground import write_whole
 
 _KEEP_SECONDS = 2.0
@@ -83,11 +83,12 @@ class Stop(tune.Stopper):
 
         Raises Interrupted.
         """
-        with handled(self._signalled, *ENDING):
+        with Handled(self._signalled, *ENDING):
             yield
 
     def _signalled(self, number: int, frame: Any) -> None:
-        if not was_lost():
+        repeated = Handled.is_repeated(number)
+        if not (repeated and self.interrupted):
             asked = number != signal.SIGHUP  # which comes together with SIGTERM at a logout
             if asked and self._asked:
                 os._exit(INTERRUPTED_CODE)  # Ray's processes end with this one

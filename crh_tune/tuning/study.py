@@ -263,7 +263,7 @@ def _run(settings: SearchSettings, prepared: Prepared, place: Place, uri: str, s
                 tracker.end_run(key, status)
             if place.pictures is not None:
                 place.pictures.wait()
-            unsent = tracker.close(tracking.SHORT_PATIENCE) if status == "KILLED" else tracker.drain(tracking.PATIENCE)
+            unsent = tracker.drain(tracking.PATIENCE, lambda: status == "KILLED" or place.stop.interrupted)
     why = tracker.last_error if unsent else ""
     return replace(result, unsent=unsent, unsent_why=why, experiment_id=tracker.experiment_id)
 

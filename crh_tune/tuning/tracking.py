@@ -15,7 +15,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
@@ -223,14 +223,19 @@ class Tracker:
             thread.join(max(self._until - time.monotonic(), 0))
         return self.unsent()
 
-    def drain(self, patience: float) -> int:
+    def drain(self, patience: float, hurried: Callable[[], bool] = lambda: False) -> int:
         """Wait until the outbox is empty, or nothing was sent for so many seconds; returns how many are unsent.
 
         A file that is on its way is waited for, however large it is: a server that says nothing ends that by itself.
+        Once it is ``hurried``, a few seconds are left for all.
         """
         begun = time.monotonic()
-        while not self._all_past() and (self._uploading or time.monotonic() - max(begun, self._last_sent) < patience):
+        while not self._all_past() and not hurried():
+            if not self._uploading and time.monotonic() - max(begun, self._last_sent) >= patience:
+                break
             time.sleep(0.05)
+        if hurried():
+            return self.close(SHORT_PATIENCE)
         self.close(0)
         for thread in self._threads:
             thread.join(_REQUEST_SECONDS)  # what is under way now

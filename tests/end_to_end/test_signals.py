@@ -119,6 +119,126 @@ def test_a_signal_that_comes_where_python_lets_nothing_out_ends_a_command_all_th
     assert done.stdout == ("in order\n" if within == "search" else "")
 
 
+LOST_BEFORE = """
+import os, signal, sys, threading, time
+from contextlib import nullcontext
+from crh_tune.errors import run_command
+from crh_tune.tuning.stopping import Stop
+together, soon, search = (eval(each) for each in sys.argv[1:4])
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+class Finalized:
+    def __del__(self):
+        signal.pthread_sigmask(signal.SIG_BLOCK, together)
+        for number in together:
+            signal.pthread_kill(threading.main_thread().ident, number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, together)
+        for number in soon:
+            threading.Timer(0.01, signal.pthread_kill, [threading.main_thread().ident, number]).start()
+def command():
+    stop = Stop()
+    if search == "later":
+        Finalized()
+    with stop.on_signals() if search else nullcontext():
+        try:
+            if search != "later":
+                Finalized()
+                time.sleep(1000)
+        finally:
+            with stop.in_order():
+                time.sleep(0.3)
+                print("in order", flush=True)
+        stop.raise_if_interrupted()
+        time.sleep(1000)
+sys.exit(run_command(command, "crh-tune search"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("together", "soon", "search"),
+    [
+        ([signal.SIGTERM, signal.SIGHUP], [], False),
+        ([signal.SIGINT, signal.SIGTERM], [], False),
+        ([signal.SIGTERM, signal.SIGHUP], [], True),
+        ([signal.SIGTERM], [signal.SIGHUP], True),
+        ([signal.SIGTERM], [], "later"),
+        ([signal.SIGINT], [], "later"),
+    ],
+)
+def test_signals_of_which_the_first_is_lost_end_a_command_in_order(together, soon, search):
+    """Two come at a logout; ``later`` is a search that begins before the lost one comes again."""
+    asked = [sys.executable, "-c", LOST_BEFORE, str(list(map(int, together))), str(list(map(int, soon))), repr(search)]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=400)
+    lines = [ORDERLY] * bool(search) + ["interrupted: the same command starts it again"]
+    assert (done.returncode, done.stdout, done.stderr.splitlines()) == (130, "in order\n", lines)
+
+
+RESTORED = """
+import signal, sys
+from crh_tune.errors import ENDING, Handled
+from crh_tune.tuning.stopping import Stop
+def trace(frame, event, argument):
+    if frame.f_code is not code:
+        return None
+    if event == "line" and frame.f_lineno == line:
+        passed.append(line)
+        if len(passed) == time:
+            signal.raise_signal(signal.SIGTERM)
+    return trace
+got, ways = [], set()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda number, frame: got.append(number))
+before = [*map(signal.getsignal, ENDING), sys.unraisablehook]
+codes = (Handled._begin.__code__, Handled._end.__code__)
+places = {(code, line) for code in codes for _, _, line in code.co_lines() if line and line > code.co_firstlineno}
+assert len(places) > 8
+for code, line in places:
+    for time in (1, 2, 3):
+        passed, raised = [], 0
+        sys.settrace(trace)
+        try:
+            with Stop().on_signals():
+                pass
+        except KeyboardInterrupt:
+            raised = 1
+        sys.settrace(None)
+        assert [*map(signal.getsignal, ENDING), sys.unraisablehook] == before, line
+        assert raised + len(got) == (len(passed) >= time), line
+        ways |= {"raised"} if raised else {"got"} if got else set()
+        got.clear()
+print(*sorted(ways))
+"""
+
+
+def test_what_a_program_had_for_signals_is_put_back_whenever_one_comes():
+    """One that comes meanwhile is the search's interruption, or goes to the program's own handler."""
+    done = subprocess.run([sys.executable, "-c", RESTORED], capture_output=True, text=True, check=False, timeout=400)
+    assert (done.returncode, done.stdout, set(done.stderr.splitlines())) == (0, "got raised\n", {ORDERLY})
+
+
+def test_a_finalizer_that_is_interrupted_after_a_search_is_the_programs_own_affair():
+    script = """
+import signal, sys, time
+from crh_tune.tuning.stopping import Stop
+class Finalized:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.unraisablehook = lambda lost: print("its own hook heard of", lost.exc_type.__name__)
+try:
+    with Stop().on_signals():
+        Finalized()
+except KeyboardInterrupt:
+    print("not within 50 ms")
+Finalized()
+time.sleep(0.3)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=400)
+    assert (done.returncode, done.stderr) == (0, ORDERLY + "\n")
+    assert done.stdout.splitlines()[-1] == "its own hook heard of KeyboardInterrupt"
+
+
 def raylet_below(process: int) -> int | None:
     return next((pid for pid, title in processes_below(process).items() if "raylet/raylet" in title), None)
 
@@ -237,10 +357,10 @@ def test_work_that_has_left_its_terminal_goes_on_when_that_goes(tmp_path: Path):
 import signal, time
 from rich.console import Console
 from crh_tune.command import say
-from crh_tune.errors import handled, terminable
+from crh_tune.errors import Handled, terminable
 from crh_tune.tuning.live import LiveView
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-with terminable(), handled(print, signal.SIGHUP), LiveView(Console(file=sys.stdout)) as view:
+with terminable(), Handled(print, signal.SIGHUP), LiveView(Console(file=sys.stdout)) as view:
     view("up")
     while Path(sys.argv[1]).exists():
         time.sleep(0.01)

@@ -483,6 +483,17 @@ def test_sync_waits_for_files_that_each_take_longer_than_its_patience(tmp_path: 
     assert set(files(uri)) == {"one", "two", "three"}
 
 
+def test_an_interruption_leaves_a_few_seconds_for_what_is_unsent(tmp_path: Path, monkeypatch):
+    uri = default_tracking_uri(tmp_path)
+    tracker = Tracker(uri, "outbox", tmp_path, tmp_path)
+    sending, over = threading.Event(), threading.Event()
+    monkeypatch.setattr("crh_tune.tuning.tracking.SHORT_PATIENCE", 0.1)
+    monkeypatch.setattr(tracker._client, "log_batch", lambda *given, **more: (sending.set(), over.wait(120)))
+    log_a_run(tracker)
+    assert tracker.drain(120, sending.is_set) == 5  # the run is there, its parameters are under way
+    over.set()
+
+
 def test_an_experiment_of_an_earlier_version_gets_its_view_and_keeps_its_own_description(tmp_path: Path):
     uri = default_tracking_uri(tmp_path)
     client = MlflowClient(uri)

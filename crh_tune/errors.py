@@ -23,7 +23,7 @@ AGAIN = "the same command starts it again"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that end a command in order: Ctrl-C, what ends a service, and a terminal or connection that is gone."""
 _LEAVES, _ALL_DONE = threading.Event(), threading.Event()
-"""Whether the process ends with its command, and whether that has only to say what it did."""
+"""Whether the process ends with its command, and whether its command has only to say what it did."""
 _AGAIN_SECONDS = 0.05
 """How soon an interruption that was lost comes again."""
 
@@ -99,7 +99,7 @@ def leave(program: Callable[[], int]) -> NoReturn:
 
 
 def all_is_done() -> None:
-    """What is left is to say it: where the process ends with its command, a signal has nothing left to interrupt."""
+    """Only the result is left to be said: where the process ends with its command, nothing is left to interrupt."""
     if _LEAVES.is_set():
         _ALL_DONE.set()
         for number in ENDING:
@@ -171,7 +171,7 @@ class Handled:
     When a terminal goes, SIGHUP comes from the system and from the shell: the second one is ignored.
 
     What the handler raises where Python lets nothing out, in a finalizer or in the callback of a weak reference (every
-    import has one), is raised again: SIGTERM, which is to be among the signals, comes anew.
+    import has one), is raised again, by a new SIGTERM: that must be among the signals.
     """
 
     _repeats = False
@@ -196,13 +196,15 @@ class Handled:
         try:
             self._begin()
         except BaseException:
-            self._end()
+            self.__exit__()
             raise
 
     def __exit__(self, *error: object) -> None:
         self._end()
-        while Handled._late:
-            signal.raise_signal(Handled._late.pop())
+        late = Handled._late[:1]  # one interruption is enough
+        Handled._late.clear()
+        for number in late:
+            signal.raise_signal(number)
 
     def _begin(self) -> None:
         sys.unraisablehook = self._unraisable
@@ -215,14 +217,16 @@ class Handled:
         with self._lock:
             self._over = True
         sys.unraisablehook = self._hook
-        for number, earlier in self._earlier.items():
+        for number, earlier in reversed(self._earlier.items()):  # SIGINT last: Python's own handler raises at once
             if not _ALL_DONE.is_set():
                 signal.signal(number, earlier)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         running = _running(frame)
-        if Handled._end.__code__ in running:  # what is put back there is put back to its end
-            Handled._late.append(number)
+        leaves = frame is not None and frame.f_code is Handled.__exit__.__code__ and frame.f_locals["self"] is self
+        if leaves or Handled._end.__code__ in running:  # what is put back there is put back to its end
+            if not Handled.is_repeated(number):
+                Handled._late.append(number)
             return
         if number == signal.SIGHUP:
             signal.signal(number, signal.SIG_IGN)
@@ -230,13 +234,21 @@ class Handled:
         try:
             self._handler(number, frame)
         except KeyboardInterrupt:
-            if Handled._unraisable.__code__ not in running:  # which would lose it, and repeats the one before it
+            if (
+                Handled._unraisable.__code__ not in running
+            ):  # the hook would lose it, and repeats an earlier one already
                 raise
 
     def _unraisable(self, lost: sys.UnraisableHookArgs) -> None:
         if not (isinstance(lost.exc_type, type) and issubclass(lost.exc_type, KeyboardInterrupt)):
             self._hook(lost)
             return
+        try:
+            self._come_again()
+        except KeyboardInterrupt:  # from Python's own handler of Ctrl-C
+            self._come_again()
+
+    def _come_again(self) -> None:
         timer = threading.Timer(_AGAIN_SECONDS, self._again)
         timer.daemon = True
         timer.start()

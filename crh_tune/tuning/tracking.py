@@ -355,7 +355,9 @@ class Tracker:
         """Whether someone has deleted the run there: then nothing of it can be sent, nor is it wanted."""
         refused = isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE"
         try:
-            return (refused or isinstance(error, LookupError)) and bool(self._search(key, ViewType.DELETED_ONLY))
+            known = self._run_ids.get(key)  # one that was made late is deleted, too
+            deleted = self._search(key, ViewType.DELETED_ONLY) if refused or isinstance(error, LookupError) else []
+            return any(known in (None, run.info.run_id) for run in deleted)
         except Exception:  # it cannot be asked now
             return False
 

@@ -174,7 +174,7 @@ def test_signals_of_which_the_first_is_lost_end_a_command_in_order(together, soo
 
 
 RESTORED = """
-import signal, sys
+import itertools, signal, sys
 from crh_tune.errors import ENDING, Handled
 from crh_tune.tuning.stopping import Stop
 def trace(frame, event, argument):
@@ -183,7 +183,8 @@ def trace(frame, event, argument):
     if event == "line" and frame.f_lineno == line:
         passed.append(line)
         if len(passed) == time:
-            signal.raise_signal(signal.SIGTERM)
+            for number in sent:
+                signal.raise_signal(number)
     return trace
 got, ways = [], set()
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -193,20 +194,22 @@ before = [*map(signal.getsignal, ENDING), sys.unraisablehook]
 codes = (Handled._begin.__code__, Handled._end.__code__)
 places = {(code, line) for code in codes for _, _, line in code.co_lines() if line and line > code.co_firstlineno}
 assert len(places) > 8
-for code, line in places:
-    for time in (1, 2, 3):
-        passed, raised = [], 0
-        sys.settrace(trace)
-        try:
-            with Stop().on_signals():
-                pass
-        except KeyboardInterrupt:
-            raised = 1
-        sys.settrace(None)
-        assert [*map(signal.getsignal, ENDING), sys.unraisablehook] == before, line
-        assert raised + len(got) == (len(passed) >= time), line
-        ways |= {"raised"} if raised else {"got"} if got else set()
-        got.clear()
+cases = [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGHUP)]
+for (code, line), time, sent in itertools.product(places, (1, 2, 3), cases):
+    passed, raised = [], 0
+    sys.settrace(trace)
+    try:
+        with Stop().on_signals():
+            pass
+    except KeyboardInterrupt:
+        raised = 1
+    sys.settrace(None)
+    assert [*map(signal.getsignal, ENDING), sys.unraisablehook] == before, line
+    assert bool(raised + len(got)) == (len(passed) >= time), line
+    assert raised + len(got) <= len(sent)
+    assert Handled._late == []
+    ways |= {"raised"} if raised else {"got"} if got else set()
+    got.clear()
 print(*sorted(ways))
 """
 

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from crh_tune.cli import main
 from crh_tune.settings.base import SettingsError
@@ -306,6 +307,9 @@ def test_a_run_that_is_made_after_its_request_was_given_up_is_there_once(tmp_pat
     assert runs["a"].info.status == "FINISHED"
     assert runs["a"].data.metrics == {"val/map": 0.3}
     assert runs["b"].data.tags["mlflow.parentRunId"] == runs["a"].info.run_id
+    assert not tracker._was_deleted("a", MlflowException("refused", error_code=INVALID_PARAMETER_VALUE))
+    client.delete_run(runs["a"].info.run_id)
+    assert tracker._was_deleted("a", MlflowException("refused", error_code=INVALID_PARAMETER_VALUE))
 
 
 def test_an_interruption_while_the_server_is_asked_is_no_answer_of_its():

@@ -39,8 +39,8 @@ from crh_tune.data.store.stored import Array, Rows
 _SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
 _ROW = re.compile(rf"(.*(?:{_SUFFIX}))[\s,]+(.*[^\s,].*)", re.IGNORECASE)
 _BARE_ROW = re.compile(rf"(.*(?:{_SUFFIX}))[\s,]*()", re.IGNORECASE)
-_QUOTED = re.compile(rf'"((?:[^"]|"")*(?:{_SUFFIX}))"(.*)', re.IGNORECASE)
-"""A row whose path is in double quotes, as tables are written where a field holds a comma, or all of them."""
+_QUOTED_ROW = re.compile(rf'"((?:[^"]|"")*(?:{_SUFFIX}))"(?:[\s,]+(.*[^\s,].*)|[\s,]*())', re.IGNORECASE)
+"""A row whose path is in double quotes, as tables have fields that hold a comma, or all fields."""
 
 
 class ListsOptions(ImageOptions, LabelOptions):
@@ -104,11 +104,12 @@ def read_rows(file: Path, problems: list[str]) -> list[Row]:
         return []
     rows = []
     for number, line in enumerate(lines, start=1):
-        quoted = _QUOTED.fullmatch(line.strip())
-        row = quoted[1].replace('""', '"') + quoted[2] if quoted else line.strip()
-        match = _ROW.fullmatch(row) or _BARE_ROW.fullmatch(row)
+        row = line.strip()
+        quoted = _QUOTED_ROW.fullmatch(row)
+        match = quoted or _ROW.fullmatch(row) or _BARE_ROW.fullmatch(row)
         if match is not None:
-            rows.append(Row(f"{file}:{number}", match[1], match[2]))
+            path = match[1].replace('""', '"') if quoted else match[1]
+            rows.append(Row(f"{file}:{number}", path, match[2] or ""))
         elif row:
             wanted = "want the path of an image, a blank, tab or comma, and its label (or 0 or 1 for every class)"
             problems.append(problem(f"{file}:{number}", f"{line.strip()[:80]!r} is no row of a list: {wanted}"))

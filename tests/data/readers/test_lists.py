@@ -86,6 +86,16 @@ def test_paths_and_labels_may_be_in_quotes_as_tables_write_them(tmp_path, labels
     assert found.train.labels.tolist() == train
 
 
+def test_quotes_say_where_a_path_ends(tmp_path):
+    touch(tmp_path, "a.jpg", "b.jpg")
+    found = listed(tmp_path, '"a.jpg",bee.jpg fly\n"b.jpg","ant"\n', rows("ant"))
+    assert found.problems == ()
+    assert found.train.paths == ("a.jpg", "b.jpg")
+    assert found.class_names == ("ant", "bee.jpg fly")
+    found = listed(tmp_path, '"a.jpg",\n"b.jpg","ant"\n', rows("ant"))
+    assert [each for each in found.problems if "has no label" in each]
+
+
 def test_several_ones_in_a_row_make_multi_hot_labels(tmp_path):
     found = listed(tmp_path, rows("0 1 1", "1 0 0"), rows("0 0 1", start=2), rows("1 1 1", "0\t1,0", start=3))
     assert found.problems == ()

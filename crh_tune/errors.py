@@ -234,9 +234,8 @@ class Handled:
         try:
             self._handler(number, frame)
         except KeyboardInterrupt:
-            if (
-                Handled._unraisable.__code__ not in running
-            ):  # the hook would lose it, and repeats an earlier one already
+            # in the hook it would be lost, too, and that repeats an earlier one already
+            if Handled._unraisable.__code__ not in running:
                 raise
 
     def _unraisable(self, lost: sys.UnraisableHookArgs) -> None:

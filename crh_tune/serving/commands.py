@@ -175,9 +175,7 @@ def demo(export: Path, index: Path | None = None, photos: Path | None = None, po
         raise DataError(str(error)) from None
     _say(f"http://127.0.0.1:{port}/  (Ctrl-C ends it)")
     try:
-        uvicorn.run(
-            app, host="127.0.0.1", port=port, log_level="warning", timeout_keep_alive=30, timeout_graceful_shutdown=5
-        )
+        uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", timeout_keep_alive=30)
     except SystemExit:  # what uvicorn does where the port is taken, after saying so
         raise DataError(f"--port {port}: cannot be listened on: name another") from None
 

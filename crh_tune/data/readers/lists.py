@@ -112,7 +112,7 @@ def read_rows(file: Path, problems: list[str]) -> list[Row]:
             rows.append(Row(f"{file}:{number}", path, match[2] or ""))
         elif row:
             wanted = "want the path of an image, a blank, tab or comma, and its label (or 0 or 1 for every class)"
-            problems.append(problem(f"{file}:{number}", f"{line.strip()[:80]!r} is no row of a list: {wanted}"))
+            problems.append(problem(f"{file}:{number}", f"{row[:80]!r} is no row of a list: {wanted}"))
     if not rows:
         problems.append(problem(file, "has no rows: want the path of an image and its label a line"))
     return rows
